@@ -1,0 +1,548 @@
+"""A GPT of GPT-2's small shape: the data it reads, the model, and the training loop.
+
+Read from top to bottom:
+
+1. configuration   `GPT_CONFIG_124M`, `check_config`
+2. data            `split_tokens`, `GPTDataset`, `create_dataloader`
+3. model           `KVCache`, `LayerNorm`, `MultiHeadAttention`, `FeedForward`,
+                   `TransformerBlock`, `GPTModel`
+4. losses          `calc_loss_batch`, `calc_loss_loader`, `evaluate_model`
+5. training        `create_optimizer`, `cosine_schedule`, `train_model`
+
+Shapes in the comments: B rows of a batch, T tokens in a row, C channels (`emb_dim`),
+H heads, D channels of one head (C / H), V tokens in the vocabulary.
+
+The architecture is that of GPT-2 (Radford et al. 2019, "Language Models are Unsupervised
+Multitask Learners"), with the parameter names of Sebastian Raschka's book "Build a Large
+Language Model (From Scratch)", so that state dicts move between the two.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.optim import AdamW
+from torch.utils.data import DataLoader, Dataset
+
+# 1. Configuration ---------------------------------------------------------------------------
+
+GPT_CONFIG_124M: dict[str, Any] = {
+    "vocab_size": 50257,  # GPT-2's byte-pair tokens
+    "context_length": 256,  # GPT-2 has 1024; a short story does not need it
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+
+
+def check_config(cfg: dict[str, Any]) -> None:
+    """Raise ValueError, naming the key and its value, unless `cfg` describes a model."""
+    if wrong := cfg.keys() ^ GPT_CONFIG_124M.keys():
+        raise ValueError(f"config keys missing or unknown: {sorted(wrong)}; see GPT_CONFIG_124M")
+    for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
+        if type(cfg[key]) is not int or cfg[key] < 1:
+            raise ValueError(f"{key} must be a whole number of at least 1, not {cfg[key]!r}")
+    if cfg["emb_dim"] % cfg["n_heads"]:
+        raise ValueError(
+            f"emb_dim {cfg['emb_dim']} cannot be shared out among n_heads {cfg['n_heads']}: "
+            "choose an emb_dim that is a multiple of n_heads"
+        )
+    if type(cfg["drop_rate"]) not in (int, float) or not 0 <= cfg["drop_rate"] < 1:
+        raise ValueError(f"drop_rate must be from 0 to below 1, not {cfg['drop_rate']!r}")
+    if type(cfg["qkv_bias"]) is not bool:
+        raise ValueError(f"qkv_bias must be True or False, not {cfg['qkv_bias']!r}")
+
+
+# 2. Data ------------------------------------------------------------------------------------
+
+
+class GPTDataset(Dataset):
+    """Windows over one text: item i is (inputs, targets), two views of shape (T,).
+
+    The targets are the inputs shifted by one token. Windows start at `offset` and then every
+    `stride` tokens; the last one is moved back to end with the text, so that no token at the
+    end is dropped (it overlaps the window before it). All windows are views into `token_ids`,
+    a 1-D tensor: they cost no memory of their own, whatever the stride.
+
+    Raises ValueError if the text is shorter than one window (`context_length` + 1 tokens).
+    """
+
+    def __init__(
+        self, token_ids: torch.Tensor, context_length: int, stride: int, offset: int = 0
+    ) -> None:
+        for name, value, least in (("stride", stride, 1), ("offset", offset, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        self.last_start = len(token_ids) - context_length - 1
+        if self.last_start < 0:
+            raise ValueError(
+                f"the text has {len(token_ids)} tokens, but one window needs "
+                f"{context_length + 1}: use a longer text or a smaller context_length"
+            )
+        self.token_ids = token_ids
+        self.context_length = context_length
+        self.stride = stride
+        self.offset = min(offset, self.last_start)
+
+    def __len__(self) -> int:
+        return math.ceil((self.last_start - self.offset) / self.stride) + 1
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"window {i} of {len(self)}")
+        start = min(self.offset + i * self.stride, self.last_start)
+        window = self.token_ids[start : start + self.context_length + 1]  # (T + 1,)
+        return window[:-1], window[1:]
+
+
+def create_dataloader(
+    token_ids: torch.Tensor,
+    context_length: int,
+    batch_size: int = 1,
+    stride: int | None = None,
+    offset: int = 0,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> DataLoader:
+    """Return a loader of (inputs, targets) batches of shape (B, T), both of dtype int64.
+
+    `stride` defaults to `context_length`: windows side by side. The order of a shuffled
+    loader depends on `seed` alone; the global random state is neither read nor changed.
+    """
+    dataset = GPTDataset(token_ids, context_length, stride or context_length, offset)
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
+
+
+def split_tokens(
+    token_ids: torch.Tensor, context_length: int, val_fraction: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut a 1-D tensor of tokens in two: (train_ids, val_ids), the latter from the end.
+
+    Raises ValueError if either part is too short for one window.
+    """
+    split = round(len(token_ids) * (1 - val_fraction))
+    parts = {"training": token_ids[:split], "validation": token_ids[split:]}
+    for name, part in parts.items():
+        if len(part) <= context_length:
+            raise ValueError(
+                f"the {name} part has {len(part)} tokens (val_fraction {val_fraction} of "
+                f"{len(token_ids)}), but one window needs {context_length + 1}: use a longer "
+                "text, another val_fraction or a smaller context_length"
+            )
+    return parts["training"], parts["validation"]
+
+
+# 3. Model -----------------------------------------------------------------------------------
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, so that each is computed only once.
+
+    Hand the same cache to `GPTModel.forward` with each further piece of a text. All memory is
+    taken at the start: `max_length` tokens (default: the model's context length) for
+    `batch_size` rows. `length` counts the tokens stored; set it to 0 to start a new text.
+    """
+
+    def __init__(
+        self, model: "GPTModel", batch_size: int = 1, max_length: int | None = None
+    ) -> None:
+        cfg, weight = model.cfg, model.out_head.weight
+        self.max_length = max_length or cfg["context_length"]
+        head_dim = cfg["emb_dim"] // cfg["n_heads"]
+        shape = (cfg["n_layers"], 2, batch_size, cfg["n_heads"], self.max_length, head_dim)
+        self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.length = 0
+
+    def update(
+        self, layer: int, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store one layer's new keys and values; return all of that layer's so far.
+
+        Takes two tensors (B, H, T, D), returns two views (B, H, length + T, D). The model adds
+        T to `length` once, after its last layer.
+        """
+        end = self.length + k.size(2)
+        self.kv[layer, 0, :, :, self.length : end] = k
+        self.kv[layer, 1, :, :, self.length : end] = v
+        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+
+
+class LayerNorm(nn.Module):
+    """Give each token's vector mean 0 and variance 1, then a learned scale and shift.
+
+    Ba et al. 2016, "Layer Normalization", https://arxiv.org/abs/1607.06450
+    """
+
+    def __init__(self, emb_dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.scale.shape, self.scale, self.shift, eps=1e-5)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention: each token gathers from itself and from those before it.
+
+    Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762
+    """
+
+    def __init__(self, cfg: dict[str, Any], layer: int) -> None:
+        super().__init__()
+        dim = cfg["emb_dim"]
+        self.layer = layer
+        self.n_heads = cfg["n_heads"]
+        self.W_query = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
+        self.W_key = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
+        self.W_value = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
+        self.out_proj = nn.Linear(dim, dim)
+        self.register_load_state_dict_pre_hook(self._drop_mask)
+
+    @staticmethod
+    def _drop_mask(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
+        # The book's model stores its causal mask in its checkpoints; here none is stored.
+        state_dict.pop(prefix + "mask", None)
+
+    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        q, k, v = (
+            linear(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, D)
+            for linear in (self.W_query, self.W_key, self.W_value)
+        )
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)  # (B, H, S, D) with S >= T
+        T, S = q.size(2), k.size(2)
+        mask = None
+        if 1 < T < S:  # several new tokens after cached ones: is_causal would align them wrongly
+            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+        # No dropout on the attention weights: it would cost (B, H, T, T) random numbers a layer
+        # and keep PyTorch from its fused kernel. The block drops out the result instead.
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=T == S)
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+class FeedForward(nn.Module):
+    """Two matrices with a GELU between them, applied to each token by itself.
+
+    Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", https://arxiv.org/abs/1606.08415
+    (GPT-2 uses their approximation with tanh).
+    """
+
+    def __init__(self, cfg: dict[str, Any]) -> None:
+        super().__init__()
+        dim = cfg["emb_dim"]
+        self.layers = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy of x and added back to x.
+
+    The norm comes first ("pre-norm"), as in GPT-2: x itself runs straight through all blocks,
+    and so do its gradients. Xiong et al. 2020, https://arxiv.org/abs/2002.04745
+    """
+
+    def __init__(self, cfg: dict[str, Any], layer: int) -> None:
+        super().__init__()
+        self.att = MultiHeadAttention(cfg, layer)
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg["emb_dim"])
+        self.norm2 = LayerNorm(cfg["emb_dim"])
+        self.drop = nn.Dropout(cfg["drop_rate"])
+
+    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        x = x + self.drop(self.att(self.norm1(x), cache))
+        return x + self.drop(self.ff(self.norm2(x)))  # (B, T, C)
+
+
+class GPTModel(nn.Module):
+    """Token ids in, for each of them the logits of the token that follows out.
+
+    `cfg` has the keys of `GPT_CONFIG_124M`; a bad one raises ValueError and names the key.
+    """
+
+    def __init__(self, cfg: dict[str, Any]) -> None:
+        super().__init__()
+        check_config(cfg)
+        self.cfg = dict(cfg)
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.ModuleList(TransformerBlock(cfg, i) for i in range(cfg["n_layers"]))
+        self.final_norm = LayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+        self._init_weights()
+
+    def forward(self, in_idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """Return logits (B, T, V) for token ids (B, T).
+
+        With a `cache`, the ids continue the tokens it holds, and it takes them in. Raises
+        ValueError for ids outside the vocabulary or for more tokens than there is room for.
+        """
+        return self.out_head(self.hidden_states(in_idx, cache))
+
+    def hidden_states(self, in_idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """Return what `out_head` turns into logits: (B, T, C). As `forward` otherwise."""
+        start = 0 if cache is None else cache.length
+        end = start + in_idx.size(1)
+        self._check_input(in_idx, end, cache)
+        x = self.tok_emb(in_idx) + self.pos_emb.weight[start:end]  # (B, T, C) + (T, C)
+        x = self.drop_emb(x)
+        for block in self.trf_blocks:
+            x = block(x, cache)
+        if cache is not None:
+            cache.length = end
+        return self.final_norm(x)
+
+    def _check_input(self, in_idx: torch.Tensor, end: int, cache: KVCache | None) -> None:
+        room = self.cfg["context_length"] if cache is None else cache.max_length
+        if end > min(room, self.cfg["context_length"]):
+            raise ValueError(
+                f"{end} tokens do not fit: context_length is {self.cfg['context_length']}"
+                + (f" and the cache holds {cache.max_length}" if cache is not None else "")
+                + "; pass fewer tokens, for example in_idx[:, -context_length:]"
+            )
+        if in_idx.numel() == 0:
+            raise ValueError(f"no token ids to work on: in_idx has shape {tuple(in_idx.shape)}")
+        low, high = in_idx.min().item(), in_idx.max().item()
+        if low < 0 or high >= self.cfg["vocab_size"]:
+            raise ValueError(
+                f"token id {low if low < 0 else high} is outside the vocabulary of "
+                f"{self.cfg['vocab_size']} (ids start at 0): was the text encoded with another "
+                "tokenizer?"
+            )
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Draw the starting weights; each number below was chosen by measuring.
+
+        Token embeddings of size 1 tell the tokens apart from the first step on. The small
+        matrices keep the first logits near 0, so that the first loss is near ln(vocab_size).
+        The two matrices that add to x in each block are smaller still: there are 2 * n_layers
+        of them, and their sum should not outgrow the embeddings (GPT-2, section 2.3).
+        """
+        residual_std = 0.02 / math.sqrt(2 * self.cfg["n_layers"])
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name == "tok_emb.weight":
+                nn.init.normal_(parameter, std=1.0)
+            elif name == "pos_emb.weight":
+                nn.init.normal_(parameter, std=0.3)
+            elif name.endswith(("out_proj.weight", "layers.2.weight")):
+                nn.init.normal_(parameter, std=residual_std)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+
+# 4. Losses ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside a `with` block, and give the model its mode back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def calc_loss_batch(
+    input_batch: torch.Tensor, target_batch: torch.Tensor, model: GPTModel
+) -> torch.Tensor:
+    """Return the mean cross-entropy, in nats per token, of a batch of shape (B, T).
+
+    The batch is moved to the model's device. On a CUDA GPU the matrix products are done in
+    bfloat16, which is several times faster there; the weights stay in float32.
+    """
+    device = model.out_head.weight.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        logits = model(input_batch.to(device))  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten())
+
+
+@torch.no_grad()
+def calc_loss_loader(loader: DataLoader, model: GPTModel) -> float:
+    """Return the mean loss over all tokens that `loader` gives, in nats per token.
+
+    Each token counts once, so the batch size does not matter. Dropout is off, and nothing is
+    drawn from the global random state: evaluating more often changes nothing.
+    """
+    total_loss, total_tokens = 0.0, 0
+    with eval_mode(model):
+        for input_batch, target_batch in loader:
+            loss = calc_loss_batch(input_batch, target_batch, model)
+            total_loss += loss.item() * target_batch.numel()
+            total_tokens += target_batch.numel()
+    return total_loss / total_tokens
+
+
+def evaluate_model(
+    model: GPTModel, train_loader: DataLoader, val_loader: DataLoader
+) -> tuple[float, float]:
+    """Return the training loss and the validation loss, each as `calc_loss_loader` does."""
+    return calc_loss_loader(train_loader, model), calc_loss_loader(val_loader, model)
+
+
+# 5. Training --------------------------------------------------------------------------------
+
+
+class TrainRecord(NamedTuple):
+    """What `train_model` reports at each evaluation. Losses are in nats per token."""
+
+    step: int
+    epoch: float  # 1.5 is halfway through the second epoch
+    tokens_seen: int
+    train_loss: float  # on a fixed sample of the training text, without dropout
+    val_loss: float
+    learning_rate: float  # of the step just taken
+
+
+def create_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:
+    """Return AdamW with weight decay on the matrices alone, not on biases and norms.
+
+    Loshchilov & Hutter 2017, "Decoupled Weight Decay Regularization",
+    https://arxiv.org/abs/1711.05101
+    """
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
+    """Return the share of the full learning rate, from 0 to 1, for a step from 1 to num_steps.
+
+    It rises in a straight line for `warmup_steps`, then falls along half a cosine to 0.
+    Loshchilov & Hutter 2016, "SGDR", https://arxiv.org/abs/1608.03983
+    """
+    if step <= warmup_steps:
+        return step / warmup_steps
+    progress = (step - warmup_steps) / (num_steps - warmup_steps + 1)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def spread_loader(token_ids: torch.Tensor, context_length: int, num_windows: int) -> DataLoader:
+    """Return a loader of about `num_windows` windows spread evenly over a text, always the same."""
+    last_start = len(token_ids) - context_length - 1
+    stride = max(context_length, math.ceil(last_start / max(1, num_windows - 1)))
+    return create_dataloader(token_ids, context_length, stride=stride)
+
+
+def epoch_loaders(
+    token_ids: torch.Tensor, context_length: int, batch_size: int, num_epochs: int, seed: int
+) -> list[DataLoader]:
+    """Return one shuffled loader per epoch; each epoch cuts its windows at another offset.
+
+    If the windows always began at the same tokens, each sentence would be learnt at one
+    position only, and the model would be lost when a prompt put it at another.
+    """
+    rng = random.Random(seed)
+    return [
+        create_dataloader(
+            token_ids,
+            context_length,
+            batch_size,
+            offset=rng.randrange(context_length),
+            shuffle=True,
+            seed=rng.getrandbits(32),
+        )
+        for _ in range(num_epochs)
+    ]
+
+
+def train_step(
+    model: GPTModel,
+    optimizer: AdamW,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    step: int,
+    learning_rate: float,
+    max_grad_norm: float,
+) -> float:
+    """Take one optimizer step on a batch (inputs, targets); return its loss in nats per token.
+
+    Gradients longer than `max_grad_norm` are scaled down to it (Pascanu et al. 2012,
+    https://arxiv.org/abs/1211.5063). Raises FloatingPointError, before any weight changes, if
+    the loss or a gradient is infinite or not a number.
+    """
+    model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.zero_grad()
+    loss = calc_loss_batch(*batch, model)
+    loss.backward()
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if not torch.isfinite(loss + grad_norm):
+        raise FloatingPointError(
+            f"loss {loss.item()}, gradient norm {grad_norm.item()} at step {step} with learning "
+            f"rate {learning_rate:.2g}; the weights are those of the step before: try a smaller "
+            "learning_rate"
+        )
+    optimizer.step()
+    return loss.item()
+
+
+def train_model(
+    model: GPTModel,
+    train_ids: torch.Tensor,
+    val_ids: torch.Tensor,
+    *,
+    num_epochs: int,
+    batch_size: int = 1,
+    learning_rate: float = 6e-4,
+    warmup_steps: int = 10,
+    weight_decay: float = 0.1,
+    max_grad_norm: float = 1.0,
+    evals_per_epoch: int = 2,
+    eval_windows: int = 4,
+    seed: int = 0,
+    on_step: Callable[[int, int], object] | None = None,
+) -> Iterator[TrainRecord]:
+    """Train `model` in place; yield a `TrainRecord` before the first step and at each evaluation.
+
+    Each evaluation takes `eval_windows` windows of either text. `on_step(step, num_steps)` is
+    called after every step. The order of the windows depends on `seed` alone; dropout draws
+    from the global random state.
+
+    Stop taking records, or interrupt it, and the model keeps what it has learnt, in eval mode.
+    Raises ValueError if a text is shorter than one window, and FloatingPointError, naming the
+    step and the learning rate, if the loss is not finite.
+    """
+    length = model.cfg["context_length"]
+    eval_loaders = [spread_loader(ids, length, eval_windows) for ids in (train_ids, val_ids)]
+    loaders = epoch_loaders(train_ids, length, batch_size, num_epochs, seed)
+    num_steps = sum(len(loader) for loader in loaders)
+    optimizer = create_optimizer(model, learning_rate, weight_decay)
+    step = tokens_seen = 0
+    try:
+        yield TrainRecord(0, 0.0, 0, *evaluate_model(model, *eval_loaders), 0.0)
+        for epoch, loader in enumerate(loaders):
+            for i, batch in enumerate(loader, start=1):
+                step += 1
+                rate = learning_rate * cosine_schedule(step, num_steps, warmup_steps)
+                train_step(model, optimizer, batch, step, rate, max_grad_norm)
+                tokens_seen += batch[0].numel()
+                if on_step:
+                    on_step(step, num_steps)
+                # True evals_per_epoch times in each epoch, the last time at its end.
+                if i * evals_per_epoch // len(loader) > (i - 1) * evals_per_epoch // len(loader):
+                    model.eval()
+                    losses = evaluate_model(model, *eval_loaders)
+                    yield TrainRecord(step, epoch + i / len(loader), tokens_seen, *losses, rate)
+    finally:
+        model.eval()

@@ -1,0 +1,47 @@
+"""Things that several test files share: a tiny model, the tokenizer, the story."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+
+import utils
+from gpt import GPT_CONFIG_124M, GPTModel
+
+ROOT = Path(__file__).parent.parent
+TINY_CONFIG = {
+    **GPT_CONFIG_124M,
+    "vocab_size": 61,
+    "context_length": 16,
+    "emb_dim": 24,
+    "n_heads": 3,
+    "n_layers": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Refuse every connection to another machine: nothing here may need one."""
+
+    def refuse(self, address):
+        raise AssertionError(f"a test tried to connect to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def tiny_model() -> GPTModel:
+    torch.manual_seed(0)
+    return GPTModel(TINY_CONFIG).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> tiktoken.Encoding:
+    return tiktoken.get_encoding("gpt2")
+
+
+@pytest.fixture(scope="session")
+def story() -> str:
+    return utils.read_text(ROOT / "dataset" / "story.txt")

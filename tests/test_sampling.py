@@ -1,0 +1,190 @@
+"""`stream` and `generate` against the plain `generate_text_simple`, and the sampling settings."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY_CONFIG
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt import GPTModel
+from utils import generate, generate_text_simple, stream, token_probabilities
+
+SETTINGS = {
+    "temperature": st.floats(0, 1e6) | st.sampled_from([0.0, 1e-300, 1e-313, 1.0, 1e300]),
+    "top_k": st.none() | st.integers(1, 80),
+    "top_p": st.none() | st.floats(0, 1, exclude_min=True),
+}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def prompt(rows=1, length=4):
+    return torch.randint(61, (rows, length), generator=seeded())
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("length", [1, 7, 15, 16])
+def test_generate_equals_the_plain_way(tiny_model, rows, length):
+    idx = prompt(rows, length)
+    new_tokens = 16 - length + 1  # the last one is drawn with the context just full
+    plain = generate_text_simple(tiny_model, idx, new_tokens, context_size=16)
+    assert torch.equal(generate(tiny_model, idx, new_tokens, context_size=16), plain)
+
+
+def test_each_step_gives_the_logits_of_the_plain_way(tiny_model):
+    idx = prompt(2)
+    for next_ids, logits in stream(tiny_model, idx, 12, 16, temperature=1.0, generator=seeded()):
+        torch.testing.assert_close(logits, tiny_model(idx)[:, -1])
+        idx = torch.cat([idx, next_ids], dim=1)
+    assert idx.shape == (2, 16)
+
+
+@pytest.mark.parametrize("context_size", [1, 2, 5, 16])
+def test_past_the_context_the_last_half_is_kept(tiny_model, context_size):
+    idx = prompt(2, length=3)
+    window = idx[:, -context_size:]
+    expected = idx
+    for _ in range(40):  # the documented rule, without a cache
+        if window.size(1) > context_size:
+            window = window[:, -max(1, context_size // 2) :]
+        next_ids = tiny_model(window)[:, -1].argmax(-1, keepdim=True)
+        window = torch.cat([window, next_ids], dim=1)
+        expected = torch.cat([expected, next_ids], dim=1)
+    assert torch.equal(generate(tiny_model, idx, 40, context_size), expected)
+
+
+def test_long_prompt_is_cropped_for_the_model_and_kept_in_the_text(tiny_model):
+    idx = prompt(1, length=40)
+    text = generate(tiny_model, idx, 1, context_size=16)
+    assert torch.equal(text[:, :40], idx)
+    assert torch.equal(text[:, -16:], generate(tiny_model, idx[:, -16:], 1, 16)[:, -16:])
+    assert text[0, -1] == tiny_model(idx[:, -16:])[0, -1].argmax()
+
+
+def test_no_new_tokens(tiny_model):
+    assert torch.equal(generate(tiny_model, prompt(), 0, 16), prompt())
+
+
+def test_rows_that_ended_are_padded(tiny_model):
+    idx = prompt(4)
+    free = generate(tiny_model, idx, 30, 16)[:, 4:]
+    eos_id = free[0, 5].item()
+    ended = generate(tiny_model, idx, 30, 16, eos_id=eos_id)[:, 4:]
+    for row, free_row in zip(ended.tolist(), free.tolist(), strict=True):
+        end = free_row.index(eos_id) + 1 if eos_id in free_row else 30
+        assert row[:end] == free_row[:end][: len(row)]
+        assert set(row[end:]) <= {eos_id}
+
+
+def test_generation_stops_when_all_rows_ended(tiny_model):
+    first = generate(tiny_model, prompt(), 1, 16)[0, -1].item()
+    assert generate(tiny_model, prompt(), 30, 16, eos_id=first).shape == (1, 5)
+
+
+def test_same_generator_same_text_and_no_global_draw(tiny_model):
+    state = torch.get_rng_state()
+    texts = [
+        generate(tiny_model, prompt(), 30, 16, temperature=1.5, generator=seeded(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(texts[0], texts[1])
+    assert not torch.equal(texts[0], texts[2])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_and_gradients_are_restored(training):
+    model = GPTModel({**TINY_CONFIG, "drop_rate": 0.5})
+    model.train(training)
+    first = generate(model, prompt(), 10, 16)
+    assert torch.equal(generate(model, prompt(), 10, 16), first)  # no dropout
+    steps = stream(model, prompt(), 10, 16)
+    next(steps)
+    assert torch.is_grad_enabled()  # also between two steps
+    steps.close()  # as when a reader goes away
+    assert model.training is training
+
+
+@given(seed=st.integers(0, 1000), **SETTINGS)
+def test_probabilities(seed, temperature, top_k, top_p):
+    logits = torch.randn(3, 61, generator=seeded(seed)) * 5
+    probs = token_probabilities(logits, temperature, top_k, top_p)
+    assert probs.sum(-1).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+    assert (probs >= 0).all()
+    assert (probs[range(3), logits.argmax(-1)] == probs.amax(-1)).all()
+    if top_k is not None:
+        assert ((probs > 0).sum(-1) <= top_k).all()
+
+
+def test_probabilities_by_hand():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    close = torch.testing.assert_close
+    close(token_probabilities(logits), logits.exp())
+    close(token_probabilities(logits, 0.0), torch.tensor([[1.0, 0, 0, 0]]))
+    close(token_probabilities(logits, 0.5)[0, 1] / token_probabilities(logits, 0.5)[0, 0],
+          torch.tensor(0.36))  # fmt: skip
+    close(token_probabilities(logits, top_k=2), torch.tensor([[5 / 8, 3 / 8, 0, 0]]))
+    close(token_probabilities(logits, top_k=99), logits.exp())
+    close(token_probabilities(logits, top_p=0.7), torch.tensor([[5 / 8, 3 / 8, 0, 0]]))
+    close(token_probabilities(logits, top_p=0.01), torch.tensor([[1.0, 0, 0, 0]]))
+    # top_p counts what top_k and temperature left
+    close(token_probabilities(logits, top_k=2, top_p=0.62), torch.tensor([[1.0, 0, 0, 0]]))
+
+
+def test_draws_follow_the_probabilities(tiny_model):
+    idx = prompt().expand(2000, -1)
+    settings = {"temperature": 2.0, "top_k": 4, "top_p": 0.95}
+    ((ids, logits),) = stream(tiny_model, idx, 1, 16, generator=seeded(), **settings)
+    expected = token_probabilities(logits[:1], **settings)[0]
+    counts = ids.flatten().bincount(minlength=61) / 2000
+    torch.testing.assert_close(counts, expected, atol=0.05, rtol=0)
+    assert counts[expected == 0].sum() == 0
+
+
+@given(seed=st.integers(0, 100), length=st.integers(1, 30), n=st.integers(0, 20), **SETTINGS)
+def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, top_k, top_p):
+    torch.manual_seed(0)
+    model = GPTModel({**TINY_CONFIG, "n_layers": 1})
+    idx = prompt(2, length)
+    text = generate(
+        model, idx, n, 16, temperature, top_k, top_p=top_p, generator=seeded(seed)
+    )  # fmt: skip
+    assert text.shape == (2, length + n)
+    assert torch.equal(text[:, :length], idx)
+    assert text.min() >= 0
+    assert text.max() < 61
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be 0 .* not -0.1"),
+        ({"temperature": math.nan}, "temperature .* not nan"),
+        ({"temperature": math.inf}, "temperature .* not inf"),
+        ({"top_k": 0}, "top_k must be at least 1, .* not 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, .* not 0.0"),
+        ({"top_p": 1.1}, "top_p .* not 1.1"),
+        ({"top_p": math.nan}, "top_p .* not nan"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, not -1"),
+        ({"context_size": 17}, "context_size must be from 1 to the model's 16, not 17"),
+        ({"context_size": 0}, "context_size .* not 0"),
+        ({"idx": torch.zeros(1, 0, dtype=torch.long)}, r"prompt has shape \(1, 0\)"),
+        ({"idx": torch.tensor([1, 2])}, r"prompt has shape \(2,\)"),
+        ({"idx": torch.tensor([[61]])}, "token id 61 is outside the vocabulary of 61"),
+    ],
+)
+def test_bad_arguments(tiny_model, change, message):
+    arguments = {"idx": prompt(), "max_new_tokens": 3, "context_size": 16, **change}
+    tiny_model.train()
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_model, **arguments)
+    assert tiny_model.training
+
+
+def test_stream_refuses_bad_arguments_when_called(tiny_model):
+    with pytest.raises(ValueError, match="top_k"):
+        stream(tiny_model, prompt(), 3, 16, temperature=1.0, top_k=-5)

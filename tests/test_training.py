@@ -1,0 +1,164 @@
+"""Losses and the training loop, on a tiny model."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import TINY_CONFIG
+
+from gpt import (
+    GPTModel,
+    calc_loss_batch,
+    calc_loss_loader,
+    cosine_schedule,
+    create_dataloader,
+    create_optimizer,
+    evaluate_model,
+    train_model,
+)
+
+TEXT = torch.arange(400) * 7 % 61  # each token follows from the one before it
+
+
+def train(model, **settings):
+    torch.manual_seed(0)  # for dropout
+    settings = {"num_epochs": 2, "learning_rate": 3e-3, "warmup_steps": 3} | settings
+    return train_model(model, TEXT[:300], TEXT[300:], **settings)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_loss_is_the_mean_over_tokens_whatever_the_batch_size(tiny_model):
+    ids = torch.randint(61, (16 * 7 + 1,))
+    single = [
+        calc_loss_batch(ids[None, i : i + 16], ids[None, i + 1 : i + 17], tiny_model).item()
+        for i in range(0, 112, 16)
+    ]
+    for batch_size in (1, 2, 3, 7):  # 2 and 3 leave a smaller last batch
+        loader = create_dataloader(ids, 16, batch_size)
+        assert calc_loss_loader(loader, tiny_model) == pytest.approx(sum(single) / 7, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_mode_and_random_state(tiny_model, training):
+    tiny_model.train(training)
+    loader = create_dataloader(TEXT, 16)
+    state = torch.get_rng_state()
+    first = evaluate_model(tiny_model, loader, loader)
+    assert evaluate_model(tiny_model, loader, loader) == first  # no dropout, same windows
+    assert torch.equal(torch.get_rng_state(), state)
+    assert tiny_model.training is training
+    assert all(p.grad is None for p in tiny_model.parameters())
+
+
+def test_evaluating_more_often_changes_nothing():
+    ends = []
+    for evals in (1, 5):
+        torch.manual_seed(0)
+        model = GPTModel(TINY_CONFIG)
+        *_, last = train(model, evals_per_epoch=evals)
+        ends.append((last, weights(model)))
+    assert ends[0][0] == ends[1][0]
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_records():
+    model = GPTModel(TINY_CONFIG)
+    steps = []
+    records = list(
+        train(model, num_epochs=3, batch_size=2, on_step=lambda *numbers: steps.append(numbers))
+    )
+    assert [r.epoch for r in records][::2] == [0, 1, 2, 3]
+    assert len(records) == 7
+    assert steps == [(i, len(steps)) for i in range(1, len(steps) + 1)]
+    assert records[-1].step == len(steps)
+    assert records[0].train_loss == pytest.approx(math.log(61), abs=0.5)
+    assert records[-1].train_loss < records[0].train_loss
+    assert max(r.learning_rate for r in records) <= 3e-3
+    for before, after in pairwise(records):
+        new_tokens = after.tokens_seen - before.tokens_seen
+        assert 16 * (after.step - before.step) <= new_tokens <= 32 * (after.step - before.step)
+
+
+def test_same_seed_same_training():
+    ends = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        model = GPTModel(TINY_CONFIG)
+        list(train(model, seed=seed))
+        ends.append(weights(model))
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_overfits_one_batch():
+    torch.manual_seed(0)
+    model = GPTModel(TINY_CONFIG)
+    ids = torch.randint(61, (17,))
+    *_, last = train_model(model, ids, ids, num_epochs=150, learning_rate=1e-2, evals_per_epoch=1)
+    assert last.train_loss < 0.05
+
+
+def test_stopping_early_leaves_a_usable_model():
+    model = GPTModel(TINY_CONFIG)
+    before = weights(model)
+    for record in train(model):
+        if record.step:
+            break
+    assert not model.training
+    assert torch.isfinite(model(TEXT[None, :16])).all()
+    assert not torch.equal(weights(model), before)
+
+
+def test_interrupting_a_step_leaves_a_usable_model():
+    def interrupt(step, num_steps):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    model = GPTModel(TINY_CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        list(train(model, on_step=interrupt))
+    assert not model.training
+    assert torch.isfinite(model(TEXT[None, :16])).all()
+
+
+def test_loss_that_is_not_finite():
+    model = GPTModel(TINY_CONFIG)
+    seen = {}
+
+    def spoil(step, num_steps):
+        if step == 4:
+            seen["good"] = weights(model)
+            model.final_norm.scale.data[0] = math.inf
+
+    with pytest.raises(FloatingPointError, match=r"at step 5 with learning rate 0\.00\d+;"):
+        list(train(model, on_step=spoil))
+    model.final_norm.scale.data[0] = seen["good"][0] * 0 + 1  # undo what the test spoilt
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_text_too_short_to_train_on():
+    model = GPTModel(TINY_CONFIG)
+    with pytest.raises(ValueError, match=r"16 tokens.* needs? 17"):
+        next(train_model(model, TEXT[:16], TEXT, num_epochs=1))
+
+
+def test_weight_decay_is_for_matrices_only(tiny_model):
+    decay, plain = create_optimizer(tiny_model, 1e-3, 0.1).param_groups
+    assert decay["weight_decay"] == 0.1
+    assert plain["weight_decay"] == 0
+    assert {p.dim() for p in decay["params"]} == {2}
+    assert {p.dim() for p in plain["params"]} == {1}
+    assert len(decay["params"]) + len(plain["params"]) == len(list(tiny_model.parameters()))
+
+
+def test_learning_rate_rises_then_falls():
+    rates = [cosine_schedule(step, 100, 10) for step in range(1, 101)]
+    assert rates[9] == max(rates) == 1
+    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert all(a > b > 0 for a, b in pairwise(rates[9:]))
+    assert rates[-1] < 0.001
+    assert rates[54] == pytest.approx(0.5, abs=0.02)  # halfway down

@@ -1,0 +1,426 @@
+"""Around the model: text and tokens, sampling, the weights file, copied passages, plots.
+
+    import tiktoken, torch
+    from utils import generate, load_model, text_to_token_ids, token_ids_to_text
+
+    tokenizer = tiktoken.get_encoding("gpt2")
+    model = load_model("pretrain-story-model.pth")
+    prompt = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
+    ids = generate(model, prompt, max_new_tokens=50, context_size=256, temperature=0.8, top_k=10)
+    print(token_ids_to_text(ids, tokenizer))
+
+Shapes: B rows, T tokens in a row, V tokens in the vocabulary.
+"""
+
+import io
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tiktoken import Encoding
+
+from gpt import GPT_CONFIG_124M, GPTModel, KVCache, TrainRecord, eval_mode
+
+# tiktoken looks here for GPT-2's tables before it tries to download them.
+os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(__file__).parent / "dataset" / "gpt2-bpe"))
+
+# 1. Text and tokens -------------------------------------------------------------------------
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a UTF-8 file. Raises ValueError if it is empty or not UTF-8."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start} cannot be read): save it as UTF-8"
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty: put the text to learn in it")
+    return text
+
+
+def text_to_token_ids(text: str, tokenizer: Encoding) -> torch.Tensor:
+    """Return the token ids of `text`, shape (1, T).
+
+    The text "<|endoftext|>" becomes the one special token of that name.
+    """
+    ids = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    return torch.tensor([ids], dtype=torch.long)
+
+
+def token_ids_to_text(token_ids: torch.Tensor, tokenizer: Encoding) -> str:
+    """Return the text of token ids of shape (1, T) or (T,).
+
+    Raises ValueError for more than one row: which one is meant?
+    """
+    if token_ids.dim() == 2 and token_ids.size(0) == 1:
+        token_ids = token_ids[0]
+    if token_ids.dim() != 1:
+        raise ValueError(
+            f"token_ids has shape {tuple(token_ids.shape)}; pass one row, such as token_ids[0]"
+        )
+    return tokenizer.decode(token_ids.tolist())
+
+
+# 2. Sampling --------------------------------------------------------------------------------
+
+
+def generate_text_simple(
+    model: GPTModel, idx: torch.Tensor, max_new_tokens: int, context_size: int
+) -> torch.Tensor:
+    """Append the likeliest next token, again and again: (B, T) -> (B, T + max_new_tokens).
+
+    The plainest way to generate: it runs the whole text through the model for each new token.
+    `generate` gives the same tokens much faster. Call `model.eval()` first.
+    """
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            logits = model(idx[:, -context_size:])  # (B, T, V)
+        next_ids = logits[:, -1].argmax(dim=-1, keepdim=True)  # (B, 1)
+        idx = torch.cat([idx, next_ids], dim=1)
+    return idx
+
+
+def token_probabilities(
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> torch.Tensor:
+    """Return the probabilities (B, V) that the next token is drawn from, given logits (B, V).
+
+    - `temperature` divides the logits: below 1 favours the likely tokens, above 1 evens out the
+      odds; 0 gives everything to the likeliest token.
+    - `top_k` keeps the k likeliest tokens (Fan et al. 2018, https://arxiv.org/abs/1805.04833).
+    - `top_p` then keeps the fewest tokens whose probabilities add up to p, at least one
+      (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751).
+    """
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    # Taking off the maximum changes nothing, but keeps tiny temperatures from overflowing.
+    logits = (logits.float() - logits.max(-1, keepdim=True).values) / max(temperature, 1e-6)
+    if top_k is not None and top_k < logits.size(-1):
+        top = logits.topk(top_k)
+        logits = torch.full_like(logits, -math.inf).scatter(-1, top.indices, top.values)
+    probs = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ordered, indices = probs.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # what the likelier tokens add up to
+        probs = torch.zeros_like(probs).scatter(-1, indices, ordered.where(before < top_p, 0.0))
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def sample_token(
+    logits: torch.Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+) -> torch.Tensor:
+    """Return one token id a row, (B, 1): the likeliest at temperature 0, else a random draw."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    probs = token_probabilities(logits, temperature, top_k, top_p)
+    return torch.multinomial(probs, 1, generator=generator)
+
+
+def stream(
+    model: GPTModel,
+    idx: torch.Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    eos_id: int | None = None,
+    *,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield, for each new token, the next ids (B, 1) and the logits (B, V) they came from.
+
+    `idx` holds the prompt's ids (B, T); a prompt longer than `context_size` is cropped to its
+    last `context_size` tokens. `temperature` 0 is greedy; `top_k` (above V: V) and `top_p` are
+    explained at `token_probabilities`. Draws come from `generator`, or from the global random
+    state without one. A row that drew `eos_id` goes on with `eos_id`; when all have, it ends.
+
+    Each step feeds the model one token, with a `KVCache`. Positions are learnt for
+    `context_size` tokens and cannot slide: when these are used up, the cache is filled again
+    with the last `context_size // 2` tokens, and generation goes on from there.
+
+    The model is in eval mode meanwhile, and gets back the mode it had. Raises ValueError for
+    an empty prompt, ids outside the vocabulary, and settings outside their ranges.
+    """
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None for no limit, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+    if not 1 <= context_size <= model.cfg["context_length"]:
+        raise ValueError(
+            f"context_size must be from 1 to the model's {model.cfg['context_length']}, "
+            f"not {context_size}"
+        )
+    if idx.dim() != 2 or idx.numel() == 0:
+        raise ValueError(
+            f"the prompt has shape {tuple(idx.shape)}; it must be (rows, tokens) with at least "
+            "one token in it"
+        )
+    choose = partial(
+        sample_token, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+    )
+    return _stream(model, idx, max_new_tokens, context_size, eos_id, choose)
+
+
+@torch.no_grad()
+def _stream(
+    model: GPTModel,
+    idx: torch.Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    eos_id: int | None,
+    choose: Callable[[torch.Tensor], torch.Tensor],
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    # A function of its own, so that `stream` checks its arguments when called, not at first use.
+    idx = idx[:, -context_size:].to(model.out_head.weight.device)
+    new_ids = idx
+    finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
+    cache = KVCache(model, batch_size=idx.size(0), max_length=context_size)
+    with eval_mode(model):
+        for _ in range(max_new_tokens):
+            if cache.length + new_ids.size(1) > context_size:
+                cache.length = 0
+                new_ids = idx = idx[:, -max(1, context_size // 2) :]
+            # Only the last position's logits are needed, so only they are computed.
+            logits = model.out_head(model.hidden_states(new_ids, cache)[:, -1])  # (B, V)
+            new_ids = choose(logits)  # (B, 1)
+            if eos_id is not None:
+                new_ids = new_ids.masked_fill(finished, eos_id)
+                finished = finished | (new_ids == eos_id)
+            idx = torch.cat([idx, new_ids], dim=1)
+            yield new_ids, logits
+            if finished.all():
+                return
+
+
+def generate(
+    model: GPTModel,
+    idx: torch.Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    eos_id: int | None = None,
+    *,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Continue the prompts `idx`: (B, T) -> (B, T + n) with n up to `max_new_tokens`.
+
+    The whole prompt comes first, also where it was cropped for the model. Arguments, errors and
+    behaviour past the context are those of `stream`.
+    """
+    steps = stream(
+        model, idx, max_new_tokens, context_size, temperature, top_k, eos_id,
+        top_p=top_p, generator=generator,
+    )  # fmt: skip
+    return torch.cat([idx.to(model.out_head.weight.device), *(ids for ids, _ in steps)], dim=1)
+
+
+# 3. The weights file ------------------------------------------------------------------------
+
+
+def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | None = None) -> None:
+    """Store the weights as a state dict that `torch.load` and `load_state_dict` take as it is.
+
+    Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
+    a sixth of the float32 size. Given `used_ids`, the token ids of the training text, the token
+    embeddings of all other tokens are stored as zeros: they never got a gradient and are noise.
+
+    The file is written beside `path` and then renamed, so that an interrupted save leaves the
+    old file whole. Raises OSError, with the path, if the disk is full or cannot be written.
+    """
+    state = {k: v.detach().to("cpu", torch.float8_e4m3fn) for k, v in model.state_dict().items()}
+    if used_ids is not None:
+        unused = torch.ones(model.cfg["vocab_size"], dtype=torch.bool)
+        unused[used_ids.flatten()] = False
+        # Bytes, because float8 tensors cannot be indexed; a byte of 0 is the number 0.
+        state["tok_emb.weight"].view(torch.uint8)[unused] = 0
+    archive = io.BytesIO()
+    torch.save(state, archive)
+    path = Path(path)
+    partial_path = path.with_name(path.name + ".partial")
+    try:
+        with zipfile.ZipFile(archive) as plain, zipfile.ZipFile(partial_path, "w") as packed:
+            for name in plain.namelist():
+                packed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+        partial_path.replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"weights not saved ({error.strerror}); an older file is unchanged",
+            str(path),
+        ) from error
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+def load_model(
+    path: str | Path,
+    cfg: dict[str, Any] = GPT_CONFIG_124M,
+    device: str | torch.device | None = None,
+) -> GPTModel:
+    """Return the model stored at `path`, in float32 and eval mode, on `device` (default: CPU).
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to
+    another configuration, or holds anything but weights: code in the file is never run.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"no weights at {path}: run pretrain.ipynb to make them, or get "
+            "pretrain-story-model.pth from the project's repository"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name: tensor.float() for name, tensor in state.items()}
+    except (RuntimeError, EOFError, AttributeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} cannot be read as weights: it is damaged, or holds code, which is never run; "
+            f"run pretrain.ipynb to make it anew ({str(error).splitlines()[0]})"
+        ) from None
+    with torch.device("meta"):  # spend no time and memory on random weights
+        model = GPTModel(cfg)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        problem = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path} holds the weights of another configuration: {problem}") from None
+    return model.to(device or "cpu").eval()
+
+
+# 4. Copied or composed? ---------------------------------------------------------------------
+
+
+class CopiedSpan(NamedTuple):
+    """A run of tokens of a text that stands word for word in the story."""
+
+    start: int  # index of its first token in the text
+    length: int  # in tokens
+    story_start: int  # index of its first token in the story
+
+
+def copied_spans(
+    token_ids: Sequence[int], story_ids: Sequence[int], min_length: int = 6
+) -> list[CopiedSpan]:
+    """Return the runs of at least `min_length` tokens of a text that also stand in the story.
+
+    Each run is as long as it can be, and none lies inside another, though two may overlap. A run
+    that stands in the story several times is given with its first place.
+    """
+    token_ids, story_ids = list(token_ids), list(story_ids)
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i in range(len(story_ids) - min_length + 1):
+        places.setdefault(tuple(story_ids[i : i + min_length]), []).append(i)
+    spans: list[CopiedSpan] = []
+    end = 0  # of the last run found
+    for start in range(len(token_ids) - min_length + 1):
+        candidates = places.get(tuple(token_ids[start : start + min_length]), [])
+        lengths = [_match_length(token_ids, start, story_ids, place) for place in candidates]
+        if lengths and start + max(lengths) > end:
+            longest = max(lengths)
+            end = start + longest
+            spans.append(CopiedSpan(start, longest, candidates[lengths.index(longest)]))
+    return spans
+
+
+def _match_length(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:
+    length = 0
+    while i + length < len(a) and j + length < len(b) and a[i + length] == b[j + length]:
+        length += 1
+    return length
+
+
+def copied_share(spans: Sequence[CopiedSpan], num_tokens: int) -> float:
+    """Return the share, from 0 to 1, of a text's tokens that lie in at least one of the spans."""
+    covered = {i for span in spans for i in range(span.start, span.start + span.length)}
+    return len(covered) / num_tokens if num_tokens else 0.0
+
+
+# 5. Plots -----------------------------------------------------------------------------------
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by colour-blind readers too
+
+
+def plot_losses(records: Sequence[TrainRecord]) -> Figure:
+    """Return a figure of both losses against epochs (below) and tokens seen (above).
+
+    The best validation loss is marked. Raises ValueError without at least two records.
+    """
+    if len(records) < 2:
+        raise ValueError(f"{len(records)} records make no curve: train for longer first")
+    epochs = [r.epoch for r in records]
+    tokens = [r.tokens_seen for r in records]
+    best = min(records, key=lambda r: r.val_loss)
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(epochs, [r.train_loss for r in records], color=BLUE, marker="o", ms=3, label="training")
+    ax.plot(
+        epochs, [r.val_loss for r in records], color=ORANGE, marker="s", ms=3, ls="--",
+        label="validation",
+    )  # fmt: skip
+    ax.plot(
+        best.epoch, best.val_loss, marker="*", ms=14, color=ORANGE, ls="none",
+        label=f"best validation: {best.val_loss:.2f} at epoch {best.epoch:g}",
+    )  # fmt: skip
+    ax.set(xlabel="epochs", ylabel="loss (nats per token)", xlim=(0, epochs[-1]), ylim=(0, None))
+    # An epoch's number of windows varies by one with its offset, so the two scales are matched
+    # record by record.
+    above = ax.secondary_xaxis(
+        "top",
+        functions=(lambda x: np.interp(x, epochs, tokens), lambda x: np.interp(x, tokens, epochs)),
+    )
+    above.set_xlabel("tokens seen")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return figure
+
+
+def plot_temperature(
+    logits: torch.Tensor,
+    tokenizer: Encoding,
+    temperatures: Sequence[float] = (0.1, 1.0, 5.0),
+    num_tokens: int = 10,
+) -> Figure:
+    """Return a bar chart of the likeliest next tokens at each temperature, side by side.
+
+    `logits` has shape (V,). The last group of bars is what all the other tokens have together.
+    """
+    top = logits.topk(min(num_tokens, len(logits))).indices
+    labels = [repr(tokenizer.decode([i]))[1:-1].replace(" ", "\u2423") for i in top.tolist()]
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    ax = figure.subplots()
+    width = 0.8 / len(temperatures)
+    for i, temperature in enumerate(temperatures):
+        probs = token_probabilities(logits[None], temperature)[0, top].tolist()
+        x = np.arange(len(labels) + 1) + (i - (len(temperatures) - 1) / 2) * width
+        ax.bar(
+            x, [*probs, max(0.0, 1 - sum(probs))], width, color=(BLUE, ORANGE, GREEN)[i % 3],
+            hatch=("", "//", "..")[i % 3], edgecolor="white", label=f"temperature {temperature:g}",
+        )  # fmt: skip
+    ax.set_xticks(range(len(labels) + 1), [*labels, "all others"], rotation=30, ha="right")
+    ax.set(ylabel="probability", ylim=(0, 1))
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend()
+    return figure
