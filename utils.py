@@ -15,7 +15,6 @@ Shapes: B rows, T tokens in a row, V tokens in the vocabulary.
 import io
 import math
 import os
-import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -106,16 +105,16 @@ def token_probabilities(
     """
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    # Taking off the maximum changes nothing, but keeps tiny temperatures from overflowing.
-    logits = (logits.float() - logits.max(-1, keepdim=True).values) / max(temperature, 1e-6)
     if top_k is not None and top_k < logits.size(-1):
         top = logits.topk(top_k)
         logits = torch.full_like(logits, -math.inf).scatter(-1, top.indices, top.values)
-    probs = logits.softmax(-1)
+    # Beyond these bounds float32 overflows, and nothing would change: it is greedy, or all even.
+    probs = (logits.float() / min(max(temperature, 1e-6), 1e6)).softmax(-1)
     if top_p is not None and top_p < 1:
         ordered, indices = probs.sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # what the likelier tokens add up to
-        probs = torch.zeros_like(probs).scatter(-1, indices, ordered.where(before < top_p, 0.0))
+        keep = ordered.cumsum(-1) - ordered < top_p  # while the likelier ones are not yet enough
+        keep[:, 0] = True
+        probs = torch.zeros_like(probs).scatter(-1, indices, ordered * keep)
         probs = probs / probs.sum(-1, keepdim=True)
     return probs
 
@@ -295,10 +294,11 @@ def load_model(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: tensor.float() for name, tensor in state.items()}
-    except (RuntimeError, EOFError, AttributeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes make torch.load raise almost anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read as weights: it is damaged, or holds code, which is never run; "
-            f"run pretrain.ipynb to make it anew ({str(error).splitlines()[0]})"
+            f"run pretrain.ipynb to make it anew ({reason})"
         ) from None
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)

@@ -1,0 +1,151 @@
+"""Text and tokens, copied passages, and the plots."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt import TrainRecord
+from utils import (
+    CopiedSpan,
+    copied_share,
+    copied_spans,
+    plot_losses,
+    plot_temperature,
+    read_text,
+    text_to_token_ids,
+    token_ids_to_text,
+)
+
+
+def test_tokenizer_needs_no_network():
+    code = (
+        "import socket\n"
+        "def refuse(*args): raise OSError('no network here')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import utils, tiktoken\n"
+        "print(tiktoken.get_encoding('gpt2').encode('Everyone knew'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[16190, 2993]"
+
+
+@given(st.text())
+def test_text_survives_the_round_trip(tokenizer, text):
+    ids = text_to_token_ids(text, tokenizer)
+    assert ids.dtype == torch.long
+    assert ids.dim() == 2
+    assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == text
+
+
+def test_end_of_text_is_one_token(tokenizer):
+    assert text_to_token_ids("<|endoftext|>", tokenizer).tolist() == [[50256]]
+
+
+def test_only_one_row_is_decoded(tokenizer):
+    with pytest.raises(ValueError, match=r"shape \(2, 3\); pass one row"):
+        token_ids_to_text(torch.ones(2, 3, dtype=torch.long), tokenizer)
+
+
+def test_story(story, tokenizer):
+    assert story.startswith("Everyone knew who the Babbingtons were.")
+    assert story.isascii()
+    assert 20_000 <= len(story) <= 25_000
+    assert 5_000 <= text_to_token_ids(story, tokenizer).size(1) <= 6_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b" \n\n", "is empty"), (b"caf\xe9 noir", r"not UTF-8 text \(byte 3")],
+)
+def test_bad_story(tmp_path, content, message):
+    (tmp_path / "story.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"story\.txt {message}|story\.txt is {message}"):
+        read_text(tmp_path / "story.txt")
+
+
+def test_copied_spans_by_hand():
+    story = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 9]
+    assert copied_spans([1, 2, 3, 4], story, 3) == [CopiedSpan(0, 4, 0)]
+    assert copied_spans([0, 2, 3, 9, 0], story, 3) == [CopiedSpan(1, 3, 9)]
+    assert copied_spans([1, 2, 3, 9], story, 3) == [CopiedSpan(0, 4, 8)]  # the longer one
+    assert copied_spans([1, 2, 0, 4, 5], story, 3) == []
+    assert copied_spans([], story, 3) == []
+    assert copied_spans([1, 2, 3], [], 3) == []
+    overlapping = copied_spans([6, 7, 8, 1, 2, 3, 4, 5], story, 3)
+    assert overlapping == [CopiedSpan(0, 6, 5), CopiedSpan(3, 5, 0)]
+    assert copied_share(overlapping, 10) == 0.8
+    assert copied_share([], 0) == 0
+
+
+@given(
+    text=st.lists(st.integers(0, 3), max_size=30),
+    story=st.lists(st.integers(0, 3), max_size=30),
+    least=st.integers(1, 5),
+)
+def test_copied_spans(text, story, least):
+    def in_story(run):
+        return any(story[i : i + len(run)] == run for i in range(len(story) - len(run) + 1))
+
+    spans = copied_spans(text, story, least)
+    covered = set()
+    for start, length, story_start in spans:
+        assert length >= least
+        assert text[start : start + length] == story[story_start : story_start + length]
+        covered |= set(range(start, start + length))
+    expected = {
+        i
+        for start in range(len(text) - least + 1)
+        for i in range(start, start + least)
+        if in_story(text[start : start + least])
+    }
+    assert covered == expected
+    assert copied_share(spans, len(text)) == (len(expected) / len(text) if text else 0)
+
+
+RECORDS = [
+    TrainRecord(0, 0.0, 0, 4.0, 4.1, 0.0),
+    TrainRecord(10, 1.0, 2560, 2.5, 3.0, 1e-3),
+    TrainRecord(19, 2.0, 4864, 1.0, 3.5, 1e-4),
+]
+
+
+def test_loss_plot():
+    figure = plot_losses(RECORDS)
+    (ax,) = figure.axes
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines["training"].get_ydata()) == [4.0, 2.5, 1.0]
+    assert list(lines["validation"].get_xdata()) == [0, 1, 2]
+    (best,) = (line for label, line in lines.items() if label.startswith("best validation: 3.00"))
+    assert (list(best.get_xdata()), list(best.get_ydata())) == ([1.0], [3.0])
+    figure.draw_without_rendering()
+    (above,) = ax.child_axes
+    assert above.get_xlabel() == "tokens seen"
+    assert above.get_xlim() == (0, 4864)  # both axes are true
+    assert ax.get_xlim() == (0, 2)
+
+
+def test_loss_plot_of_too_little():
+    with pytest.raises(ValueError, match="1 records make no curve"):
+        plot_losses(RECORDS[:1])
+
+
+def test_temperature_plot(tokenizer):
+    logits = torch.zeros(50257)
+    logits[[262, 257, 3290]] = torch.tensor([12.0, 11.0, 10.0])
+    (ax,) = plot_temperature(logits, tokenizer, (0.1, 1.0, 5.0), num_tokens=3).axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == [
+        "\u2423the", "\u2423a", "\u2423dog", "all others",
+    ]  # fmt: skip
+    heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
+    for group, temperature in zip(heights, (0.1, 1.0, 5.0), strict=True):
+        expected = (logits / temperature).softmax(-1)[[262, 257, 3290]].tolist()
+        assert group[:3] == pytest.approx(expected, abs=1e-5)
+        assert sum(group) == pytest.approx(1)
+    assert heights[0][0] > heights[1][0] > heights[2][0]

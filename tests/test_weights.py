@@ -1,0 +1,132 @@
+"""The weights file: a round trip, its format, and what is wrong with damaged ones."""
+
+import errno
+import pickle
+import zipfile
+
+import pytest
+import torch
+from conftest import TINY_CONFIG
+
+import utils
+from gpt import GPTModel, calc_loss_loader, create_dataloader
+from utils import load_model, save_weights
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    path = tmp_path / "weights.pth"
+    save_weights(tiny_model, path)
+    return path
+
+
+def test_round_trip(tiny_model, saved):
+    loaded = load_model(saved, TINY_CONFIG)
+    assert not loaded.training
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    loader = create_dataloader(torch.arange(200) % 61, 16)
+    assert calc_loss_loader(loader, loaded) == pytest.approx(
+        calc_loss_loader(loader, tiny_model), abs=0.1
+    )
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_saving_a_loaded_model_changes_no_weight(saved, tmp_path):
+    loaded = load_model(saved, TINY_CONFIG)
+    save_weights(loaded, tmp_path / "again.pth")
+    again = load_model(tmp_path / "again.pth", TINY_CONFIG)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_plain_torch_opens_the_file(saved):
+    state = torch.load(saved, weights_only=True)
+    GPTModel(TINY_CONFIG).load_state_dict(state, strict=True)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float8_e4m3fn}
+    kinds = {entry.compress_type for entry in zipfile.ZipFile(saved).infolist()}
+    assert kinds == {zipfile.ZIP_DEFLATED}
+
+
+def test_embeddings_of_unused_tokens_are_zeros(tiny_model, tmp_path):
+    before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    save_weights(tiny_model, tmp_path / "w.pth", used_ids=torch.tensor([[3, 5, 3]]))
+    embeddings = load_model(tmp_path / "w.pth", TINY_CONFIG).tok_emb.weight
+    assert embeddings.any(dim=1).nonzero().flatten().tolist() == [3, 5]
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(tensor, before[name])  # the model in memory is as it was
+
+
+def test_float32_state_dicts_load_too(tiny_model, tmp_path):
+    torch.save(tiny_model.state_dict(), tmp_path / "w.pth")
+    ids = torch.randint(61, (1, 9))
+    assert torch.equal(load_model(tmp_path / "w.pth", TINY_CONFIG)(ids), tiny_model(ids))
+
+
+def test_failed_save_keeps_the_old_file(tiny_model, saved, monkeypatch):
+    old = saved.read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device.*unchanged.*weights\.pth") as error:
+        save_weights(tiny_model, saved)
+    assert error.value.errno == errno.ENOSPC
+    assert saved.read_bytes() == old
+    assert list(saved.parent.iterdir()) == [saved]  # nothing half-written is left
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth: run pretrain\.ipynb"):
+        load_model(tmp_path / "nothing.pth")
+
+
+def test_other_configuration(saved):
+    with pytest.raises(ValueError, match=r"another configuration: Missing .*trf_blocks\.2"):
+        load_model(saved, {**TINY_CONFIG, "n_layers": 3})
+    with pytest.raises(ValueError, match=r"another configuration: size mismatch .*24.*48"):
+        load_model(saved, {**TINY_CONFIG, "emb_dim": 48})
+
+
+@pytest.mark.parametrize("keep", [0, 1, 1000, -1000, -1])
+def test_truncated_file(saved, keep):
+    saved.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"weights\.pth cannot be read as weights"):
+        load_model(saved, TINY_CONFIG)
+
+
+@pytest.mark.parametrize(
+    "content", [b"Everyone knew", pickle.dumps([1, 2], protocol=2), b"\x00" * 5000]
+)
+def test_other_files(saved, content):
+    saved.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_model(saved, TINY_CONFIG)
+
+
+class Command:
+    """Unpickling one of these would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_code_in_the_file_is_refused(saved, tmp_path):
+    torch.save({"tok_emb.weight": Command(tmp_path / "executed")}, saved)
+    with pytest.raises(ValueError, match=r"holds code, which is never run; run pretrain\.ipynb"):
+        load_model(saved, TINY_CONFIG)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_same_text_as_before_saving(tiny_model, saved):
+    """8-bit rounding moves logits a little; where they are clear, the text stays the same."""
+    with torch.no_grad():
+        tiny_model.out_head.weight.mul_(50)  # make the choices clear, as training does
+    save_weights(tiny_model, saved)
+    idx = torch.randint(61, (1, 4))
+    before = utils.generate(tiny_model, idx, 10, 16)
+    after = utils.generate(load_model(saved, TINY_CONFIG), idx, 10, 16)
+    assert (before == after).float().mean() > 0.5
