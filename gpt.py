@@ -19,7 +19,7 @@ Language Model (From Scratch)", so that state dicts move between the two.
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -267,6 +267,17 @@ class TransformerBlock(nn.Module):
         return x + self.drop(self.ff(self.norm2(x)))  # (B, T, C)
 
 
+def sinusoids(length: int, dim: int) -> torch.Tensor:
+    """Return one wave per channel, from fast to slow, for each position: (length, dim).
+
+    Vaswani et al. 2017, section 3.5.
+    """
+    positions = torch.arange(length)[:, None]  # (length, 1)
+    speeds = 10000 ** (-torch.arange(0, dim, 2) / dim)  # (dim / 2,)
+    waves = torch.stack([torch.sin(positions * speeds), torch.cos(positions * speeds)], dim=-1)
+    return waves.flatten(1)[:, :dim]
+
+
 class GPTModel(nn.Module):
     """Token ids in, for each of them the logits of the token that follows out.
 
@@ -326,25 +337,25 @@ class GPTModel(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Draw the starting weights; each number below was chosen by measuring.
+        """Draw the starting weights; the sizes were chosen by measuring.
 
-        Token embeddings of size 1 tell the tokens apart from the first step on. The small
-        matrices keep the first logits near 0, so that the first loss is near ln(vocab_size).
-        The two matrices that add to x in each block are smaller still: there are 2 * n_layers
-        of them, and their sum should not outgrow the embeddings (GPT-2, section 2.3).
+        Token embeddings of size 1 tell the tokens apart from the first step on. Positions start
+        as sinusoids, which look alike for neighbours: what is learnt at one position helps at the
+        next. Small matrices keep the first logits near 0, so that the first loss is near
+        ln(vocab_size). The two matrices of a block that add to x are smaller still, because the
+        sum of all 2 * n_layers of them should not outgrow the embeddings (GPT-2, section 2.3).
         """
-        residual_std = 0.02 / math.sqrt(2 * self.cfg["n_layers"])
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif name == "tok_emb.weight":
+            if name == "tok_emb.weight":
                 nn.init.normal_(parameter, std=1.0)
             elif name == "pos_emb.weight":
-                nn.init.normal_(parameter, std=0.3)
+                parameter.copy_(0.4 * sinusoids(*parameter.shape))
             elif name.endswith(("out_proj.weight", "layers.2.weight")):
-                nn.init.normal_(parameter, std=residual_std)
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.cfg["n_layers"]))
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
 
 # 4. Losses ----------------------------------------------------------------------------------
@@ -412,17 +423,26 @@ class TrainRecord(NamedTuple):
     learning_rate: float  # of the step just taken
 
 
-def create_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:
-    """Return AdamW with weight decay on the matrices alone, not on biases and norms.
+HEAD_RATE = 4.0  # the output head learns best from larger steps than the blocks can bear
 
+
+def create_optimizer(model: GPTModel, weight_decay: float) -> AdamW:
+    """Return AdamW with weight decay on the matrices alone, not on embeddings, biases and norms.
+
+    Each group has a `rate_scale`, by which `train_step` multiplies the learning rate.
     Loshchilov & Hutter 2017, "Decoupled Weight Decay Regularization",
     https://arxiv.org/abs/1711.05101
     """
+    head = [model.out_head.weight]
+    matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in head + matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
     groups = [
-        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        {"params": head, "weight_decay": weight_decay, "rate_scale": HEAD_RATE},
+        {"params": matrices, "weight_decay": weight_decay, "rate_scale": 1.0},
+        {"params": others, "weight_decay": 0.0, "rate_scale": 1.0},
     ]
-    return AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    return AdamW(groups, betas=(0.9, 0.99), fused=True)
 
 
 def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
@@ -445,25 +465,33 @@ def spread_loader(token_ids: torch.Tensor, context_length: int, num_windows: int
 
 
 def epoch_loaders(
-    token_ids: torch.Tensor, context_length: int, batch_size: int, num_epochs: int, seed: int
+    token_ids: torch.Tensor,
+    context_length: int,
+    window_lengths: Sequence[int],
+    batch_tokens: int,
+    seed: int,
 ) -> list[DataLoader]:
-    """Return one shuffled loader per epoch; each epoch cuts its windows at another offset.
+    """Return one shuffled loader per epoch, with windows of that epoch's length.
 
-    If the windows always began at the same tokens, each sentence would be learnt at one
-    position only, and the model would be lost when a prompt put it at another.
+    A batch holds about `batch_tokens` tokens. Windows shorter than `context_length` are cut at
+    another offset in each epoch; full ones always start at the same tokens. Raises ValueError for
+    a window longer than `context_length`.
     """
     rng = random.Random(seed)
-    return [
-        create_dataloader(
-            token_ids,
-            context_length,
-            batch_size,
-            offset=rng.randrange(context_length),
-            shuffle=True,
-            seed=rng.getrandbits(32),
+    loaders = []
+    for length in window_lengths:
+        if not 1 <= length <= context_length:
+            raise ValueError(
+                f"window length {length} must be from 1 to the context_length {context_length}"
+            )
+        offset = rng.randrange(length) if length < context_length else 0
+        batch_size, shuffle_seed = max(1, batch_tokens // length), rng.getrandbits(32)
+        loaders.append(
+            create_dataloader(
+                token_ids, length, batch_size, offset=offset, shuffle=True, seed=shuffle_seed
+            )
         )
-        for _ in range(num_epochs)
-    ]
+    return loaders
 
 
 def train_step(
@@ -482,7 +510,7 @@ def train_step(
     """
     model.train()
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_scale"]
     optimizer.zero_grad()
     loss = calc_loss_batch(*batch, model)
     loss.backward()
@@ -502,9 +530,9 @@ def train_model(
     train_ids: torch.Tensor,
     val_ids: torch.Tensor,
     *,
-    num_epochs: int,
-    batch_size: int = 1,
-    learning_rate: float = 6e-4,
+    window_lengths: Sequence[int] = (32, 32, 32, 256, 256, 256, 256),
+    batch_tokens: int = 256,
+    learning_rate: float = 4e-4,
     warmup_steps: int = 10,
     weight_decay: float = 0.1,
     max_grad_norm: float = 1.0,
@@ -515,7 +543,12 @@ def train_model(
 ) -> Iterator[TrainRecord]:
     """Train `model` in place; yield a `TrainRecord` before the first step and at each evaluation.
 
-    Each evaluation takes `eval_windows` windows of either text. `on_step(step, num_steps)` is
+    `window_lengths` has one number per epoch: it is best to begin with short windows and to end
+    with full ones (Li et al. 2021, https://arxiv.org/abs/2108.06084). In a window of 32 tokens it
+    is easy to find out that the last few matter most, and eight such windows cost no more than one
+    of 256.
+
+    Each evaluation takes `eval_windows` full windows of either text. `on_step(step, num_steps)` is
     called after every step. The order of the windows depends on `seed` alone; dropout draws
     from the global random state.
 
@@ -525,9 +558,9 @@ def train_model(
     """
     length = model.cfg["context_length"]
     eval_loaders = [spread_loader(ids, length, eval_windows) for ids in (train_ids, val_ids)]
-    loaders = epoch_loaders(train_ids, length, batch_size, num_epochs, seed)
+    loaders = epoch_loaders(train_ids, length, window_lengths, batch_tokens, seed)
     num_steps = sum(len(loader) for loader in loaders)
-    optimizer = create_optimizer(model, learning_rate, weight_decay)
+    optimizer = create_optimizer(model, weight_decay)
     step = tokens_seen = 0
     try:
         yield TrainRecord(0, 0.0, 0, *evaluate_model(model, *eval_loaders), 0.0)

@@ -62,14 +62,23 @@ def test_shuffling_depends_on_the_seed_alone():
     assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn from it
 
 
-def test_epochs_start_at_different_offsets_and_cover_the_text():
-    loaders = epoch_loaders(torch.arange(500), 32, batch_size=1, num_epochs=6, seed=0)
-    smallest = set()
+def test_epochs_of_short_windows_start_at_different_offsets():
+    loaders = epoch_loaders(torch.arange(500), 64, [32] * 6, batch_tokens=64, seed=0)
+    firsts = set()
     for loader in loaders:
-        seen = torch.cat([inputs.flatten() for inputs, _ in loader])
-        assert set(range(32, 499)) <= set(seen.tolist())
-        smallest.add(seen.min().item())
-    assert len(smallest) > 3
+        batches = [inputs for inputs, _ in loader]
+        assert max(len(batch) for batch in batches) == 2
+        seen = {i for batch in batches for i in batch.flatten().tolist()}
+        assert set(range(32, 499)) <= seen
+        firsts.add(min(seen))
+    assert len(firsts) > 3
+
+
+def test_epochs_of_full_windows_start_at_the_same_tokens():
+    loaders = epoch_loaders(torch.arange(500), 64, [64] * 3, batch_tokens=64, seed=0)
+    epochs = [[inputs[0, 0].item() for inputs, _ in loader] for loader in loaders]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1]  # in another order
 
 
 @pytest.mark.parametrize(("num_tokens", "num_windows"), [(33, 4), (100, 4), (4000, 4), (4000, 1)])

@@ -1,0 +1,42 @@
+"""Run the real notebook, training included, in a copy of the last commit; check its final loss.
+
+    python tests/full_notebook.py
+
+Fails if a cell fails or if the final training loss is more than 20 % above the README's figure.
+It is a script and not a test because it takes minutes.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+LOSS = re.compile(r"train loss over the whole training text: ([\d.]+)")
+
+
+def main() -> None:
+    (expected,) = re.findall(r"training loss \*\*([\d.]+)\*\*", (ROOT / "README.md").read_text())
+    with tempfile.TemporaryDirectory() as copy:
+        subprocess.run(["git", "clone", "--quiet", ROOT, copy], check=True)
+        (Path(copy) / "pretrain-story-model.pth").unlink()  # the run has to make its own
+        notebook = nbformat.read(Path(copy) / "pretrain.ipynb", as_version=4)
+        start = time.perf_counter()
+        NotebookClient(
+            notebook, timeout=3000, kernel_name="python3", resources={"metadata": {"path": copy}}
+        ).execute()
+        seconds = time.perf_counter() - start
+    printed = [o.get("text", "") for c in notebook.cells for o in c.get("outputs", [])]
+    (loss,) = LOSS.findall("\n".join(printed))
+    print(f"full notebook: {seconds:.0f} s, final training loss {loss} (README: {expected})")
+    if float(loss) > 1.2 * float(expected):
+        sys.exit("the final training loss is more than 20 % above the README's")
+
+
+if __name__ == "__main__":
+    main()
