@@ -267,17 +267,6 @@ class TransformerBlock(nn.Module):
         return x + self.drop(self.ff(self.norm2(x)))  # (B, T, C)
 
 
-def sinusoids(length: int, dim: int) -> torch.Tensor:
-    """Return one wave per channel, from fast to slow, for each position: (length, dim).
-
-    Vaswani et al. 2017, section 3.5.
-    """
-    positions = torch.arange(length)[:, None]  # (length, 1)
-    speeds = 10000 ** (-torch.arange(0, dim, 2) / dim)  # (dim / 2,)
-    waves = torch.stack([torch.sin(positions * speeds), torch.cos(positions * speeds)], dim=-1)
-    return waves.flatten(1)[:, :dim]
-
-
 class GPTModel(nn.Module):
     """Token ids in, for each of them the logits of the token that follows out.
 
@@ -339,17 +328,14 @@ class GPTModel(nn.Module):
     def _init_weights(self) -> None:
         """Draw the starting weights; the sizes were chosen by measuring.
 
-        Token embeddings of size 1 tell the tokens apart from the first step on. Positions start
-        as sinusoids, which look alike for neighbours: what is learnt at one position helps at the
-        next. Small matrices keep the first logits near 0, so that the first loss is near
-        ln(vocab_size). The two matrices of a block that add to x are smaller still, because the
-        sum of all 2 * n_layers of them should not outgrow the embeddings (GPT-2, section 2.3).
+        Embeddings of size 1 tell tokens and positions apart from the first step on. Small
+        matrices keep the first logits near 0, so that the first loss is near ln(vocab_size). The
+        two matrices of a block that add to x are smaller still, because the sum of all
+        2 * n_layers of them should not outgrow the embeddings (GPT-2, section 2.3).
         """
         for name, parameter in self.named_parameters():
-            if name == "tok_emb.weight":
+            if name in ("tok_emb.weight", "pos_emb.weight"):
                 nn.init.normal_(parameter, std=1.0)
-            elif name == "pos_emb.weight":
-                parameter.copy_(0.4 * sinusoids(*parameter.shape))
             elif name.endswith(("out_proj.weight", "layers.2.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.cfg["n_layers"]))
             elif parameter.dim() == 2:
@@ -448,19 +434,26 @@ def create_optimizer(model: GPTModel, weight_decay: float) -> AdamW:
 def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
     """Return the share of the full learning rate, from 0 to 1, for a step from 1 to num_steps.
 
-    It rises in a straight line for `warmup_steps`, then falls along half a cosine to 0.
+    It rises in a straight line for `warmup_steps`, stays at 1, and falls along half a cosine in
+    the last two fifths.
     Loshchilov & Hutter 2016, "SGDR", https://arxiv.org/abs/1608.03983
     """
+    decay_steps = 2 * num_steps // 5
     if step <= warmup_steps:
         return step / warmup_steps
-    progress = (step - warmup_steps) / (num_steps - warmup_steps + 1)
+    if step <= num_steps - decay_steps:
+        return 1.0
+    progress = (step - (num_steps - decay_steps)) / (decay_steps + 1)
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def spread_loader(token_ids: torch.Tensor, context_length: int, num_windows: int) -> DataLoader:
-    """Return a loader of about `num_windows` windows spread evenly over a text, always the same."""
-    last_start = len(token_ids) - context_length - 1
-    stride = max(context_length, math.ceil(last_start / max(1, num_windows - 1)))
+    """Return a loader of up to `num_windows` + 1 windows, spread evenly over a text.
+
+    They are always the same, and all among those that an epoch of full windows trains on.
+    """
+    all_windows = len(GPTDataset(token_ids, context_length, context_length))
+    stride = context_length * math.ceil(all_windows / num_windows)
     return create_dataloader(token_ids, context_length, stride=stride)
 
 
@@ -530,7 +523,7 @@ def train_model(
     train_ids: torch.Tensor,
     val_ids: torch.Tensor,
     *,
-    window_lengths: Sequence[int] = (32, 32, 32, 256, 256, 256, 256),
+    window_lengths: Sequence[int] = (32, 32, 256, 256, 256, 256, 256, 256),
     batch_tokens: int = 256,
     learning_rate: float = 4e-4,
     warmup_steps: int = 10,

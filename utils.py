@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tiktoken import Encoding
 
 from gpt import GPT_CONFIG_124M, GPTModel, KVCache, TrainRecord, eval_mode
@@ -391,6 +392,9 @@ def plot_losses(records: Sequence[TrainRecord]) -> Figure:
         "top",
         functions=(lambda x: np.interp(x, epochs, tokens), lambda x: np.interp(x, tokens, epochs)),
     )
+    ticks = MaxNLocator(6).tick_values(0, tokens[-1])
+    ticks = [tick for tick in ticks if 0 <= tick <= tokens[-1]]
+    above.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     above.set_xlabel("tokens seen")
     ax.grid(alpha=0.3)
     ax.legend()

@@ -30,6 +30,7 @@ from gpt import (  # noqa: E402
     calc_loss_loader,
     create_dataloader,
     split_tokens,
+    spread_loader,
     train_model,
 )
 from utils import read_text, text_to_token_ids  # noqa: E402
@@ -94,7 +95,7 @@ def main() -> None:
     tokenizer = tiktoken.get_encoding("gpt2")
     story = read_text(ROOT / "dataset" / "story.txt")
     train_ids, val_ids = split_tokens(text_to_token_ids(story, tokenizer)[0], LENGTH)
-    loaders = [create_dataloader(ids, LENGTH, batch_size=2) for ids in (train_ids, val_ids)]
+    loaders = [spread_loader(ids, LENGTH, num_windows=10) for ids in (train_ids, val_ids)]
     runs = {"this project": ours(train_ids, val_ids), "textbook": textbook(train_ids)}
     curves: dict[str, list[tuple[float, int, float, float]]] = {name: [] for name in runs}
     while runs:

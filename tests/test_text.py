@@ -128,6 +128,8 @@ def test_loss_plot():
     (above,) = ax.child_axes
     assert above.get_xlabel() == "tokens seen"
     assert above.get_xlim() == (0, 4864)  # both axes are true
+    assert max(above.get_xticks()) <= 4864
+    assert above.get_xticklabels()[-1].get_text() == "4,000"
     assert ax.get_xlim() == (0, 2)
 
 

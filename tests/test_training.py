@@ -167,10 +167,10 @@ def test_weight_decay_is_for_matrices_only(tiny_model):
         assert amount == (0.1 if matrix else 0), name
 
 
-def test_learning_rate_rises_then_falls():
+def test_learning_rate_rises_stays_and_falls():
     rates = [cosine_schedule(step, 100, 10) for step in range(1, 101)]
-    assert rates[9] == max(rates) == 1
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
-    assert all(a > b > 0 for a, b in pairwise(rates[9:]))
-    assert rates[-1] < 0.001
-    assert rates[54] == pytest.approx(0.5, abs=0.02)  # halfway down
+    assert set(rates[9:60]) == {1}
+    assert all(a > b > 0 for a, b in pairwise(rates[59:]))
+    assert rates[79] == pytest.approx(0.5, abs=0.02)  # halfway down
+    assert rates[-1] < 0.01

@@ -1,0 +1,80 @@
+"""What the README says is true: its files, commands, snippet and figures."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from gpt import GPT_CONFIG_124M
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_named_file_is_there():
+    rows = re.findall(r"^\| (`[^|]+) \| ", README.split("## Files")[1], re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([\w./-]+)`", row)]
+    files = [name for name in names if "." in name or "/" in name]
+    assert len(files) >= 10
+    missing = [name for name in files if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_every_top_level_file_is_named():
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    top = {path.split("/")[0] for path in tracked if path and not path.startswith(".")}
+    assert [name for name in top if name not in README] == []
+
+
+def test_links_and_pictures():
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert {"loss-plot.jpg", "temperature.jpg"} <= set(targets)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_commands_name_existing_files():
+    commands = [c for b in blocks("bash") for c in re.split(r"&&|\n", b) if c.strip()]
+    words = [word for command in commands for word in shlex.split(command)]
+    files = [w for w in words if re.search(r"\.(txt|ipynb|py)$", w)]
+    assert len(files) >= 4
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_ci_runs_the_commands_for_tests():
+    ci = (ROOT / ".ci" / "run").read_text().replace(" --quiet", "")
+    (command,) = (b for b in blocks("bash") if "pytest" in b)
+    for part in command.strip().split(" && "):
+        assert re.search(rf"^{re.escape(part)}$", ci, re.MULTILINE), part
+
+
+def test_configuration_table():
+    for key, value in GPT_CONFIG_124M.items():
+        assert f"| `{key}` | {value} |" in README
+
+
+@pytest.fixture(scope="module")
+def snippet_run():
+    (snippet,) = (b for b in blocks("python") if "pretrain-story-model.pth" in b)
+    return subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_snippet_with_the_shipped_weights(snippet_run, story):
+    assert snippet_run.returncode == 0, snippet_run.stderr
+    assert snippet_run.stderr == ""  # no warning, no log noise
+    assert snippet_run.stdout.startswith(story[:39])
+    assert len(snippet_run.stdout) > 150
+
+
+def test_size_of_the_weights():
+    size = (ROOT / "pretrain-story-model.pth").stat().st_size
+    assert size < 100e6
+    (stated,) = re.findall(r"162 million weights in (\d+) MB", README)
+    assert float(stated) == pytest.approx(size / 1e6, abs=1)
