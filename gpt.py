@@ -116,7 +116,9 @@ def create_dataloader(
     `stride` defaults to `context_length`: windows side by side. The order of a shuffled
     loader depends on `seed` alone; the global random state is neither read nor changed.
     """
-    dataset = GPTDataset(token_ids, context_length, stride or context_length, offset)
+    dataset = GPTDataset(
+        token_ids, context_length, context_length if stride is None else stride, offset
+    )
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
 
@@ -128,6 +130,8 @@ def split_tokens(
 
     Raises ValueError if either part is too short for one window.
     """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction must be between 0 and 1, not {val_fraction}")
     split = round(len(token_ids) * (1 - val_fraction))
     parts = {"training": token_ids[:split], "validation": token_ids[split:]}
     for name, part in parts.items():
@@ -155,7 +159,7 @@ class KVCache:
         self, model: "GPTModel", batch_size: int = 1, max_length: int | None = None
     ) -> None:
         cfg, weight = model.cfg, model.out_head.weight
-        self.max_length = max_length or cfg["context_length"]
+        self.max_length = cfg["context_length"] if max_length is None else max_length
         head_dim = cfg["emb_dim"] // cfg["n_heads"]
         shape = (cfg["n_layers"], 2, batch_size, cfg["n_heads"], self.max_length, head_dim)
         self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
@@ -376,8 +380,9 @@ def calc_loss_batch(
 def calc_loss_loader(loader: DataLoader, model: GPTModel) -> float:
     """Return the mean loss over all tokens that `loader` gives, in nats per token.
 
-    Each token counts once, so the batch size does not matter. Dropout is off, and nothing is
-    drawn from the global random state: evaluating more often changes nothing.
+    It is a mean over tokens, not over batches, so the batch size does not matter. (Tokens that the
+    last window shares with the one before count in both.) Dropout is off, and nothing is drawn
+    from the global random state: evaluating more often changes nothing.
     """
     total_loss, total_tokens = 0.0, 0
     with eval_mode(model):
@@ -406,7 +411,7 @@ class TrainRecord(NamedTuple):
     tokens_seen: int
     train_loss: float  # on a fixed sample of the training text, without dropout
     val_loss: float
-    learning_rate: float  # of the step just taken
+    learning_rate: float  # of the step just taken; that of the head is HEAD_RATE times it
 
 
 HEAD_RATE = 4.0  # the output head learns best from larger steps than the blocks can bear
@@ -475,7 +480,8 @@ def epoch_loaders(
     for length in window_lengths:
         if not 1 <= length <= context_length:
             raise ValueError(
-                f"window length {length} must be from 1 to the context_length {context_length}"
+                f"window length {length} must be from 1 to the context_length {context_length}: "
+                "choose other window_lengths"
             )
         offset = rng.randrange(length) if length < context_length else 0
         batch_size, shuffle_seed = max(1, batch_tokens // length), rng.getrandbits(32)
@@ -523,7 +529,7 @@ def train_model(
     train_ids: torch.Tensor,
     val_ids: torch.Tensor,
     *,
-    window_lengths: Sequence[int] = (32, 32, 256, 256, 256, 256, 256, 256),
+    window_lengths: Sequence[int] | None = None,
     batch_tokens: int = 256,
     learning_rate: float = 4e-4,
     warmup_steps: int = 10,
@@ -536,20 +542,24 @@ def train_model(
 ) -> Iterator[TrainRecord]:
     """Train `model` in place; yield a `TrainRecord` before the first step and at each evaluation.
 
-    `window_lengths` has one number per epoch: it is best to begin with short windows and to end
-    with full ones (Li et al. 2021, https://arxiv.org/abs/2108.06084). In a window of 32 tokens it
-    is easy to find out that the last few matter most, and eight such windows cost no more than one
-    of 256.
-
-    Each evaluation takes `eval_windows` full windows of either text. `on_step(step, num_steps)` is
-    called after every step. The order of the windows depends on `seed` alone; dropout draws
-    from the global random state.
+    - `window_lengths`: one number of tokens per epoch (default: two epochs of windows an eighth as
+      long as the context, six of full ones). It is best to begin with short windows (Li et al.
+      2021, https://arxiv.org/abs/2108.06084): among 32 tokens it is easy to find out that the last
+      few matter most, and eight such windows cost no more than one of 256.
+    - `batch_tokens`: tokens per step, rounded down to whole windows, but at least one window.
+    - `learning_rate`, `warmup_steps`: see `cosine_schedule` and `HEAD_RATE`.
+    - `weight_decay`, `max_grad_norm`: see `create_optimizer` and `train_step`.
+    - `evals_per_epoch`, `eval_windows`: how often to evaluate, on how many full windows.
+    - `seed`: decides where windows start and their order; dropout draws from the global state.
+    - `on_step(step, num_steps)`: called after every step, for a progress bar.
 
     Stop taking records, or interrupt it, and the model keeps what it has learnt, in eval mode.
     Raises ValueError if a text is shorter than one window, and FloatingPointError, naming the
     step and the learning rate, if the loss is not finite.
     """
     length = model.cfg["context_length"]
+    if window_lengths is None:
+        window_lengths = [max(1, length // 8)] * 2 + [length] * 6
     eval_loaders = [spread_loader(ids, length, eval_windows) for ids in (train_ids, val_ids)]
     loaders = epoch_loaders(train_ids, length, window_lengths, batch_tokens, seed)
     num_steps = sum(len(loader) for loader in loaders)

@@ -38,7 +38,7 @@ os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(__file__).parent / "dataset
 def read_text(path: str | Path) -> str:
     """Return the text of a UTF-8 file. Raises ValueError if it is empty or not UTF-8."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte-order mark
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text (byte {error.start} cannot be read): save it as UTF-8"
@@ -246,13 +246,18 @@ def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | Non
     """Store the weights as a state dict that `torch.load` and `load_state_dict` take as it is.
 
     Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
-    a sixth of the float32 size. Given `used_ids`, the token ids of the training text, the token
-    embeddings of all other tokens are stored as zeros: they never got a gradient and are noise.
+    an eighth of the float32 size. Given `used_ids`, the token ids of the whole text, the embeddings
+    of all other tokens are stored as zeros: they never got a gradient and are noise.
 
     The file is written beside `path` and then renamed, so that an interrupted save leaves the
-    old file whole. Raises OSError, with the path, if the disk is full or cannot be written.
+    old file whole. Raises OSError, with the path, if the disk is full or cannot be written, and
+    ValueError if a weight is not a finite number that fits into 8 bits (at most 448).
     """
-    state = {k: v.detach().to("cpu", torch.float8_e4m3fn) for k, v in model.state_dict().items()}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
+            raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
+        state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
     if used_ids is not None:
         unused = torch.ones(model.cfg["vocab_size"], dtype=torch.bool)
         unused[used_ids.flatten()] = False
@@ -295,6 +300,8 @@ def load_model(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: tensor.float() for name, tensor in state.items()}
+    except (PermissionError, IsADirectoryError):
+        raise  # these say themselves what is wrong
     except Exception as error:  # damaged bytes make torch.load raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(

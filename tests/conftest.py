@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import tiktoken
 import torch
+from hypothesis import settings
 
 import utils
 from gpt import GPT_CONFIG_124M, GPTModel
+
+# Timings vary too much on a busy machine to be part of a test.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 ROOT = Path(__file__).parent.parent
 TINY_CONFIG = {

@@ -44,7 +44,7 @@ def test_windows_are_views_of_the_text(stride):
 
 def test_bad_stride_and_offset():
     with pytest.raises(ValueError, match="stride must be at least 1, not 0"):
-        GPTDataset(torch.arange(100), 10, stride=0)
+        create_dataloader(torch.arange(100), 10, stride=0)
     with pytest.raises(ValueError, match="offset must be at least 0, not -1"):
         GPTDataset(torch.arange(100), 10, stride=10, offset=-1)
 
@@ -105,4 +105,10 @@ def test_split_keeps_every_token_in_order():
 )
 def test_split_without_a_window(fraction, message):
     with pytest.raises(ValueError, match=rf"{message}.*needs 17"):
+        split_tokens(torch.arange(100), 16, val_fraction=fraction)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0, 1, 1.5])
+def test_split_outside_the_text(fraction):
+    with pytest.raises(ValueError, match=rf"val_fraction must be between 0 and 1, not {fraction}"):
         split_tokens(torch.arange(100), 16, val_fraction=fraction)

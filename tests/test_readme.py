@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
-from gpt import GPT_CONFIG_124M
+from gpt import GPT_CONFIG_124M, calc_loss_loader, split_tokens, spread_loader
+from utils import generate, load_model, text_to_token_ids
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -31,6 +33,7 @@ def test_every_top_level_file_is_named():
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\n")
     top = {path.split("/")[0] for path in tracked if path and not path.startswith(".")}
+    top.remove("README.md")
     assert [name for name in top if name not in README] == []
 
 
@@ -63,7 +66,14 @@ def test_configuration_table():
 @pytest.fixture(scope="module")
 def snippet_run():
     (snippet,) = (b for b in blocks("python") if "pretrain-story-model.pth" in b)
-    return subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
+    no_network = (
+        "import socket\n"
+        "def refuse(*args): raise OSError('no network here')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", no_network + snippet], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_snippet_with_the_shipped_weights(snippet_run, story):
@@ -71,6 +81,15 @@ def test_snippet_with_the_shipped_weights(snippet_run, story):
     assert snippet_run.stderr == ""  # no warning, no log noise
     assert snippet_run.stdout.startswith(story[:39])
     assert len(snippet_run.stdout) > 150
+
+
+def test_shipped_weights_know_the_story(story, tokenizer):
+    model = load_model(ROOT / "pretrain-story-model.pth")
+    token_ids = text_to_token_ids(story, tokenizer)
+    written = generate(model, token_ids[:, :9], 20, 256)
+    assert torch.equal(written, token_ids[:, :29])
+    train_ids, _ = split_tokens(token_ids[0], 256)
+    assert calc_loss_loader(spread_loader(train_ids, 256, 3), model) < 0.5
 
 
 def test_size_of_the_weights():

@@ -1,5 +1,6 @@
 """Text and tokens, copied passages, and the plots."""
 
+import os
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ from utils import (
 )
 
 
-def test_tokenizer_needs_no_network():
+def test_tokenizer_needs_no_network(tmp_path):
     code = (
         "import socket\n"
         "def refuse(*args): raise OSError('no network here')\n"
@@ -30,8 +31,10 @@ def test_tokenizer_needs_no_network():
         "import utils, tiktoken\n"
         "print(tiktoken.get_encoding('gpt2').encode('Everyone knew'))"
     )
+    env = {k: v for k, v in os.environ.items() if k != "TIKTOKEN_CACHE_DIR"}
+    env["TMPDIR"] = str(tmp_path)  # tiktoken's own cache would be there
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[16190, 2993]"
 
