@@ -500,8 +500,8 @@ def train_step(
     step: int,
     learning_rate: float,
     max_grad_norm: float,
-) -> float:
-    """Take one optimizer step on a batch (inputs, targets); return its loss in nats per token.
+) -> None:
+    """Take one optimizer step on a batch (inputs, targets), each of shape (B, T).
 
     Gradients longer than `max_grad_norm` are scaled down to it (Pascanu et al. 2012,
     https://arxiv.org/abs/1211.5063). Raises FloatingPointError, before any weight changes, if
@@ -521,7 +521,6 @@ def train_step(
             "learning_rate"
         )
     optimizer.step()
-    return loss.item()
 
 
 def train_model(

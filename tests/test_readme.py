@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import torch
 from conftest import ROOT
@@ -90,6 +91,21 @@ def test_shipped_weights_know_the_story(story, tokenizer):
     assert torch.equal(written, token_ids[:, :29])
     train_ids, _ = split_tokens(token_ids[0], 256)
     assert calc_loss_loader(spread_loader(train_ids, 256, 3), model) < 0.5
+
+
+def test_figures_are_those_of_the_notebook():
+    notebook = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
+    printed = "".join(o.get("text", "") for c in notebook.cells for o in c.get("outputs", []))
+    measured = " ".join(README.split("## Measured")[1].split())
+    for stated, output in {
+        r"training loss \*\*([\d.]+)\*\*": r"over the whole training text: ([\d.]+)\n",
+        r"best validation loss was ([\d.]+)\.": r"best validation loss: ([\d.]+),",
+        r"saving and loading, the training loss is ([\d.]+)\.": r"after loading: ([\d.]+)\n",
+        r"cut at other tokens, has a loss of ([\d.]+),": r"cut elsewhere: +([\d.]+)\n",
+        r"and ([\d.]+) % of the next twenty": r"([\d.]+)% of the tokens are the story's",
+        r"training text, (\d+) % are continued": r"(\d+)% of the first ones",
+    }.items():
+        assert re.findall(stated, measured) == re.findall(output, printed) != [], stated
 
 
 def test_size_of_the_weights():
