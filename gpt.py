@@ -19,7 +19,7 @@ Language Model (From Scratch)", so that state dicts move between the two.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -66,20 +66,23 @@ def check_config(cfg: dict[str, Any]) -> None:
 class GPTDataset(Dataset):
     """Windows over one text: item i is (inputs, targets), two views of shape (T,).
 
-    The targets are the inputs shifted by one token. Windows start at `offset` and then every
-    `stride` tokens; the last one is moved back to end with the text, so that no token at the
-    end is dropped (it overlaps the window before it). All windows are views into `token_ids`,
-    a 1-D tensor: they cost no memory of their own, whatever the stride.
+    The targets are the inputs shifted by one token. Windows start every `stride` tokens, counted
+    from `offset` tokens before the text; the first is moved forward to begin with the text and
+    the last moved back to end with it (each then overlaps its neighbour), so that no token is
+    dropped. All windows are views into `token_ids`, a 1-D tensor: they cost no memory of their
+    own, whatever the stride.
 
-    Raises ValueError if the text is shorter than one window (`context_length` + 1 tokens).
+    Raises ValueError if the text is shorter than one window (`context_length` + 1 tokens), or
+    unless 0 <= `offset` < `stride`.
     """
 
     def __init__(
         self, token_ids: torch.Tensor, context_length: int, stride: int, offset: int = 0
     ) -> None:
-        for name, value, least in (("stride", stride, 1), ("offset", offset, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, not {stride}")
+        if not 0 <= offset < stride:
+            raise ValueError(f"offset must be from 0 to below the stride {stride}, not {offset}")
         self.last_start = len(token_ids) - context_length - 1
         if self.last_start < 0:
             raise ValueError(
@@ -89,15 +92,15 @@ class GPTDataset(Dataset):
         self.token_ids = token_ids
         self.context_length = context_length
         self.stride = stride
-        self.offset = min(offset, self.last_start)
+        self.offset = offset if self.last_start else 0  # there is only one way to cut one window
 
     def __len__(self) -> int:
-        return math.ceil((self.last_start - self.offset) / self.stride) + 1
+        return math.ceil((self.last_start + self.offset) / self.stride) + 1
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not 0 <= i < len(self):
             raise IndexError(f"window {i} of {len(self)}")
-        start = min(self.offset + i * self.stride, self.last_start)
+        start = min(max(0, i * self.stride - self.offset), self.last_start)
         window = self.token_ids[start : start + self.context_length + 1]  # (T + 1,)
         return window[:-1], window[1:]
 
@@ -332,13 +335,13 @@ class GPTModel(nn.Module):
     def _init_weights(self) -> None:
         """Draw the starting weights; the sizes were chosen by measuring.
 
-        Embeddings of size 1 tell tokens and positions apart from the first step on. Small
-        matrices keep the first logits near 0, so that the first loss is near ln(vocab_size). The
-        two matrices of a block that add to x are smaller still, because the sum of all
-        2 * n_layers of them should not outgrow the embeddings (GPT-2, section 2.3).
+        Embeddings of size 1 tell tokens apart from the first step on. Small matrices keep the
+        first logits near 0, so that the first loss is near ln(vocab_size). The two matrices of a
+        block that add to x are smaller still, because the sum of all 2 * n_layers of them should
+        not outgrow the embeddings (GPT-2, section 2.3).
         """
         for name, parameter in self.named_parameters():
-            if name in ("tok_emb.weight", "pos_emb.weight"):
+            if name == "tok_emb.weight":
                 nn.init.normal_(parameter, std=1.0)
             elif name.endswith(("out_proj.weight", "layers.2.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.cfg["n_layers"]))
@@ -346,6 +349,39 @@ class GPTModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        self._look_back()
+
+    def _look_back(self) -> None:
+        """Point the heads of the first block at the tokens 1, 1, 2, 2, 3, 3, ... places back.
+
+        The next token depends on the last few most of all. A model can find that out by itself,
+        and grows such "previous token heads" (Elhage et al. 2021, "A Mathematical Framework for
+        Transformer Circuits"), but it takes most of the training. Here it starts with them.
+
+        The first channels of x say where a token stands, as the hands of clocks that run at
+        different speeds (the sines and cosines of Vaswani et al. 2017, section 3.5); the others
+        say which token it is. A key shows the clocks; a query shows them turned back by the
+        head's distance, so that it matches the key of the token there. Training may change it all.
+        """
+        dim, num_heads = self.cfg["emb_dim"], self.cfg["n_heads"]
+        head_dim = dim // num_heads
+        num_hands = min(head_dim, dim // 4) // 2
+        speeds = 2 * 0.01 ** torch.linspace(0, 1, num_hands)  # 2 to 0.02 radians per token
+        angles = torch.arange(self.cfg["context_length"])[:, None] * speeds  # (T, hands)
+        where = slice(2 * num_hands)
+        self.tok_emb.weight[:, where] = 0
+        nn.init.zeros_(self.pos_emb.weight)
+        self.pos_emb.weight[:, where] = 2 * torch.cat([angles.sin(), angles.cos()], dim=1)
+        att = self.trf_blocks[0].att
+        for head in range(num_heads):
+            rows = slice(head * head_dim, head * head_dim + 2 * num_hands)
+            angle = (head // 2 + 1) * speeds
+            cos, sin = angle.cos().diag(), angle.sin().diag()
+            turn_back = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+            att.W_query.weight[rows, where] = 2 * turn_back
+            att.W_key.weight[rows, where] = 2 * torch.eye(2 * num_hands)
+        for linear in (att.W_value, att.out_proj):  # what is found there keeps its size
+            nn.init.normal_(linear.weight, std=dim**-0.5)
 
 
 # 4. Losses ----------------------------------------------------------------------------------
@@ -453,44 +489,32 @@ def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
 
 
 def spread_loader(token_ids: torch.Tensor, context_length: int, num_windows: int) -> DataLoader:
-    """Return a loader of up to `num_windows` + 1 windows, spread evenly over a text.
-
-    They are always the same, and all among those that an epoch of full windows trains on.
-    """
+    """Return a loader of up to `num_windows` + 1 windows, spread evenly over a text."""
     all_windows = len(GPTDataset(token_ids, context_length, context_length))
     stride = context_length * math.ceil(all_windows / num_windows)
     return create_dataloader(token_ids, context_length, stride=stride)
 
 
 def epoch_loaders(
-    token_ids: torch.Tensor,
-    context_length: int,
-    window_lengths: Sequence[int],
-    batch_tokens: int,
-    seed: int,
+    token_ids: torch.Tensor, context_length: int, batch_size: int, num_epochs: int, seed: int
 ) -> list[DataLoader]:
-    """Return one shuffled loader per epoch, with windows of that epoch's length.
+    """Return one shuffled loader per epoch, each of which cuts the text at another offset.
 
-    A batch holds about `batch_tokens` tokens. Windows shorter than `context_length` are cut at
-    another offset in each epoch; full ones always start at the same tokens. Raises ValueError for
-    a window longer than `context_length`.
+    If windows always began at the same tokens, the model would learn each sentence at one
+    position only, and not know it anywhere else.
     """
     rng = random.Random(seed)
-    loaders = []
-    for length in window_lengths:
-        if not 1 <= length <= context_length:
-            raise ValueError(
-                f"window length {length} must be from 1 to the context_length {context_length}: "
-                "choose other window_lengths"
-            )
-        offset = rng.randrange(length) if length < context_length else 0
-        batch_size, shuffle_seed = max(1, batch_tokens // length), rng.getrandbits(32)
-        loaders.append(
-            create_dataloader(
-                token_ids, length, batch_size, offset=offset, shuffle=True, seed=shuffle_seed
-            )
+    return [
+        create_dataloader(
+            token_ids,
+            context_length,
+            batch_size,
+            offset=rng.randrange(context_length),
+            shuffle=True,
+            seed=rng.getrandbits(32),
         )
-    return loaders
+        for _ in range(num_epochs)
+    ]
 
 
 def train_step(
@@ -528,8 +552,8 @@ def train_model(
     train_ids: torch.Tensor,
     val_ids: torch.Tensor,
     *,
-    window_lengths: Sequence[int] | None = None,
-    batch_tokens: int = 256,
+    num_epochs: int = 6,
+    batch_size: int = 1,
     learning_rate: float = 4e-4,
     warmup_steps: int = 10,
     weight_decay: float = 0.1,
@@ -541,14 +565,11 @@ def train_model(
 ) -> Iterator[TrainRecord]:
     """Train `model` in place; yield a `TrainRecord` before the first step and at each evaluation.
 
-    - `window_lengths`: one number of tokens per epoch (default: two epochs of windows an eighth as
-      long as the context, six of full ones). It is best to begin with short windows (Li et al.
-      2021, https://arxiv.org/abs/2108.06084): among 32 tokens it is easy to find out that the last
-      few matter most, and eight such windows cost no more than one of 256.
-    - `batch_tokens`: tokens per step, rounded down to whole windows, but at least one window.
+    - `num_epochs`, `batch_size`: how often to go through the text, how many windows per step. On
+      so short a text, many small steps get further than a few large ones.
     - `learning_rate`, `warmup_steps`: see `cosine_schedule` and `HEAD_RATE`.
     - `weight_decay`, `max_grad_norm`: see `create_optimizer` and `train_step`.
-    - `evals_per_epoch`, `eval_windows`: how often to evaluate, on how many full windows.
+    - `evals_per_epoch`, `eval_windows`: how often to evaluate, on how many windows of each text.
     - `seed`: decides where windows start and their order; dropout draws from the global state.
     - `on_step(step, num_steps)`: called after every step, for a progress bar.
 
@@ -557,10 +578,8 @@ def train_model(
     step and the learning rate, if the loss is not finite.
     """
     length = model.cfg["context_length"]
-    if window_lengths is None:
-        window_lengths = [max(1, length // 8)] * 2 + [length] * 6
     eval_loaders = [spread_loader(ids, length, eval_windows) for ids in (train_ids, val_ids)]
-    loaders = epoch_loaders(train_ids, length, window_lengths, batch_tokens, seed)
+    loaders = epoch_loaders(train_ids, length, batch_size, num_epochs, seed)
     num_steps = sum(len(loader) for loader in loaders)
     optimizer = create_optimizer(model, weight_decay)
     step = tokens_seen = 0

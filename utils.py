@@ -12,6 +12,7 @@
 Shapes: B rows, T tokens in a row, V tokens in the vocabulary.
 """
 
+import codecs
 import io
 import math
 import os
@@ -69,6 +70,11 @@ def token_ids_to_text(token_ids: torch.Tensor, tokenizer: Encoding) -> str:
             f"token_ids has shape {tuple(token_ids.shape)}; pass one row, such as token_ids[0]"
         )
     return tokenizer.decode(token_ids.tolist())
+
+
+def token_label(token_id: int, tokenizer: Encoding) -> str:
+    """Return a token's text with its spaces as "\u2423" and its line ends as "\\n", to be seen."""
+    return repr(tokenizer.decode([token_id]))[1:-1].replace(" ", "\u2423")
 
 
 # 2. Sampling --------------------------------------------------------------------------------
@@ -239,6 +245,58 @@ def generate(
     return torch.cat([idx.to(model.out_head.weight.device), *(ids for ids, _ in steps)], dim=1)
 
 
+class TokenChoice(NamedTuple):
+    """One generated token: how likely it was, and what else it could have been."""
+
+    token_id: int
+    text: str  # the characters that it completes: none, if it ends within one
+    label: str  # see `token_label`
+    rank: int  # 1 is the likeliest token
+    probability: float  # that the model gave it
+    drawn_with: float  # its probability after temperature, top-k and top-p
+    likeliest: list[tuple[str, float, float]]  # (label, probability, drawn with), best first
+
+
+def stream_choices(
+    model: GPTModel,
+    tokenizer: Encoding,
+    idx: torch.Tensor,
+    max_new_tokens: int,
+    context_size: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    *,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[TokenChoice]:
+    """Yield a `TokenChoice` for each token that `stream` writes after one prompt, idx (1, T).
+
+    Their texts, put together, are what `generate` writes, without half a character at the end.
+    """
+    steps = stream(
+        model, idx, max_new_tokens, context_size, temperature, top_k,
+        top_p=top_p, generator=generator,
+    )  # fmt: skip
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(tokenizer.decode_bytes(idx[0].tolist()))  # it may end within a character, too
+    for ids, logits in steps:
+        token_id = ids.item()
+        text = decoder.decode(tokenizer.decode_single_token_bytes(token_id))
+        before = token_probabilities(logits)[0]  # (V,)
+        after = token_probabilities(logits, temperature, top_k, top_p)[0]
+        top = before.topk(min(5, len(before))).indices
+        labels = [token_label(i, tokenizer) for i in top.tolist()]
+        yield TokenChoice(
+            token_id=token_id,
+            text=text,
+            label=token_label(token_id, tokenizer),
+            rank=1 + int((before > before[token_id]).sum()),
+            probability=before[token_id].item(),
+            drawn_with=after[token_id].item(),
+            likeliest=list(zip(labels, before[top].tolist(), after[top].tolist(), strict=True)),
+        )
+
+
 # 3. The weights file ------------------------------------------------------------------------
 
 
@@ -360,6 +418,22 @@ def _match_length(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:
     return length
 
 
+class StoryPlace(NamedTuple):
+    """Where a copied span stands in the story."""
+
+    paragraph: int  # 1 is the first
+    before: str  # a few words of the story before the span
+    after: str  # and after it
+
+
+def story_place(span: CopiedSpan, story_ids: Sequence[int], tokenizer: Encoding) -> StoryPlace:
+    """Return where in the story a span stands. Paragraphs are divided by an empty line."""
+    before = list(story_ids[: span.story_start])
+    after = list(story_ids[span.story_start + span.length :][:12])
+    paragraph = 1 + tokenizer.decode(before).count("\n\n")
+    return StoryPlace(paragraph, tokenizer.decode(before[-12:]), tokenizer.decode(after))
+
+
 def copied_share(spans: Sequence[CopiedSpan], num_tokens: int) -> float:
     """Return the share, from 0 to 1, of a text's tokens that lie in at least one of the spans."""
     covered = {i for span in spans for i in range(span.start, span.start + span.length)}
@@ -419,7 +493,7 @@ def plot_temperature(
     `logits` has shape (V,). The last group of bars is what all the other tokens have together.
     """
     top = logits.topk(min(num_tokens, len(logits))).indices
-    labels = [repr(tokenizer.decode([i]))[1:-1].replace(" ", "\u2423") for i in top.tolist()]
+    labels = [token_label(i, tokenizer) for i in top.tolist()]
     figure = Figure(figsize=(8, 4), layout="constrained")
     ax = figure.subplots()
     width = 0.8 / len(temperatures)

@@ -14,10 +14,11 @@ from gpt import GPTDataset, create_dataloader, epoch_loaders, split_tokens, spre
     num_tokens=st.integers(2, 200),
     context_length=st.integers(1, 40),
     stride=st.integers(1, 50),
-    offset=st.integers(0, 60),
+    offset=st.integers(0, 49),
 )
 def test_windows(num_tokens, context_length, stride, offset):
     tokens = torch.arange(num_tokens)
+    offset %= stride
     if num_tokens < context_length + 1:
         with pytest.raises(ValueError, match=rf"{num_tokens} tokens.*{context_length + 1}"):
             GPTDataset(tokens, context_length, stride, offset)
@@ -28,8 +29,9 @@ def test_windows(num_tokens, context_length, stride, offset):
         assert torch.equal(targets, inputs + 1)  # shifted by one
     starts = [inputs[0].item() for inputs, _ in windows]
     assert starts == sorted(set(starts))
-    assert starts[0] == min(offset, num_tokens - context_length - 1)
+    assert starts[0] == 0  # the beginning of the text is used
     assert all(b - a <= stride for a, b in pairwise(starts))
+    assert all((start + offset) % stride == 0 for start in starts[1:-1])
     assert windows[-1][1][-1] == num_tokens - 1  # the end of the text is used
 
 
@@ -45,8 +47,9 @@ def test_windows_are_views_of_the_text(stride):
 def test_bad_stride_and_offset():
     with pytest.raises(ValueError, match="stride must be at least 1, not 0"):
         create_dataloader(torch.arange(100), 10, stride=0)
-    with pytest.raises(ValueError, match="offset must be at least 0, not -1"):
-        GPTDataset(torch.arange(100), 10, stride=10, offset=-1)
+    for offset in (-1, 7):
+        with pytest.raises(ValueError, match=f"from 0 to below the stride 7, not {offset}"):
+            GPTDataset(torch.arange(100), 10, stride=7, offset=offset)
 
 
 def test_shuffling_depends_on_the_seed_alone():
@@ -62,23 +65,15 @@ def test_shuffling_depends_on_the_seed_alone():
     assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn from it
 
 
-def test_epochs_of_short_windows_start_at_different_offsets():
-    loaders = epoch_loaders(torch.arange(500), 64, [32] * 6, batch_tokens=64, seed=0)
-    firsts = set()
+def test_each_epoch_reads_the_whole_text_and_starts_its_windows_elsewhere():
+    loaders = epoch_loaders(torch.arange(500), 64, batch_size=2, num_epochs=6, seed=0)
+    grids = set()
     for loader in loaders:
         batches = [inputs for inputs, _ in loader]
         assert max(len(batch) for batch in batches) == 2
-        seen = {i for batch in batches for i in batch.flatten().tolist()}
-        assert set(range(32, 499)) <= seen
-        firsts.add(min(seen))
-    assert len(firsts) > 3
-
-
-def test_epochs_of_full_windows_start_at_the_same_tokens():
-    loaders = epoch_loaders(torch.arange(500), 64, [64] * 3, batch_tokens=64, seed=0)
-    epochs = [[inputs[0, 0].item() for inputs, _ in loader] for loader in loaders]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
-    assert epochs[0] != epochs[1]  # in another order
+        assert set(torch.cat(batches).flatten().tolist()) == set(range(499))
+        grids.add(tuple(sorted(torch.cat(batches)[:, 0].tolist())))
+    assert len(grids) > 4
 
 
 @pytest.mark.parametrize(("num_tokens", "num_windows"), [(33, 4), (100, 4), (4000, 4), (4000, 1)])
@@ -90,7 +85,6 @@ def test_spread_loader_reaches_both_ends(num_tokens, num_windows):
     assert starts[0] == 0
     assert starts[-1] == num_tokens - 33
     assert len(starts) <= num_windows + 1
-    assert all(start % 32 == 0 for start in starts[:-1])  # windows that training sees too
 
 
 def test_split_keeps_every_token_in_order():

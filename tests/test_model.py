@@ -74,6 +74,20 @@ def test_loss_at_the_start_is_that_of_guessing():
     assert loss.item() == pytest.approx(math.log(50257), abs=0.3)
 
 
+def test_a_fresh_model_looks_at_the_last_few_tokens():
+    torch.manual_seed(0)
+    model = GPTModel({**GPT_CONFIG_124M, "vocab_size": 100, "n_layers": 1, "drop_rate": 0.0})
+    ids = torch.randint(100, (1, 256))
+    effect = []  # on the last token's vector, of changing the token so many places back
+    with torch.no_grad():
+        before = model.hidden_states(ids)[0, -1]
+        for distance in range(1, 20):
+            changed = ids.clone()
+            changed[0, -1 - distance] = (changed[0, -1 - distance] + 1) % 100
+            effect.append((model.hidden_states(changed)[0, -1] - before).norm().item())
+    assert min(effect[:6]) > 5 * max(effect[6:])  # 12 heads, two for each distance
+
+
 @pytest.mark.parametrize("pieces", [[16], [1] * 16, [5, 1, 1, 9], [3, 4, 9]])
 def test_cache_gives_the_same_logits_piece_by_piece(tiny_model, pieces):
     ids = torch.randint(61, (3, 16))

@@ -14,7 +14,7 @@ from utils import load_model
 TINY_SHAPE = {"context_length": 64, "emb_dim": 32, "n_heads": 2, "n_layers": 2}
 TINY_PARAMETERS = f"""
 CONFIG = {{**GPT_CONFIG_124M, **{TINY_SHAPE}}}
-WINDOW_LENGTHS = [64, 64]
+NUM_EPOCHS = 2
 """
 
 

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt import GPTModel
-from utils import generate, generate_text_simple, stream, token_probabilities
+from utils import (
+    generate,
+    generate_text_simple,
+    stream,
+    stream_choices,
+    text_to_token_ids,
+    token_ids_to_text,
+    token_label,
+    token_probabilities,
+)
 
 SETTINGS = {
     "temperature": st.floats(0, 1e6) | st.sampled_from([0.0, 1e-300, 1e-313, 1.0, 1e300]),
@@ -188,3 +197,59 @@ def test_bad_arguments(tiny_model, change, message):
 def test_stream_refuses_bad_arguments_when_called(tiny_model):
     with pytest.raises(ValueError, match="top_k"):
         stream(tiny_model, prompt(), 3, 16, temperature=1.0, top_k=-5)
+
+
+@pytest.fixture(scope="module")
+def worded_model():
+    """A tiny model over GPT-2's whole vocabulary: its draws hold every kind of token."""
+    torch.manual_seed(0)
+    return GPTModel({**TINY_CONFIG, "vocab_size": 50257}).eval()
+
+
+def test_choices_are_what_generate_writes(worded_model, tokenizer):
+    idx = text_to_token_ids("The clock", tokenizer)
+    settings = {"temperature": 2.0, "top_k": 40_000, "top_p": 0.99}
+    choices = list(
+        stream_choices(worded_model, tokenizer, idx, 200, 16, **settings, generator=seeded())
+    )
+    ids = generate(worded_model, idx, 200, 16, **settings, generator=seeded())[0, idx.size(1) :]
+    assert [choice.token_id for choice in choices] == ids.tolist()
+    text = "".join(choice.text for choice in choices)
+    assert token_ids_to_text(ids, tokenizer).rstrip("\ufffd") == text.rstrip("\ufffd")
+
+
+def test_a_character_comes_with_the_token_that_completes_it(worded_model, tokenizer, monkeypatch):
+    clock = tokenizer.encode("\U0001f570")  # one character, several tokens
+    assert len(clock) > 1
+    planned = [*clock, 13, *clock[:1]]
+    logits = torch.zeros(1, 50257)
+    steps = iter([(torch.tensor([[i]]), logits) for i in planned])
+    monkeypatch.setattr("utils.stream", lambda *args, **kwargs: steps)
+    choices = stream_choices(worded_model, tokenizer, torch.tensor([[1]]), 9, 16)
+    texts = [choice.text for choice in choices]
+    assert texts == [*[""] * (len(clock) - 1), "\U0001f570", ".", ""]
+
+
+def test_a_character_begun_in_the_prompt_is_completed(worded_model, tokenizer, monkeypatch):
+    *begun, end = tokenizer.encode("\U0001f570")
+    step = (torch.tensor([[end]]), torch.zeros(1, 50257))
+    monkeypatch.setattr("utils.stream", lambda *args, **kwargs: iter([step]))
+    (choice,) = stream_choices(worded_model, tokenizer, torch.tensor([begun]), 1, 16)
+    assert choice.text == "\U0001f570"
+
+
+def test_odds_of_a_choice(worded_model, tokenizer):
+    idx = text_to_token_ids("The clock", tokenizer)
+    settings = {"temperature": 0.7, "top_k": 3}
+    (choice,) = stream_choices(worded_model, tokenizer, idx, 1, 16, **settings, generator=seeded())
+    ((next_ids, logits),) = stream(worded_model, idx, 1, 16, **settings, generator=seeded())
+    before, after = logits.softmax(-1)[0], token_probabilities(logits, **settings)[0]
+    order = before.argsort(descending=True).tolist()
+    assert choice.token_id == next_ids.item()
+    assert order[choice.rank - 1] == choice.token_id
+    assert choice.probability == pytest.approx(before[choice.token_id].item())
+    assert choice.drawn_with == pytest.approx(after[choice.token_id].item())
+    labels = [token_label(i, tokenizer) for i in order[:5]]
+    assert [label for label, *_ in choice.likeliest] == labels
+    assert [odds[0] for _, *odds in choice.likeliest] == pytest.approx(before[order[:5]].tolist())
+    assert [odds[1] for _, *odds in choice.likeliest] == pytest.approx(after[order[:5]].tolist())

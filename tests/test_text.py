@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import accumulate
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from utils import (
     plot_losses,
     plot_temperature,
     read_text,
+    story_place,
     text_to_token_ids,
     token_ids_to_text,
+    token_label,
 )
 
 
@@ -71,6 +74,26 @@ def test_bad_story(tmp_path, content, message):
     (tmp_path / "story.txt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"story\.txt {message}|story\.txt is {message}"):
         read_text(tmp_path / "story.txt")
+
+
+def test_token_label_shows_what_cannot_be_seen(tokenizer):
+    (space, line, word) = (tokenizer.encode(text)[0] for text in (" ", "\n", " the"))
+    assert [token_label(i, tokenizer) for i in (space, line, word)] == ["␣", "\\n", "␣the"]
+
+
+def test_story_place(story, tokenizer):
+    story_ids = tokenizer.encode(story)
+    starts = [0, *accumulate(len(tokenizer.decode([i])) for i in story_ids)]  # in characters
+    character = 0
+    for number, paragraph in enumerate(story.split("\n\n"), start=1):
+        start = starts.index(character)
+        place = story_place(CopiedSpan(0, 3, start), story_ids, tokenizer)
+        assert place.paragraph == number
+        around = place.before + tokenizer.decode(story_ids[start : start + 3]) + place.after
+        assert around in story[max(0, character - 100) : character + 100]
+        assert len(around) > 15
+        character += len(paragraph) + 2
+    assert number > 50
 
 
 def test_copied_spans_by_hand():

@@ -23,7 +23,7 @@ TEXT = torch.arange(400) * 7 % 61  # each token follows from the one before it
 
 def train(model, **settings):
     torch.manual_seed(0)  # for dropout
-    settings = {"window_lengths": [8, 16], "batch_tokens": 16, "warmup_steps": 3} | settings
+    settings = {"num_epochs": 2, "warmup_steps": 3} | settings
     return train_model(model, TEXT[:300], TEXT[300:], **settings)
 
 
@@ -71,8 +71,8 @@ def test_records():
     records = list(
         train(
             model,
-            window_lengths=[8, 16, 16],
-            batch_tokens=32,
+            num_epochs=3,
+            batch_size=2,
             on_step=lambda *numbers: steps.append(numbers),
         )
     )
@@ -103,7 +103,7 @@ def test_overfits_one_batch():
     torch.manual_seed(0)
     model = GPTModel(TINY_CONFIG)
     ids = torch.randint(61, (17,))
-    settings = {"window_lengths": [16] * 150, "learning_rate": 3e-3, "evals_per_epoch": 1}
+    settings = {"num_epochs": 150, "learning_rate": 3e-3, "evals_per_epoch": 1}
     *_, last = train_model(model, ids, ids, **settings)
     assert last.train_loss < 0.05
 
@@ -150,11 +150,6 @@ def test_text_too_short_to_train_on():
     model = GPTModel(TINY_CONFIG)
     with pytest.raises(ValueError, match=r"16 tokens.* needs? 17"):
         next(train_model(model, TEXT[:16], TEXT))
-
-
-def test_window_longer_than_the_context():
-    with pytest.raises(ValueError, match=r"window length 17 must be from 1 to .* 16"):
-        next(train(GPTModel(TINY_CONFIG), window_lengths=[16, 17]))
 
 
 def test_weight_decay_is_for_matrices_only(tiny_model):

@@ -134,7 +134,7 @@ def test_trained_model_writes_the_same_after_reloading(tmp_path):
     torch.manual_seed(0)
     text = torch.arange(300) * 7 % 61
     model = GPTModel(TINY_CONFIG)
-    list(train_model(model, text, text, window_lengths=[16] * 40, learning_rate=3e-3))
+    list(train_model(model, text, text, num_epochs=40, learning_rate=3e-3))
     save_weights(model, tmp_path / "w.pth")
     loader = create_dataloader(text, 16)
     before = calc_loss_loader(loader, model)
