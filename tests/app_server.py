@@ -1,0 +1,206 @@
+"""For the tests: the web app, running in a copy of the project, and people who use it."""
+
+import asyncio
+import html
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import socketio
+from conftest import ROOT
+
+WEIGHTS = "pretrain-story-model.pth"
+
+# The app itself. It leaves the number of tokens that the model has written in the file "count",
+# and shows the text of the file "say" in place of the model's, if there is one.
+COUNTED = """
+import app
+from pathlib import Path
+
+count, write, say = 0, app.stream_choices, Path("say")
+
+def counted(*args, **kwargs):
+    global count
+    text = say.read_text() if say.exists() else None
+    for i, choice in enumerate(write(*args, **kwargs)):
+        count += 1
+        Path("count").write_text(str(count))
+        yield choice if text is None else choice._replace(text=text[4 * i : 4 * i + 4])
+
+app.stream_choices = counted
+"""
+
+
+class Server:
+    """The app, running in `folder` and answering at `url`."""
+
+    def __init__(self, folder: Path, url: str, process: subprocess.Popen) -> None:
+        self.folder, self.url, self.process = folder, url, process
+
+    def tokens(self) -> int:
+        """Return how many tokens the model has written since the start."""
+        count = self.folder / "count"
+        return int(count.read_text()) if count.exists() else 0
+
+    def memory(self) -> float:
+        """Return the memory of the process, in MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1000
+
+    def post(self, path: str, payload: Any) -> int:
+        """Return the status of a POST request."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(payload).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            return urllib.request.urlopen(request, timeout=60).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+
+@contextmanager
+def running_app(
+    folder: Path, weights: Path | None = ROOT / WEIGHTS, more: str = "", **environment: str
+) -> Iterator[Server]:
+    """Copy what git tracks of the app into `folder`, run it there, and stop it at the end.
+
+    `more` is Python to put at the end of app.py.
+    """
+    for name in ("app.py", "gpt.py", "utils.py", "chainlit.md", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("dataset", "public"):
+        shutil.copytree(ROOT / name, folder / name)
+    with (folder / "app.py").open("a") as app:
+        app.write(more)
+    (folder / ".chainlit").mkdir()
+    shutil.copy(ROOT / ".chainlit" / "config.toml", folder / ".chainlit")
+    (folder / "counted.py").write_text(COUNTED)
+    if weights:
+        (folder / WEIGHTS).symlink_to(weights)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "chainlit", "run", "counted.py", "-h", "--port", str(port)]
+    environment = {**os.environ, "CHAINLIT_APP_ROOT": str(folder), **environment}
+    with (folder.parent / f"{folder.name}.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            wait_for(url, process)
+            yield Server(folder, url, process)
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    """Return when the app answers; fail if it ends or does not answer within a minute."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url + "/health", timeout=5) as response:
+                assert json.load(response) == {"status": "ok"}
+                return
+        except OSError:
+            assert process.poll() is None, "the app has ended"
+            assert time.monotonic() < deadline, "the app does not answer"
+            time.sleep(0.1)
+
+
+class Person:
+    """Somebody at the page, over socket.io. `async with Person(server) as person: ...`"""
+
+    def __init__(self, server: Server, cookie: str = "") -> None:
+        self.server, self.headers = server, {"Cookie": cookie}
+        self.session = str(uuid.uuid4())
+        self.client = socketio.AsyncClient(reconnection=False)
+        self.client.on("*", self._receive)
+        self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+
+    async def _receive(self, event: str, data: Any = None) -> None:
+        await self.events.put((event, data))
+
+    async def __aenter__(self) -> "Person":
+        auth = {"sessionId": self.session, "clientType": "webapp"}
+        await self.client.connect(
+            self.server.url, self.headers, auth=auth, socketio_path="/ws/socket.io"
+        )
+        await self.client.emit("connection_successful")
+        await self.expect("chat_settings")
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.client.disconnect()
+
+    async def expect(self, *names: str) -> tuple[str, Any]:
+        """Return the next event of one of these names, with its data."""
+        while True:
+            event, data = await asyncio.wait_for(self.events.get(), timeout=120)
+            if event in names:
+                return event, data
+
+    async def set(self, **settings: Any) -> None:
+        """Change settings, as the page's Confirm button does."""
+        await self.client.emit("chat_settings_change", settings)
+
+    async def send(self, opening: Any, edit: bool = False) -> None:
+        """Send an opening; or edit the last one."""
+        if not edit:
+            self.message_id = str(uuid.uuid4())
+        message = {
+            "id": self.message_id, "createdAt": "2026-01-01T00:00:00Z", "output": opening,
+            "name": "User", "type": "user_message",
+        }  # fmt: skip
+        event = "edit_message" if edit else "client_message"
+        await self.client.emit(event, {"message": message, "fileReferences": []})
+
+    async def press(self, action: dict[str, Any]) -> int:
+        """Press a button below a text; return the status of the answer, which comes at the end."""
+        request = {"sessionId": self.session, "action": action}
+        return await asyncio.to_thread(self.server.post, "/project/action", request)
+
+    async def text(self) -> "Written":
+        """Wait for a text to be finished, with all that stands below it."""
+        shown, inside, buttons = None, None, {}
+        while shown is None or inside is None or len(buttons) < 3:
+            event, data = await self.expect("update_message", "new_message", "element", "action")
+            if event == "new_message":
+                assert not data["isError"], data["output"]
+            elif event == "update_message":
+                shown = as_shown(data["output"])
+            elif event == "action":
+                buttons[data["name"]] = data
+            elif data["name"] == "LookInside":
+                inside = data["props"]
+        return Written(shown, inside, buttons)
+
+    async def error(self) -> str:
+        """Wait for an error message; return its text."""
+        while True:
+            _, data = await self.expect("new_message")
+            if data["isError"]:
+                return as_shown(data["output"])
+
+
+class Written(NamedTuple):
+    """A text on the page: as shown, what is inside, and the buttons below it, by name."""
+
+    text: str
+    inside: dict[str, Any]
+    buttons: dict[str, dict[str, Any]]
+
+
+def as_shown(markdown: str) -> str:
+    """Return what the page shows for the Markdown of `as_markdown` (tests/test_page.py sees it)."""
+    return html.unescape(markdown.replace("[](#)", ""))

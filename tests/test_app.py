@@ -1,0 +1,322 @@
+"""The web app over socket.io, with the shipped weights: many people, bad input, no weights."""
+
+import asyncio
+import re
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+import socketio
+import tiktoken
+import torch
+from app_server import WEIGHTS, Person, running_app
+from conftest import ROOT
+
+from utils import generate, load_model, text_to_token_ids, token_ids_to_text
+
+OPENING = "On Thursday there was fog."
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running_app(tmp_path_factory.mktemp("app")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(ROOT / WEIGHTS)
+
+
+def expected(model, opening, count, seed, temperature=0.8, top_k=50, top_p=None):
+    """Return what `generate` writes after an opening."""
+    tokenizer = tiktoken.get_encoding("gpt2")
+    prompt = text_to_token_ids(opening, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    ids = generate(model, prompt, count, 256, temperature, top_k, top_p=top_p, generator=generator)
+    return token_ids_to_text(ids[0, prompt.size(1) :], tokenizer)
+
+
+def test_twenty_people_at_once_each_get_their_own_text(server, model):
+    openings = [f"{OPENING} {i}" for i in range(20)]
+
+    async def one(i):
+        async with Person(server) as person:
+            await person.set(max_new_tokens=12, seed=str(i), temperature=1.2, top_p=0.95)
+            loop = asyncio.get_running_loop()
+            start = loop.time()
+            await person.send(openings[i])
+            await person.expect("stream_start")
+            first = loop.time() - start
+            return first, await person.text()
+
+    async def everybody():
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        results = await asyncio.gather(*(one(i) for i in range(20)))
+        return results, 20 * 12 / (loop.time() - start)
+
+    results, speed = asyncio.run(everybody())
+    for i, (_, written) in enumerate(results):
+        assert written.text == expected(model, openings[i], 12, i, temperature=1.2, top_p=0.95)
+        assert "".join(token["text"] for token in written.inside["tokens"]) == written.text
+        assert written.inside["facts"][0] == "12 tokens"
+        assert f"seed {i}" in written.inside["facts"]
+    slowest = max(first for first, _ in results)
+    print(f"20 people: slowest first token {slowest:.2f} s, {speed:.1f} tokens per second in all")
+
+
+def test_one_person_alone(server):
+    async def one():
+        async with Person(server) as person:
+            await person.set(max_new_tokens=1)
+            times = []
+            for _ in range(5):
+                start = asyncio.get_running_loop().time()
+                await person.send("Everyone knew who the Babbingtons were.")
+                await person.expect("stream_start")
+                times.append(asyncio.get_running_loop().time() - start)
+                await person.text()
+            return sorted(times)
+
+    print(f"first token after {asyncio.run(one())[2]:.2f} s (median of 5)")
+
+
+def test_whoever_leaves_in_the_middle_frees_the_turn(server):
+    async def scene():
+        before = server.tokens()
+        async with Person(server) as stayer, Person(server) as leaver:
+            await leaver.set(max_new_tokens=500)
+            await leaver.send(OPENING)
+            for _ in range(5):
+                await leaver.expect("stream_start", "stream_token")
+            await leaver.client.disconnect()
+            await stayer.set(max_new_tokens=20)
+            await stayer.send(OPENING)
+            await stayer.text()
+            return server.tokens() - before
+
+    written = asyncio.run(scene())
+    assert 25 <= written < 35  # 5 and 20, and a few until the server knows that one has left
+
+
+@pytest.mark.parametrize("how", ["opening", "button", "edit"])
+def test_stop_stops_the_model(server, how):
+    async def scene():
+        async with Person(server) as person:
+            await person.set(max_new_tokens=2)
+            await person.send(OPENING)
+            first = await person.text()
+            await person.set(max_new_tokens=500)
+            before = server.tokens()
+            if how == "button":
+                press = asyncio.create_task(person.press(first.buttons["continue"]))
+            else:
+                await person.send(OPENING, edit=how == "edit")
+            for _ in range(5):
+                await person.expect("stream_start", "stream_token")
+            await person.client.emit("stop")
+            inside = (await person.text()).inside
+            if how == "button":
+                assert await press == 200
+            stopped_at = server.tokens()
+            await person.set(max_new_tokens=10)
+            await person.send(OPENING)
+            await person.text()
+            return stopped_at - before, inside, server.tokens() - stopped_at
+
+    written, inside, afterwards = asyncio.run(scene())
+    assert written < 15
+    assert inside["facts"][-1] == "stopped"
+    assert inside["facts"][0] == f"{len(inside['tokens'])} tokens"
+    assert afterwards == 10  # nothing of the stopped text is still being written
+
+
+def test_continue_and_again(server, model):
+    async def scene():
+        async with Person(server) as person:
+            await person.set(max_new_tokens=8, seed="7")
+            await person.send(OPENING)
+            texts = [await person.text()]
+            for name in ("continue", "again"):
+                press = asyncio.create_task(person.press(texts[0].buttons[name]))
+                texts.append(await person.text())
+                assert await press == 200
+            return texts
+
+    first, more, again = asyncio.run(scene())
+    assert first.text == expected(model, OPENING, 8, 7)
+    assert more.text == expected(model, OPENING + first.text, 8, 7)
+    (seed,) = (int(fact.split()[1]) for fact in again.inside["facts"] if fact.startswith("seed"))
+    assert seed != 7
+    assert again.text == expected(model, OPENING, 8, seed)
+
+
+BAD_OPENINGS = {
+    "2 MB": "The clock struck nine. " * 90_000,
+    "1 MB in one word": "a" * 2**20,
+    "one space": " ",
+    "emoji": "\U0001f570\ufe0f\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "special token": "<|endoftext|>",
+    "script": "<script>document.title = 'run'</script><img src=x onerror=alert(1)>",
+    "markdown": "# *The* _clock_ [link](javascript:alert(1)) `code` ![](http://a.example/x.png)",
+    "a surrogate": "clock \ud800",
+    "control characters": "clock\x00\x07\x1b[31m",
+    "nothing": None,
+    "a number": 5,
+    "a list": ["clock"],
+    "an object": {"clock": 1},
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPENINGS)
+def test_any_opening_is_gone_on_with(server, name):
+    async def scene():
+        async with Person(server) as person:
+            await person.set(max_new_tokens=3)
+            await person.send(BAD_OPENINGS[name])
+            return (await person.text()).inside
+
+    inside = asyncio.run(scene())
+    assert len(inside["tokens"]) == 3
+    assert any("cropped" in fact for fact in inside["facts"]) == ("MB" in name)
+
+
+def test_an_empty_opening_is_answered(server):
+    async def scene():
+        async with Person(server) as person:
+            await person.set(max_new_tokens=2)
+            await person.send("")
+            answer = await person.error()
+            await person.send(OPENING)  # the server is still there
+            return answer, await person.text()
+
+    answer, _ = asyncio.run(scene())
+    assert answer == "Type the beginning of a text first: a word is enough."
+
+
+ANY_SETTINGS = {  # what comes from the page: what is made of it
+    "wrong types": (
+        {"temperature": "hot", "top_k": None, "top_p": [], "max_new_tokens": "3", "seed": {"a": 1}},
+        ["3 tokens", "temperature 0.8", "top-k 50"],
+    ),
+    "too low": (
+        {"temperature": -5, "top_k": -1, "top_p": -1, "max_new_tokens": -3, "seed": "-1"},
+        ["1 tokens", "temperature 0", "top-p 0.05"],
+    ),
+    "too high": (
+        {"temperature": 1e99, "top_k": 1e99, "top_p": 7, "max_new_tokens": 1, "seed": "9" * 29},
+        ["1 tokens", "temperature 5", "top-k 200", f"seed {int('9' * 29) % 2**63}"],
+    ),
+    "not finite": (
+        {"temperature": float("nan"), "top_k": float("inf"), "max_new_tokens": 0, "seed": "x"},
+        ["1 tokens", "temperature 0.8", "top-k 200"],
+    ),
+    "missing": ({"unknown": 1, "max_new_tokens": "2"}, ["2 tokens", "temperature 0.8"]),
+}
+
+
+@pytest.mark.parametrize("name", ANY_SETTINGS)
+def test_settings_of_any_kind(server, name):
+    settings, made = ANY_SETTINGS[name]
+
+    async def scene():
+        async with Person(server) as person:
+            await person.set(**settings)
+            await person.send(OPENING)
+            return (await person.text()).inside["facts"]
+
+    facts = asyncio.run(scene())
+    assert set(made) <= set(facts)
+    assert sum(fact.startswith("seed ") for fact in facts) == 1
+
+
+def test_forged_buttons(server):
+    async def scene():
+        async with Person(server) as person, Person(server) as other:
+            await other.set(max_new_tokens=1)
+            await other.send(OPENING)
+            foreign = (await other.text()).buttons["continue"]["payload"]
+            for payload in ({}, {"text": None}, {"text": ["x"]}, {"text": {"a": 1}}, foreign):
+                press = asyncio.create_task(person.press({"name": "continue", "payload": payload}))
+                assert (await person.error()).startswith("This text is no longer known here")
+                assert await press == 200
+            return await person.press({"name": "delete everything", "payload": {}})
+
+    assert asyncio.run(scene()) == 404
+
+
+def test_memory_does_not_grow(server):
+    async def requests(count):
+        async with Person(server) as person:
+            await person.set(max_new_tokens=4)
+            for _ in range(count):
+                await person.send(OPENING)
+                await person.text()
+
+    asyncio.run(requests(40))
+    before = server.memory()
+    for _ in range(4):
+        asyncio.run(requests(50))
+    print(f"memory: {before:.0f} MB, after 200 more texts {server.memory():.0f} MB")
+    assert server.memory() < before + 25
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_without_weights_the_page_says_what_to_do(tmp_path, damage):
+    weights = None
+    if damage == "cut":
+        weights = tmp_path / WEIGHTS
+        weights.write_bytes((ROOT / WEIGHTS).read_bytes()[:100_000])
+    folder = tmp_path / "app"
+    folder.mkdir()
+
+    async def scene(server):
+        async with Person(server) as person:
+            at_the_start = await person.error()
+            await person.send(OPENING)
+            return at_the_start, await person.error()
+
+    with running_app(folder, weights) as server:
+        for answer in asyncio.run(scene(server)):
+            assert WEIGHTS in answer
+            assert "jupyter nbconvert --to notebook --execute --inplace pretrain.ipynb" in answer
+
+
+def test_the_password_of_the_readme(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(import hmac.*?)```", readme, re.DOTALL)
+    folder = tmp_path / "app"
+    folder.mkdir()
+    secret = {"APP_PASSWORD": "seven minutes", "CHAINLIT_AUTH_SECRET": "s" * 64}
+
+    def log_in(server, password):
+        form = urllib.parse.urlencode({"username": "sam", "password": password}).encode()
+        with urllib.request.urlopen(server.url + "/login", form, timeout=60) as answer:
+            return answer.headers["Set-Cookie"].split(";")[0]
+
+    async def visit(server, cookie=""):
+        async with Person(server, cookie):
+            pass
+
+    with running_app(folder, more="\n" + snippet, **secret) as server:
+        with pytest.raises(socketio.exceptions.ConnectionError):
+            asyncio.run(visit(server))
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            log_in(server, "eight minutes")
+        refused.value.close()
+        asyncio.run(visit(server, log_in(server, "seven minutes")))
+
+
+def test_nothing_that_the_app_makes_is_left_for_git(server):
+    (server.folder / ".git" / "info").mkdir(parents=True)
+    (server.folder / ".git" / "info" / "exclude").write_text("counted.py\ncount\n*.pth\n")
+    made = subprocess.run(
+        "git init -q && git add app.py gpt.py utils.py chainlit.md dataset public .gitignore"
+        " .chainlit/config.toml && git status --porcelain --untracked-files=all",
+        shell=True, cwd=server.folder, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert (server.folder / ".files").exists()  # it has made some
+    assert [line for line in made.splitlines() if not line.startswith("A ")] == []

@@ -1,0 +1,207 @@
+"""The web app's page in a real browser, with the shipped weights and every other host blocked.
+
+Needs Chromium: Debian's, or the one of `playwright install chromium`. With PAGE_PICTURES=folder in the environment,
+pictures of the page are left in that folder.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from app_server import running_app
+from playwright.sync_api import Page, expect, sync_playwright
+
+expect.set_options(timeout=60_000)
+
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running_app(tmp_path_factory.mktemp("app")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        path = shutil.which("chromium")  # None: Playwright's own
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(server, browser):
+    """Return a function that opens the page in a browser window of its own."""
+    contexts = []
+
+    def open_page(size="desktop", theme="light") -> Page:
+        width, height = SIZES[size]
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=theme,
+            has_touch=size == "phone",
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.set_default_timeout(60_000)
+        page.goto(server.url)
+        expect(page.locator("#starters button")).to_have_count(4, timeout=60_000)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def picture(page: Page, name: str) -> None:
+    if folder := os.environ.get("PAGE_PICTURES"):
+        page.wait_for_timeout(400)  # let the page's animations end
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def text_of(message) -> str:
+    return message.locator('[role="article"]').first.text_content()
+
+
+def set_slider(page: Page, name: str, key: str, presses: int = 1) -> None:
+    thumb = page.locator(f"#{name} [role=slider]")
+    for _ in range(presses):
+        thumb.press(key)
+
+
+def open_settings(page: Page) -> None:
+    if not page.locator("#confirm-sidebar").is_visible():
+        page.locator("#chat-settings-header-button, #chat-settings-open-modal").first.click()
+    expect(page.locator("#confirm-sidebar")).to_be_visible()
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_visit(server, open_page, size, theme):
+    page = open_page(size, theme)
+    expect(page.locator("#welcome-screen")).to_contain_text("It does not answer")
+    picture(page, f"start-{size}-{theme}")
+    page.locator("#starters button").first.click()
+    answer = page.locator(".ai-message").last
+    expect(answer.locator(".look-facts")).to_contain_text("120 tokens")
+    expect(page.locator('[data-step-type="user_message"]')).to_have_text(
+        "Everyone knew who the Babbingtons were."
+    )
+    written = text_of(answer)
+    assert len(written) > 200
+
+    answer.locator(".look-odds").click()
+    tokens = answer.get_by_role("group", name="The tokens of the text").get_by_role("button")
+    expect(tokens).to_have_count(120)
+    tokens.nth(5).click()
+    details = answer.locator(".look-details")
+    expect(details).to_contain_text(re.compile(r"had (\d|<).* %, rank \d+; after the settings"))
+    expect(details.locator("tbody tr")).to_have_count(5)
+    before = details.inner_text()
+    page.keyboard.press("ArrowRight")  # by keyboard, too
+    expect(tokens.nth(6)).to_be_focused()
+    expect(details).not_to_have_text(before)
+    picture(page, f"odds-{size}-{theme}")
+
+    answer.locator(".look-copied").click()
+    runs = answer.get_by_role("group", name="The text, with its copied runs").get_by_role("button")
+    expect(answer).to_contain_text(re.compile(r"\d+ % of the tokens stand in the story"))
+    runs.first.focus()
+    expect(answer.locator(".look-details")).to_contain_text(
+        re.compile(r"\d+ tokens, from paragraph \d+ of the story")
+    )
+    picture(page, f"copied-{size}-{theme}")
+
+    answer.get_by_role("button", name="Next token").click()
+    chart = page.locator("img.inline-image")
+    expect(chart).to_be_visible()
+    page.wait_for_function("document.querySelector('img.inline-image').naturalWidth > 500")
+    chart.scroll_into_view_if_needed()
+    picture(page, f"next-token-{size}-{theme}")
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0, "the page scrolls sideways"
+    assert page.errors == []
+
+
+def test_streaming_stop_continue_again_and_edit(server, open_page):
+    page = open_page()
+    open_settings(page)
+    set_slider(page, "max_new_tokens", "End")
+    page.locator("#seed").fill("11")
+    picture(page, "settings-desktop-light")
+    page.locator("#confirm-sidebar").click()
+    page.locator("#chat-input").fill("The old clock")
+    page.locator("#chat-submit").click()
+    answer = page.locator(".ai-message").first
+    seen = []
+    for _ in range(3):  # it grows while it is written
+        page.wait_for_function(
+            "length => (document.querySelector('.ai-message [role=article]')?.textContent ?? '')"
+            ".length > length",
+            arg=len(seen[-1]) if seen else 0,
+        )
+        seen.append(text_of(answer))
+    assert seen[0] != seen[1] != seen[2]
+    page.locator("#stop-button").click()
+    expect(answer.locator(".look-facts")).to_contain_text("stopped")
+    expect(answer.locator(".look-facts")).to_contain_text("seed 11")
+    expect(page.locator(".ai-message")).to_have_count(1)
+    stopped_at = server.tokens()
+    assert stopped_at < 500
+
+    open_settings(page)
+    set_slider(page, "max_new_tokens", "Home")
+    set_slider(page, "max_new_tokens", "ArrowRight", 4)
+    page.locator("#confirm-sidebar").click()
+    answer.get_by_role("button", name="Continue").click()
+    facts = page.locator(".look-facts")
+    expect(facts).to_have_count(2)
+    expect(facts.last).to_contain_text("5 tokens")
+    assert server.tokens() == stopped_at + 5  # the stopped text was not written on
+    answer.get_by_role("button", name="Again").click()
+    expect(facts).to_have_count(3)
+
+    opening = page.locator('[data-step-type="user_message"]')
+    opening.hover()
+    opening.locator(".edit-message").click()
+    page.locator("#edit-chat-input").fill("On Thursday there was")
+    page.locator(".confirm-edit").click()
+    expect(opening).to_have_text("On Thursday there was")
+    expect(facts).to_have_count(1)
+    assert page.errors == []
+
+
+HOSTILE = """# *Clock* <b>bold</b> <script>document.title = "taken"</script>
+<img src=x onerror="document.title = 'taken'">
+    four spaces  and   three, a_b_c ~~d~~, `code`, [a](javascript:alert(1)), www.example.com
+1. :Name &amp; \\* | a | b |
+
+\ttab, caf\u00e9 \U0001f570 the end"""
+
+
+def test_text_is_shown_as_it_is(server, open_page):
+    page = open_page()
+    say = server.folder / "say"  # what the model seems to write, see app_server.py
+    say.write_text(HOSTILE)
+    try:
+        page.locator("#chat-input").fill(HOSTILE)
+        page.locator("#chat-submit").click()
+        expect(page.locator(".look-facts")).to_be_visible()
+    finally:
+        say.unlink()
+    assert page.locator('[data-step-type="user_message"] pre').text_content() == HOSTILE
+    assert text_of(page.locator(".ai-message")) == HOSTILE
+    page.locator(".look-odds").click()
+    tokens = page.get_by_role("group", name="The tokens of the text")
+    assert tokens.text_content().replace("\u21b5", "") == HOSTILE
+    assert (
+        page.locator(".ai-message [role=article]").locator("img, script, b, a:visible").count() == 0
+    )
+    assert page.title() != "taken"
