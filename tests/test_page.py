@@ -1,7 +1,7 @@
 """The web app's page in a real browser, with the shipped weights and every other host blocked.
 
-Needs Chromium: Debian's, or the one of `playwright install chromium`. With PAGE_PICTURES=folder in the environment,
-pictures of the page are left in that folder.
+Needs Chromium: Debian's, or the one of `playwright install chromium`. With PAGE_PICTURES=folder in
+the environment, pictures of the page are left in that folder.
 """
 
 import os
