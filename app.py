@@ -4,8 +4,9 @@
 
 From top to bottom: settings, writing token by token, looking inside, and the events of the page.
 
-One thread (`pool`) does all the work of the model, one token at a time. So people take turns token
-by token, the page never freezes, and a text that is stopped costs at most one token more.
+One thread (`model_thread`) does all the work of the model, one token at a time. So people take
+turns token by token, the page never freezes, and a text that is stopped costs at most one token
+more. What else takes long has another thread (`side_thread`).
 """
 
 import asyncio
@@ -16,16 +17,20 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, wraps
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import chainlit as cl
 import tiktoken
 import torch
+from chainlit.chat_context import chat_contexts
 from chainlit.input_widget import Slider, TextInput
 from chainlit.logger import logger
 from chainlit.server import sio
+from chainlit.session import ws_sessions_id
+from chainlit.user_session import user_sessions
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from utils import (
@@ -42,28 +47,31 @@ from utils import (
 )
 
 ROOT = Path(__file__).parent
-CONTEXT = GPT_CONFIG_124M["context_length"]
-MAX_OPENING = 50_000  # characters: more than the last 256 tokens can have
+STORY = ROOT / "dataset" / "story.txt"
+WEIGHTS = ROOT / "pretrain-story-model.pth"
+CONFIG = GPT_CONFIG_124M
+CONTEXT = CONFIG["context_length"]
+MAX_OPENING = 50_000  # characters: more than the model's context can have
 MAX_TEXTS = 50  # that a person can come back to with the buttons below them
 
 tokenizer = tiktoken.get_encoding("gpt2")
-story_ids = tokenizer.encode(read_text(ROOT / "dataset" / "story.txt"))
-pool = ThreadPoolExecutor(max_workers=1)
+story_ids = tokenizer.encode(read_text(STORY))
+model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+sio.eio.max_http_buffer_size = 10**7  # bytes; beyond it, an opening would end the connection
 
 
 @cache  # one model in memory; an error is not kept, so the next call tries again
-def the_model() -> GPTModel:
+def load() -> GPTModel:
     """Return the trained model. Raises OSError or ValueError if it cannot be loaded."""
-    return load_model(ROOT / "pretrain-story-model.pth")
+    return load_model(WEIGHTS, CONFIG)
 
 
-async def in_pool(function: Callable, *args: Any) -> Any:
-    """Return `function(*args)`, run by the model's thread when its turn comes."""
-    return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+async def run_in(thread: ThreadPoolExecutor, function: Callable, *args: Any) -> Any:
+    """Return `function(*args)`, run by `thread` when its turn comes."""
+    return await asyncio.get_running_loop().run_in_executor(thread, function, *args)
 
 
-pool.submit(the_model)  # at once, so that the first person need not wait for it
-sio.eio.max_http_buffer_size = 10**7  # bytes; beyond it, an opening would end the connection
+side_thread.submit(load)  # at once, so that the first person need not wait for it
 
 # 1. Settings --------------------------------------------------------------------------------
 
@@ -99,11 +107,12 @@ def read_number(raw: dict[str, Any], name: str) -> float:
     return usual if math.isnan(value) else min(max(value, low), high)
 
 
-def read_settings(raw: dict[str, Any]) -> Settings:
-    """Return valid settings from what the page sent, whatever that is."""
+def read_settings(new_seed: bool = False) -> Settings:
+    """Return valid settings from what the page has sent, whatever that is."""
+    raw = cl.user_session.get("chat_settings")
     top_k, top_p = round(read_number(raw, "top_k")), read_number(raw, "top_p")
     seed = str(raw.get("seed")).strip()
-    if not re.fullmatch("[0-9]{1,30}", seed):
+    if new_seed or not re.fullmatch("[0-9]{1,30}", seed):
         seed = secrets.randbelow(2**32)
     return Settings(
         temperature=read_number(raw, "temperature"),
@@ -128,21 +137,27 @@ async def send_settings() -> None:
 # 2. Writing ---------------------------------------------------------------------------------
 
 
+@dataclass
 class Text:
-    """A text in the making: an opening, and what the model has written after it so far."""
+    """A text in the making."""
 
-    def __init__(self, opening: list[int], settings: Settings) -> None:
-        self.opening = opening  # token ids
-        self.settings = settings
-        self.choices: list[TokenChoice] = []
-        self.stopped = False
+    opening: list[int] = field(default_factory=list)  # token ids of the person's own words
+    prompt: list[int] = field(default_factory=list)  # after Continue, also of what was written
+    choices: list[TokenChoice] = field(default_factory=list)  # what the model has written
+    settings: Settings | None = None
+    message: cl.Message | None = None  # the one on the page
+    seconds: float = 0.0
+    stopped: bool = False  # by the person, or because a new text has begun
+    left: bool = False  # the person is not at the page
+    written: bool = False  # to the end, or to where it was stopped
+    task: asyncio.Task | None = None  # asyncio itself does not keep its tasks alive
 
 
 def as_markdown(text: str) -> str:
-    """Return Markdown that shows `text` exactly as it is: all signs by their numbers.
+    """Return Markdown that shows `text` exactly: every sign as a numeric character reference.
 
-    An empty link, which shows nothing, stands where the page would else trim the spaces around
-    a line end, or make links of addresses. (Control characters cannot be given by number.)
+    An empty link, which shows nothing, stands where the page would otherwise trim the spaces
+    around a line end, or make links of addresses. (Control characters have no reference.)
     """
 
     def by_number(match: re.Match) -> str:
@@ -154,31 +169,28 @@ def as_markdown(text: str) -> str:
     return re.sub(r"[^\w\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|_", by_number, text)
 
 
-async def write(opening: list[int], settings: Settings) -> None:
-    """Let the model go on from the token ids `opening`, in a message of its own."""
-    model = await in_pool(the_model)
-    stop_writing()  # one text at a time for each person
-    text = Text(opening, settings)
-    cl.user_session.set("text", text)
-    message = await cl.Message("").send()
+async def write(text: Text, model: GPTModel) -> None:
+    """Let the model go on from a text's prompt, in a message of its own."""
+    text.message = await cl.Message("").send()
+    settings = text.settings
     choices = stream_choices(
-        model, tokenizer, torch.tensor([opening]), settings.max_new_tokens, CONTEXT,
+        model, tokenizer, torch.tensor([text.prompt]), settings.max_new_tokens, CONTEXT,
         settings.temperature, settings.top_k, top_p=settings.top_p,
         generator=torch.Generator().manual_seed(settings.seed),
     )  # fmt: skip
     start = time.perf_counter()
-    try:
-        while not text.stopped and (choice := await in_pool(next, choices, None)):
-            text.choices.append(choice)
-            await message.stream_token(as_markdown(choice.text))
-    except asyncio.CancelledError:  # the Stop button
-        text.stopped = True
-    await finish(message, text, time.perf_counter() - start)
+    while not text.stopped and (choice := await run_in(model_thread, next, choices, None)):
+        text.choices.append(choice)
+        await text.message.stream_token(as_markdown(choice.text))
+    text.seconds = time.perf_counter() - start
+    text.written = True
+    if not text.left:
+        await finish(text)
 
 
-async def finish(message: cl.Message, text: Text, seconds: float) -> None:
+async def finish(text: Text) -> None:
     """Show the facts, the inside and the buttons below a text, and remember it for them."""
-    props = {"facts": facts(text, seconds), **await in_pool(inside, text.choices)}
+    message, props = text.message, {"facts": facts(text), **inside(text.choices)}
     message.elements = [cl.CustomElement(name="LookInside", props=props)]
     message.actions = [
         cl.Action(name=name, label=label, tooltip=tooltip, payload={"text": message.id})
@@ -187,30 +199,32 @@ async def finish(message: cl.Message, text: Text, seconds: float) -> None:
     await message.update()
     message.elements = []  # they are sent; Chainlit keeps messages, so they would fill the memory
     texts = cl.user_session.get("texts") or {}
-    texts[message.id] = (text.opening, [choice.token_id for choice in text.choices])
+    texts[message.id] = (text.opening, text.prompt, [choice.token_id for choice in text.choices])
     cl.user_session.set("texts", dict(list(texts.items())[-MAX_TEXTS:]))
 
 
-def stop_writing() -> None:
+def stop_writing(left: bool = False) -> None:
     """Stop the text that is being written for this person, if there is one."""
-    if text := cl.user_session.get("text"):
-        text.stopped = True
+    if (text := cl.user_session.get("text")) and not text.written:
+        text.stopped, text.left = True, left
 
 
 # 3. Looking inside --------------------------------------------------------------------------
 
 
-def facts(text: Text, seconds: float) -> list[str]:
+def facts(text: Text) -> list[str]:
     """Return what stands below a text: how long it is, how fast it came, how to make it again."""
     settings, length = text.settings, len(text.choices)
-    lines = [f"{length} tokens", f"{length / seconds:.1f} per second", f"seed {settings.seed}"]
-    lines.append(f"temperature {settings.temperature:g}")
+    lines = ["1 token" if length == 1 else f"{length} tokens"]
+    lines.append(f"{length / text.seconds:.1f} per second")
+    lines += [f"seed {settings.seed}", f"temperature {settings.temperature:g}"]
     if settings.top_k:
         lines.append(f"top-k {settings.top_k}")
     if settings.top_p:
         lines.append(f"top-p {settings.top_p:g}")
-    if len(text.opening) > CONTEXT:
-        lines.append(f"opening cropped to its last {CONTEXT} of {len(text.opening)} tokens")
+    if len(text.prompt) > CONTEXT:
+        what = "opening" if text.prompt == text.opening else "text before"
+        lines.append(f"{what} cropped to its last {CONTEXT} tokens")
     if text.stopped:
         lines.append("stopped")
     return lines
@@ -229,11 +243,10 @@ def inside(choices: list[TokenChoice]) -> dict[str, Any]:
     }
 
 
-def next_token_chart(opening: list[int]) -> bytes:
-    """Return a picture (PNG) of the likeliest tokens after an opening, at three temperatures."""
-    _, logits = next(stream(the_model(), torch.tensor([opening]), 1, CONTEXT))
+def next_token_chart(logits: torch.Tensor) -> bytes:
+    """Return a picture (PNG) of the likeliest next tokens, at three temperatures."""
     png = io.BytesIO()
-    plot_temperature(logits[0], tokenizer).savefig(png, format="png", dpi=120)
+    plot_temperature(logits, tokenizer).savefig(png, format="png", dpi=120)
     return png.getvalue()
 
 
@@ -251,117 +264,158 @@ STARTERS = {
 
 ACTIONS = [  # name, label, tooltip
     ("continue", "Continue", "Go on from the end of this text"),
-    ("again", "Again", "Write another text from the same opening"),
+    ("again", "Again", "Write another text from the same start (at temperature 0: the same)"),
     ("next_token", "Next token", "What could come first after the opening?"),
 ]
 
 TRAIN_COMMAND = "jupyter nbconvert --to notebook --execute --inplace pretrain.ipynb"
 
 
-def answering(handler: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Let the page show the Stop button meanwhile, and its person an error if there is one."""
-
-    @wraps(handler)
-    async def wrapper(*args: Any, **named: Any) -> None:
-        await cl.context.emitter.task_start()
-        try:
-            await handler(*args, **named)
-        except Exception:
-            logger.exception("a text failed")
-            await cl.ErrorMessage("Something went wrong here. Your next text may work.").send()
-        finally:
-            await cl.context.emitter.task_end()
-
-    return wrapper
+UNKNOWN = "This text is no longer known here: send its opening again."
 
 
-async def model_is_there() -> bool:
-    """Return whether there is a model; if not, say what is wrong and which command mends it."""
+async def safely(work: Awaitable[None]) -> None:
+    """Await `work`; if it fails, log why, and tell the person."""
     try:
-        await in_pool(the_model)
+        await work
+    except Exception:
+        logger.exception("a text failed")
+        await cl.ErrorMessage("Something went wrong here. Your next text may work.").send()
+
+
+async def start_text(work: Callable[..., Awaitable[None]], *args: Any) -> None:
+    """Await `work(text, *args)` with a new text and the Stop button on the page.
+
+    From the first moment on, there is a `text` that can be stopped. Chainlit's Stop button also
+    cancels its own task; the shield lets the text end in order, with its facts and buttons.
+    """
+    stop_writing()  # one text at a time for each person
+    left = not cl.context.session.chat_started  # see `on_chat_end`
+    text = Text(stopped=left, left=left)
+    cl.user_session.set("text", text)
+    text.task = asyncio.create_task(safely(work(text, *args)))
+    await cl.context.emitter.task_start()
+    try:
+        await asyncio.shield(text.task)
+    finally:
+        await cl.context.emitter.task_end()
+
+
+async def find_model() -> GPTModel | None:
+    """Return the model; if there is none, say what is wrong and which command mends it."""
+    try:
+        return await run_in(side_thread, load)
     except (OSError, ValueError) as error:
         mend = f"This command makes the weights, in about ten minutes:\n\n```\n{TRAIN_COMMAND}\n```"
         await cl.ErrorMessage(f"{as_markdown(str(error))}\n\n{mend}").send()
-        return False
-    return True
+
+
+async def go_on(text: Text, message: cl.Message | None) -> None:
+    """Go on with an opening."""
+    if message is None:  # an old opening was edited after the app was started anew
+        await cl.ErrorMessage(UNKNOWN).send()
+    elif not message.content:
+        await cl.ErrorMessage("Type the beginning of a text first: a word is enough.").send()
+    elif model := await find_model():
+        message.content = message.content[-MAX_OPENING:]  # Chainlit keeps it in memory
+        ids = await run_in(side_thread, text_to_token_ids, message.content, tokenizer)
+        # One more than the model reads, so that a cropped opening can be told from a full one.
+        text.opening = text.prompt = ids[0, -CONTEXT - 1 :].tolist()
+        text.settings = read_settings()
+        await write(text, model)
+
+
+async def go_on_below(text: Text, action: cl.Action) -> None:
+    """Continue the text below which a button was pressed, or write another in its place."""
+    if (known := await find_text(action)) and (model := await find_model()):
+        text.opening, text.prompt, written = known
+        if action.name == "continue":
+            text.prompt = (text.prompt + written)[-CONTEXT - 1 :]
+        text.settings = read_settings(new_seed=action.name == "again")
+        await write(text, model)
+
+
+async def find_text(action: cl.Action) -> tuple[list[int], list[int], list[int]] | None:
+    """Return (opening, prompt, written) of the text below which a button was pressed."""
+    text = (cl.user_session.get("texts") or {}).get(str(action.payload.get("text")))
+    if text is None:
+        await cl.ErrorMessage(UNKNOWN).send()
+    return text
+
+
+async def show_next_token(action: cl.Action) -> None:
+    """Show what could come first after the opening of a text."""
+    if (known := await find_text(action)) and (model := await find_model()):
+        steps = stream(model, torch.tensor([known[0]]), 1, CONTEXT)
+        _, logits = await run_in(model_thread, next, steps)
+        picture = await run_in(side_thread, next_token_chart, logits[0])
+        what = "The likeliest tokens after your opening, at three temperatures"
+        image = cl.Image(content=picture, name=what, size="large")
+        await cl.Message(f"{what}:", elements=[image]).send()
+
+
+def forget_who_left() -> None:
+    """Let go of what Chainlit keeps in memory of people whose session has ended."""
+    for kept in (chat_contexts, user_sessions):
+        for session_id in kept.keys() - ws_sessions_id.keys():
+            del kept[session_id]
 
 
 @cl.set_chat_profiles
 async def chat_profiles() -> list[cl.ChatProfile]:
     """Return what the page shows before the first text."""
     starters = [cl.Starter(label=label, message=text) for label, text in STARTERS.items()]
+    icon = "/public/clock.svg"
     return [
         cl.ChatProfile(
-            name="Story", markdown_description=WELCOME, icon="/public/clock.svg", starters=starters
+            name="Story", markdown_description=WELCOME, icon=icon, starters=starters, default=True
         )
     ]
 
 
 @cl.on_chat_start
 async def on_chat_start() -> None:
-    """Show the settings, or what is wrong."""
-    await send_settings()
-    await model_is_there()
+    """Show the settings, or what is wrong; to somebody who is back, the text that broke off."""
+    forget_who_left()
+    if not cl.context.session.restored:
+        await send_settings()
+        await find_model()
+    elif (text := cl.user_session.get("text")) and text.left:
+        text.left = False
+        if text.written:
+            await finish(text)
 
 
 @cl.on_message
-@answering
-async def on_message(message: cl.Message) -> None:
+async def on_message(message: cl.Message | None) -> None:
     """Go on with an opening, new or edited."""
-    if not message.content:
-        await cl.ErrorMessage("Type the beginning of a text first: a word is enough.").send()
-    elif await model_is_there():
-        ids = await in_pool(text_to_token_ids, message.content[-MAX_OPENING:], tokenizer)
-        await write(ids[0].tolist(), read_settings(cl.user_session.get("chat_settings")))
-
-
-async def find_text(action: cl.Action) -> tuple[list[int], list[int]] | None:
-    """Return (opening, written) of the text below which a button was pressed, if it is known."""
-    texts = cl.user_session.get("texts") or {}
-    text = texts.get(str(action.payload.get("text")))
-    if text is None:
-        await cl.ErrorMessage("This text is no longer known here: send its opening again.").send()
-    return text
+    await start_text(go_on, message)
 
 
 @cl.action_callback("continue")
-@answering
-async def on_continue(action: cl.Action) -> None:
-    """Go on from the end of a text."""
-    if text := await find_text(action):
-        opening, written = text
-        await write(opening + written, read_settings(cl.user_session.get("chat_settings")))
-
-
 @cl.action_callback("again")
-@answering
-async def on_again(action: cl.Action) -> None:
-    """Write another text from the same opening, with a new seed."""
-    if text := await find_text(action):
-        raw = cl.user_session.get("chat_settings")
-        await write(text[0], read_settings({**raw, "seed": None}))
+async def on_continue_or_again(action: cl.Action) -> None:
+    """Go on from the end of a text, or once more from its start."""
+    await start_text(go_on_below, action)
 
 
 @cl.action_callback("next_token")
-@answering
 async def on_next_token(action: cl.Action) -> None:
     """Show what could come first after the opening of a text."""
-    if text := await find_text(action):
-        picture = await in_pool(next_token_chart, text[0])
-        what = "The likeliest tokens after your opening, at three temperatures:"
-        image = cl.Image(content=picture, name="next-token-chart", size="large")
-        await cl.Message(what, elements=[image]).send()
+    await safely(show_next_token(action))
 
 
 @cl.on_stop
 async def on_stop() -> None:
     """Stop writing, also where Chainlit does not: after an edit and after the buttons."""
     stop_writing()
-    await cl.chat_context.get()[-1].remove()  # Chainlit's message; the line below the text says it
+    for message in cl.chat_context.get():  # the line below the text says it
+        if message.content == "Task manually stopped.":
+            await message.remove()
 
 
 @cl.on_chat_end
 async def on_chat_end() -> None:
-    """Stop writing for somebody who has left, and let go of their messages."""
-    stop_writing()
-    cl.chat_context.clear()
+    """Stop writing for somebody who has left, perhaps only for a moment."""
+    stop_writing(left=True)
+    cl.context.session.chat_started = False  # so that `on_chat_start` is called on their return

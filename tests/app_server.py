@@ -22,10 +22,12 @@ from conftest import ROOT
 
 WEIGHTS = "pretrain-story-model.pth"
 
-# The app itself. It leaves the number of tokens that the model has written in the file "count",
-# and shows the text of the file "say" in place of the model's, if there is one.
+# The app itself. It leaves the number of tokens that the model has written in the file "count", and
+# in "kept" of how many people, messages and elements it remembers something. It shows the text of
+# the file "say" in place of the model's, if there is one.
 COUNTED = """
 import app
+import json
 from pathlib import Path
 
 count, write, say = 0, app.stream_choices, Path("say")
@@ -36,6 +38,11 @@ def counted(*args, **kwargs):
     for i, choice in enumerate(write(*args, **kwargs)):
         count += 1
         Path("count").write_text(str(count))
+        messages = [message for kept in app.chat_contexts.values() for message in kept]
+        elements = sum(len(getattr(message, "elements", [])) for message in messages)
+        people = len(app.chat_contexts.keys() | app.user_sessions.keys())
+        kept = {"people": people, "messages": len(messages), "elements": elements}
+        Path("kept").write_text(json.dumps(kept))
         yield choice if text is None else choice._replace(text=text[4 * i : 4 * i + 4])
 
 app.stream_choices = counted
@@ -52,6 +59,10 @@ class Server:
         """Return how many tokens the model has written since the start."""
         count = self.folder / "count"
         return int(count.read_text()) if count.exists() else 0
+
+    def kept(self) -> dict[str, int]:
+        """Return of how many people, messages and elements the app remembered something last."""
+        return json.loads((self.folder / "kept").read_text())
 
     def memory(self) -> float:
         """Return the memory of the process, in MB."""
@@ -73,7 +84,7 @@ class Server:
 def running_app(
     folder: Path, weights: Path | None = ROOT / WEIGHTS, more: str = "", **environment: str
 ) -> Iterator[Server]:
-    """Copy what git tracks of the app into `folder`, run it there, and stop it at the end.
+    """Copy the app into `folder`, run it there, and stop it at the end.
 
     `more` is Python to put at the end of app.py.
     """
@@ -124,19 +135,23 @@ class Person:
     def __init__(self, server: Server, cookie: str = "") -> None:
         self.server, self.headers = server, {"Cookie": cookie}
         self.session = str(uuid.uuid4())
-        self.client = socketio.AsyncClient(reconnection=False)
-        self.client.on("*", self._receive)
         self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
     async def _receive(self, event: str, data: Any = None) -> None:
         await self.events.put((event, data))
 
-    async def __aenter__(self) -> "Person":
+    async def connect(self) -> None:
+        """Open the page; or come back to it."""
+        self.client = socketio.AsyncClient(reconnection=False)
+        self.client.on("*", self._receive)
         auth = {"sessionId": self.session, "clientType": "webapp"}
         await self.client.connect(
             self.server.url, self.headers, auth=auth, socketio_path="/ws/socket.io"
         )
         await self.client.emit("connection_successful")
+
+    async def __aenter__(self) -> "Person":
+        await self.connect()
         await self.expect("chat_settings")
         return self
 
@@ -151,8 +166,8 @@ class Person:
                 return event, data
 
     async def set(self, **settings: Any) -> None:
-        """Change settings, as the page's Confirm button does."""
-        await self.client.emit("chat_settings_change", settings)
+        """Change settings, as the page's Confirm button does; wait until the app knows them."""
+        await self.client.call("chat_settings_change", settings)
 
     async def send(self, opening: Any, edit: bool = False) -> None:
         """Send an opening; or edit the last one."""

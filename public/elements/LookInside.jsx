@@ -2,7 +2,11 @@
 // `props` comes from `inside` in app.py: facts, tokens, runs, share.
 import { useRef, useState } from 'react';
 
-const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)} %` : p >= 0.00095 ? `${(100 * p).toFixed(1)} %` : p > 0 ? '< 0.1 %' : '0');
+const percent = (p) => {
+  if (p < 1 && p >= 0.995) return '> 99 %'; // 100 % is for all of it
+  if (p > 0 && p < 0.00095) return '< 0.1 %';
+  return `${(100 * p).toFixed(p > 0 && p < 0.0995 ? 1 : 0)} %`;
+};
 
 // From likely to unlikely: more colour, and a stronger line for those who do not see the colour.
 const LEVELS = [
@@ -16,6 +20,16 @@ const COPIED = { background: 'rgba(0, 114, 178, 0.28)', borderBottom: '2px solid
 const muted = { color: 'hsl(var(--muted-foreground))' };
 const small = { fontSize: '0.875rem' };
 const box = { border: '1px solid hsl(var(--border))', borderRadius: 8, padding: '8px 12px' };
+// Stays in sight while a long text above it is looked through.
+const details = {
+  ...box,
+  ...small,
+  position: 'sticky',
+  bottom: 0,
+  maxHeight: '35vh',
+  overflowY: 'auto',
+  background: 'hsl(var(--background))'
+};
 const prose = { whiteSpace: 'pre-wrap', overflowWrap: 'anywhere', lineHeight: 1.9 };
 
 // A line of parts, one of which can be chosen: with the mouse, a finger, or Tab and the arrow keys.
@@ -57,8 +71,9 @@ function Choosable({ parts, chosen, chosenStyle, onChoose, label }) {
   );
 }
 
-// A line end is shown by a sign, so that there is something to point at.
-const visible = (text) => text.replaceAll('\n', '↵\n');
+// A line end is shown by a sign, so that there is something to point at; so is a token that only
+// begins a character.
+const visible = (text) => text.replaceAll('\n', '↵\n') || '▯';
 
 function Odds({ tokens }) {
   const [chosen, setChosen] = useState(0);
@@ -71,7 +86,7 @@ function Odds({ tokens }) {
   const cell = { textAlign: 'right', padding: '0 0 0 12px' };
   return (
     <>
-      <p style={{ ...small, ...muted }}>
+      <p style={small}>
         How likely the model found each token that it wrote:{' '}
         {LEVELS.map((level) => (
           <span key={level.name} style={{ ...level.style, marginRight: 12, whiteSpace: 'nowrap' }}>{level.name}</span>
@@ -84,8 +99,8 @@ function Odds({ tokens }) {
         onChoose={setChosen}
         label="The tokens of the text"
       />
-      <div className="look-details" aria-live="polite" style={{ ...box, ...small }}>
-        <div>
+      <div className="look-details" style={details}>
+        <div aria-live="polite">
           <b style={{ fontFamily: 'monospace' }}>{token.label}</b> had {percent(token.probability)}, rank {token.rank};
           after the settings {percent(token.drawn_with)}
         </div>
@@ -129,7 +144,7 @@ function Copied({ tokens, runs, share }) {
   const run = parts[chosen]?.run;
   return (
     <>
-      <p style={{ ...small, ...muted }}>
+      <p style={small}>
         {percent(share)} of the tokens stand in the story in <span style={COPIED}>runs of six or more</span>
         {longest > 0 && `, the longest of ${longest} tokens`}.{share < 1 && ' The rest the model put together itself.'}
       </p>
@@ -141,7 +156,7 @@ function Copied({ tokens, runs, share }) {
         label="The text, with its copied runs"
       />
       {runs.length > 0 && (
-        <div className="look-details" aria-live="polite" style={{ ...box, ...small }}>
+        <div className="look-details" aria-live="polite" style={details}>
           {run ? (
             <>
               <div>{run.length} tokens, from paragraph {run.paragraph} of the story:</div>
@@ -162,6 +177,9 @@ function Copied({ tokens, runs, share }) {
 
 export default function LookInside() {
   const [view, setView] = useState(null);
+  const [copied, setCopied] = useState(false);
+  const copy = () =>
+    navigator.clipboard.writeText(props.tokens.map((token) => token.text).join('')).then(() => setCopied(true));
   const views = { odds: 'Probabilities', copied: 'Copied or composed' };
   return (
     <div style={{ display: 'flex', flexDirection: 'column', gap: 8, maxWidth: '100%' }}>
@@ -180,13 +198,11 @@ export default function LookInside() {
               {label}
             </button>
           ))}
-          <button
-            type="button"
-            onClick={() => navigator.clipboard.writeText(props.tokens.map((token) => token.text).join(''))}
-            style={{ ...box, padding: '4px 12px' }}
-          >
-            Copy
-          </button>
+          {navigator.clipboard && ( // browsers have none where the page comes over plain HTTP from elsewhere
+            <button type="button" className="look-copy" aria-live="polite" onClick={copy} style={{ ...box, padding: '4px 12px' }}>
+              {copied ? 'Copied' : 'Copy'}
+            </button>
+          )}
         </div>
       )}
       {view === 'odds' && <Odds tokens={props.tokens} />}

@@ -1,0 +1,54 @@
+"""Time the web app over its socket, without a browser: one person alone, then twenty at once.
+
+    python benchmarks/app.py
+
+Needs what the tests need (tests/requirements.txt); takes about a minute.
+"""
+
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from app_server import Person, Server, running_app  # noqa: E402
+
+OPENING = "Everyone knew who the Babbingtons were."
+
+
+async def write(server: Server, tokens: int) -> tuple[float, float]:
+    """Return the seconds from sending an opening to the first token and to the last."""
+    async with Person(server) as person:
+        await person.set(max_new_tokens=tokens)
+        start = time.perf_counter()
+        await person.send(OPENING)
+        await person.expect("stream_start")
+        first = time.perf_counter() - start
+        await person.text()
+        return first, time.perf_counter() - start
+
+
+async def twenty(server: Server, tokens: int) -> tuple[float, float]:
+    """Return the slowest first token, and the seconds until all have their texts."""
+    start = time.perf_counter()
+    times = await asyncio.gather(*(write(server, tokens) for _ in range(20)))
+    return max(first for first, _ in times), time.perf_counter() - start
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, running_app(Path(folder)) as server:
+        asyncio.run(write(server, 1))  # the weights are loaded
+        alone = [asyncio.run(write(server, 60)) for _ in range(5)]
+        first, last = (statistics.median(times) for times in zip(*alone, strict=True))
+        print(f"alone: first token after {first:.2f} s, {60 / last:.1f} tokens/s (median of 5)")
+        first, last = asyncio.run(twenty(server, 20))
+        print(f"20 people: slowest first token {first:.2f} s, {400 / last:.1f} tokens/s in all")
+        print(f"memory: {server.memory() / 1000:.1f} GB")
+
+
+if __name__ == "__main__":
+    main()
