@@ -20,15 +20,17 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from tiktoken import Encoding
 
 from gpt import GPT_CONFIG_124M, GPTModel, KVCache, TrainRecord, eval_mode
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # tiktoken looks here for GPT-2's tables before it tries to download them.
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(__file__).parent / "dataset" / "gpt2-bpe"))
@@ -445,18 +447,27 @@ def copied_share(spans: Sequence[CopiedSpan], num_tokens: int) -> float:
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by colour-blind readers too
 
 
-def plot_losses(records: Sequence[TrainRecord]) -> Figure:
+def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
+    """Return a new figure of this size in inches, and its axes."""
+    from matplotlib.figure import Figure  # slow to import: only those who plot wait for it
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def plot_losses(records: Sequence[TrainRecord]) -> "Figure":
     """Return a figure of both losses against epochs (below) and tokens seen (above).
 
     The best validation loss is marked. Raises ValueError without at least two records.
     """
+    from matplotlib.ticker import MaxNLocator  # as in `new_axes`
+
     if len(records) < 2:
         raise ValueError(f"{len(records)} records make no curve: train for longer first")
     epochs = [r.epoch for r in records]
     tokens = [r.tokens_seen for r in records]
     best = min(records, key=lambda r: r.val_loss)
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = new_axes(7, 4.2)
     ax.plot(epochs, [r.train_loss for r in records], color=BLUE, marker="o", ms=3, label="training")
     ax.plot(
         epochs, [r.val_loss for r in records], color=ORANGE, marker="s", ms=3, ls="--",
@@ -487,15 +498,14 @@ def plot_temperature(
     tokenizer: Encoding,
     temperatures: Sequence[float] = (0.1, 1.0, 5.0),
     num_tokens: int = 10,
-) -> Figure:
+) -> "Figure":
     """Return a bar chart of the likeliest next tokens at each temperature, side by side.
 
     `logits` has shape (V,). The last group of bars is what all the other tokens have together.
     """
     top = logits.topk(min(num_tokens, len(logits))).indices
     labels = [token_label(i, tokenizer) for i in top.tolist()]
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = new_axes(8, 4)
     width = 0.8 / len(temperatures)
     for i, temperature in enumerate(temperatures):
         probs = token_probabilities(logits[None], temperature)[0, top].tolist()

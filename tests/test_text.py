@@ -177,3 +177,8 @@ def test_temperature_plot(tokenizer):
         assert group[:3] == pytest.approx(expected, abs=1e-5)
         assert sum(group) == pytest.approx(1)
     assert heights[0][0] > heights[1][0] > heights[2][0]
+
+
+def test_importing_utils_does_not_wait_for_matplotlib():
+    code = "import sys, utils; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
