@@ -28,9 +28,12 @@ import torch
 from chainlit.chat_context import chat_contexts
 from chainlit.input_widget import Slider, TextInput
 from chainlit.logger import logger
-from chainlit.server import sio
+from chainlit.server import app, sio
 from chainlit.session import ws_sessions_id
 from chainlit.user_session import user_sessions
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from utils import (
@@ -55,9 +58,18 @@ MAX_OPENING = 50_000  # characters: more than the model's context can have
 MAX_TEXTS = 50  # that a person can come back to with the buttons below them
 
 tokenizer = tiktoken.get_encoding("gpt2")
-story_ids = tokenizer.encode(read_text(STORY))
+story_ids = text_to_token_ids(read_text(STORY), tokenizer)[0].tolist()
 model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 sio.eio.max_http_buffer_size = 10**7  # bytes; beyond it, an opening would end the connection
+
+
+@app.middleware("http")
+async def from_here_only(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """Tell the browser to load nothing from other hosts: the page must work without a network."""
+    response = await call_next(request)
+    policy = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+    response.headers["Content-Security-Policy"] = policy
+    return response
 
 
 @cache  # one model in memory; an error is not kept, so the next call tries again
@@ -129,7 +141,8 @@ async def send_settings() -> None:
         Slider(id=name, label=label, initial=usual, min=low, max=high, step=step, description=text)
         for name, (label, usual, low, high, step, text) in SLIDERS.items()
     ]
-    text = "A whole number. The same opening, settings and seed give the same text."
+    text = """A whole number: the same opening, settings and seed give the same text.
+        Anything else: a new seed each time."""
     seed = TextInput(id="seed", label="Seed", placeholder="a new one each time", description=text)
     await cl.ChatSettings([*sliders, seed]).send()
 
@@ -147,6 +160,7 @@ class Text:
     settings: Settings | None = None
     message: cl.Message | None = None  # the one on the page
     seconds: float = 0.0
+    inside: dict[str, Any] = field(default_factory=dict)
     stopped: bool = False  # by the person, or because a new text has begun
     left: bool = False  # the person is not at the page
     written: bool = False  # to the end, or to where it was stopped
@@ -183,6 +197,7 @@ async def write(text: Text, model: GPTModel) -> None:
         text.choices.append(choice)
         await text.message.stream_token(as_markdown(choice.text))
     text.seconds = time.perf_counter() - start
+    text.inside = await run_in(side_thread, inside, text.choices)
     text.written = True
     if not text.left:
         await finish(text)
@@ -190,7 +205,8 @@ async def write(text: Text, model: GPTModel) -> None:
 
 async def finish(text: Text) -> None:
     """Show the facts, the inside and the buttons below a text, and remember it for them."""
-    message, props = text.message, {"facts": facts(text), **inside(text.choices)}
+    message = text.message
+    props = {"facts": facts(text), **text.inside}
     message.elements = [cl.CustomElement(name="LookInside", props=props)]
     message.actions = [
         cl.Action(name=name, label=label, tooltip=tooltip, payload={"text": message.id})
@@ -225,6 +241,8 @@ def facts(text: Text) -> list[str]:
     if len(text.prompt) > CONTEXT:
         what = "opening" if text.prompt == text.opening else "text before"
         lines.append(f"{what} cropped to its last {CONTEXT} tokens")
+    if text.prompt != text.opening:
+        lines.append("a continuation")
     if text.stopped:
         lines.append("stopped")
     return lines
@@ -264,8 +282,8 @@ STARTERS = {
 
 ACTIONS = [  # name, label, tooltip
     ("continue", "Continue", "Go on from the end of this text"),
-    ("again", "Again", "Write another text from the same start (at temperature 0: the same)"),
-    ("next_token", "Next token", "What could come first after the opening?"),
+    ("again", "Again", "Write another text from the same start, with a new seed"),
+    ("next_token", "Next token", "What could come first after your opening?"),
 ]
 
 TRAIN_COMMAND = "jupyter nbconvert --to notebook --execute --inplace pretrain.ipynb"
@@ -349,9 +367,10 @@ async def show_next_token(action: cl.Action) -> None:
         steps = stream(model, torch.tensor([known[0]]), 1, CONTEXT)
         _, logits = await run_in(model_thread, next, steps)
         picture = await run_in(side_thread, next_token_chart, logits[0])
-        what = "The likeliest tokens after your opening, at three temperatures"
+        what = "What could come first after your opening, at three temperatures"
+        end = as_markdown(tokenizer.decode(known[0])[-60:])
         image = cl.Image(content=picture, name=what, size="large")
-        await cl.Message(f"{what}:", elements=[image]).send()
+        await cl.Message(f"{what}: “{end}”", elements=[image]).send()
 
 
 def forget_who_left() -> None:

@@ -82,16 +82,22 @@ class Server:
 
 @contextmanager
 def running_app(
-    folder: Path, weights: Path | None = ROOT / WEIGHTS, more: str = "", **environment: str
+    folder: Path,
+    weights: Path | None = ROOT / WEIGHTS,
+    more: str = "",
+    story: str | None = None,
+    **environment: str,
 ) -> Iterator[Server]:
     """Copy the app into `folder`, run it there, and stop it at the end.
 
-    `more` is Python to put at the end of app.py.
+    `more` is Python to put at the end of app.py; `story` stands in for the story.
     """
     for name in ("app.py", "gpt.py", "utils.py", "chainlit.md", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     for name in ("dataset", "public"):
         shutil.copytree(ROOT / name, folder / name)
+    if story:
+        (folder / "dataset" / "story.txt").write_text(story)
     with (folder / "app.py").open("a") as app:
         app.write(more)
     (folder / ".chainlit").mkdir()

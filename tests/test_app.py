@@ -154,6 +154,7 @@ def test_continue_and_again(server, model):
     first, more, again = asyncio.run(scene())
     assert first.text == expected(model, OPENING, 8, 7, temperature=3)
     assert more.text == expected(model, OPENING + first.text, 8, 7, temperature=3)
+    assert [w.inside["facts"].count("a continuation") for w in (first, more, again)] == [0, 1, 0]
     (seed,) = (int(fact.split()[1]) for fact in again.inside["facts"] if fact.startswith("seed"))
     assert seed != 7
     assert again.text == expected(model, OPENING, 8, seed, temperature=3)
@@ -236,6 +237,17 @@ def test_settings_of_any_kind(server, name):
     facts = asyncio.run(scene())
     assert set(made) <= set(facts)
     assert sum(fact.startswith("seed ") for fact in facts) == 1
+
+
+def test_a_story_may_hold_the_special_token(tmp_path):
+    async def scene(server):
+        async with Person(server) as person:
+            await person.set(max_new_tokens=1)
+            await person.send(OPENING)
+            return await person.text()
+
+    with running_app(tmp_path, story="One story.<|endoftext|>Another story.") as server:
+        assert asyncio.run(scene(server)).inside["runs"] == []
 
 
 def test_forged_buttons(server):

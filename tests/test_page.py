@@ -124,6 +124,9 @@ def test_a_visit(server, open_page, size, theme):
     answer.get_by_role("button", name="Next token").click()
     chart = page.locator("img.inline-image")
     expect(chart).to_be_visible()
+    expect(page.locator(".ai-message").last).to_contain_text(
+        "after your opening, at three temperatures: “Everyone knew who the Babbingtons were.”"
+    )
     page.wait_for_function("document.querySelector('img.inline-image').naturalWidth > 500")
     chart.scroll_into_view_if_needed()
     picture(page, f"next-token-{size}-{theme}")
@@ -177,6 +180,20 @@ def test_streaming_stop_continue_again_and_edit(server, open_page):
     expect(opening).to_have_text("On Thursday there was")
     expect(facts).to_have_count(1)
     assert page.errors == []
+
+
+def test_the_page_asks_no_other_host(server, browser):
+    context = browser.new_context()
+    asked = []
+    # A host that never answers holds up a page for longer than one that cannot be reached.
+    context.route(
+        lambda url: not url.startswith(server.url), lambda route: asked.append(route.request.url)
+    )
+    page = context.new_page()
+    page.goto(server.url, wait_until="commit")
+    expect(page.locator("#starters button")).to_have_count(4, timeout=60_000)
+    assert asked == []
+    context.close()
 
 
 HOSTILE = """# *Clock* <b>bold</b> <script>document.title = "taken"</script>
