@@ -16,6 +16,7 @@ import codecs
 import io
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -51,13 +52,29 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def text_to_token_ids(text: str, tokenizer: Encoding) -> torch.Tensor:
+PIECE = 1_000_000  # characters; of a text that is encoded at once
+BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")  # where GPT-2's tokenizer always begins a token
+
+
+def text_to_token_ids(
+    text: str, tokenizer: Encoding, on_piece: Callable[[int, int], object] | None = None
+) -> torch.Tensor:
     """Return the token ids of `text`, shape (1, T).
 
-    The text "<|endoftext|>" becomes the one special token of that name.
+    The text "<|endoftext|>" becomes the one special token of that name. A long text is encoded in
+    pieces, to save memory; `on_piece(done, total)`, both in characters, is called after each of
+    them, for a progress bar.
     """
-    ids = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
-    return torch.tensor([ids], dtype=torch.long)
+    pieces, start = [torch.empty(0, dtype=torch.long)], 0
+    while start < len(text):
+        cut = BETWEEN_WORDS.search(text, start + PIECE)
+        end = cut.start() if cut else len(text)
+        ids = tokenizer.encode(text[start:end], allowed_special={"<|endoftext|>"})
+        pieces.append(torch.tensor(ids, dtype=torch.long))
+        start = end
+        if on_piece:
+            on_piece(start, len(text))
+    return torch.cat(pieces)[None]
 
 
 def token_ids_to_text(token_ids: torch.Tensor, tokenizer: Encoding) -> str:
@@ -346,8 +363,12 @@ def load_model(
     path: str | Path,
     cfg: dict[str, Any] = GPT_CONFIG_124M,
     device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> GPTModel:
-    """Return the model stored at `path`, in float32 and eval mode, on `device` (default: CPU).
+    """Return the model stored at `path`, in eval mode, on `device` (default: CPU).
+
+    Its weights have `dtype`. With `torch.bfloat16` it takes half the memory and writes about twice
+    as fast, because writing a token means reading all weights once; the loss hardly changes.
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to
     another configuration, or holds anything but weights: code in the file is never run.
@@ -359,7 +380,7 @@ def load_model(
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name: tensor.float() for name, tensor in state.items()}
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
     except (PermissionError, IsADirectoryError):
         raise  # these say themselves what is wrong
     except Exception as error:  # damaged bytes make torch.load raise almost anything

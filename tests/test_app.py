@@ -27,7 +27,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(ROOT / WEIGHTS)
+    torch.set_float32_matmul_precision("medium")  # as the app does
+    yield load_model(ROOT / WEIGHTS)
+    torch.set_float32_matmul_precision("highest")
 
 
 def expected(model, opening, count, seed, temperature=0.8, top_k=50, top_p=None):

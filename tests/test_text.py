@@ -11,6 +11,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+import utils
 from gpt import TrainRecord
 from utils import (
     CopiedSpan,
@@ -48,6 +49,28 @@ def test_text_survives_the_round_trip(tokenizer, text):
     assert ids.dtype == torch.long
     assert ids.dim() == 2
     assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == text
+
+
+WORDS = st.sampled_from(
+    [" ", "  ", "\n", "\t", "a", "I'll", "7", ".", " 's", "\u3000", "\xa0", "\x1c", "é"]
+)
+
+
+@given(st.lists(WORDS | st.text(max_size=3)).map("".join), st.integers(1, 9))
+def test_a_text_in_pieces_has_the_same_tokens(tokenizer, text, size):
+    done = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "PIECE", size)
+        ids = text_to_token_ids(text, tokenizer, lambda *progress: done.append(progress))
+    assert ids[0].tolist() == tokenizer.encode(text, allowed_special="all")
+    assert [total for _, total in done] == [len(text)] * len(done)
+    assert [0, *(at for at, _ in done)] == sorted({0, len(text), *(at for at, _ in done)})
+
+
+def test_a_long_text_is_encoded_in_pieces(tokenizer, story):
+    done = []
+    text_to_token_ids(100 * story, tokenizer, lambda *progress: done.append(progress))
+    assert len(done) == 3
 
 
 def test_end_of_text_is_one_token(tokenizer):

@@ -16,6 +16,7 @@ from gpt import (
     create_optimizer,
     evaluate_model,
     train_model,
+    train_step,
 )
 
 TEXT = torch.arange(400) * 7 % 61  # each token follows from the one before it
@@ -144,6 +145,15 @@ def test_loss_that_is_not_finite():
         list(train(model, on_step=spoil))
     model.final_norm.scale.data[0] = seen["good"][0] * 0 + 1  # undo what the test spoilt
     assert torch.isfinite(weights(model)).all()
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e6])
+def test_long_gradients_are_scaled_down(tiny_model, limit):
+    batch = (torch.randint(61, (2, 16)), torch.randint(61, (2, 16)))
+    optimizer = create_optimizer(tiny_model, 0.1)
+    train_step(tiny_model, optimizer, batch, 1, 0.0, limit)
+    norm = torch.cat([p.grad.flatten() for p in tiny_model.parameters()]).norm().item()
+    assert norm == pytest.approx(0.01, rel=1e-3) if limit == 0.01 else norm > 0.1
 
 
 def test_text_too_short_to_train_on():

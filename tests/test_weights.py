@@ -9,7 +9,7 @@ import torch
 from conftest import TINY_CONFIG
 
 from gpt import GPTModel, calc_loss_loader, create_dataloader, train_model
-from utils import generate, load_model, save_weights
+from utils import generate, load_model, save_weights, stream
 
 
 @pytest.fixture
@@ -53,6 +53,19 @@ def test_embeddings_of_unused_tokens_are_zeros(tiny_model, tmp_path):
     assert embeddings.any(dim=1).nonzero().flatten().tolist() == [3, 5]
     for name, tensor in tiny_model.state_dict().items():
         assert torch.equal(tensor, before[name])  # the model in memory is as it was
+
+
+def test_half_the_memory(tiny_model, saved):
+    half = load_model(saved, TINY_CONFIG, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    loader = create_dataloader(torch.randint(61, (200,)), 16)
+    full = load_model(saved, TINY_CONFIG)
+    assert abs(calc_loss_loader(loader, half) - calc_loss_loader(loader, full)) < 0.05
+    ids = torch.randint(61, (3, 4))
+    for next_ids, logits in stream(half, ids, 12, 16):  # as good with a cache as without
+        torch.testing.assert_close(logits, half(ids)[:, -1], rtol=0.05, atol=0.02)
+        ids = torch.cat([ids, next_ids], dim=1)
+    assert generate(half, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
 
 
 def test_float32_state_dicts_load_too(tiny_model, tmp_path):
