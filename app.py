@@ -59,18 +59,21 @@ MAX_TEXTS = 50  # that a person can come back to with the buttons below them
 
 tokenizer = tiktoken.get_encoding("gpt2")
 story_ids = text_to_token_ids(read_text(STORY), tokenizer)[0].tolist()
-torch.set_float32_matmul_precision("medium")  # oneDNN may do the products: faster on most CPUs
+torch.set_float32_matmul_precision("medium")  # bfloat16 inside, where the CPU is faster so
 model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 sio.eio.max_http_buffer_size = 10**7  # bytes; beyond it, an opening would end the connection
 
 
-@app.middleware("http")
 async def from_here_only(request: Request, call_next: RequestResponseEndpoint) -> Response:
     """Tell the browser to load nothing from other hosts: the page must work without a network."""
     response = await call_next(request)
     policy = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
     response.headers["Content-Security-Policy"] = policy
     return response
+
+
+if app.middleware_stack is None:  # not when `chainlit run -w` reads this file again
+    app.middleware("http")(from_here_only)
 
 
 @cache  # one model in memory; an error is not kept, so the next call tries again

@@ -555,12 +555,12 @@ def keep_freed_memory() -> None:
     """Ask the C library to keep freed memory for later, for the rest of the process (Linux only).
 
     A training step takes gigabytes and frees them again. By default they go back to the system,
-    which has to clear each page anew for the next step: a fifth of the time of a step.
+    which has to clear each page anew for the next step. That can take a fifth of the time.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no blocks that are handed back one by one, ...
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: ... and keep what is free at the end
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: ... and nothing handed back at the end
 
 
 def train_model(

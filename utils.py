@@ -18,8 +18,9 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,8 +63,8 @@ def text_to_token_ids(
     """Return the token ids of `text`, shape (1, T).
 
     The text "<|endoftext|>" becomes the one special token of that name. A long text is encoded in
-    pieces, to save memory; `on_piece(done, total)`, both in characters, is called after each of
-    them, for a progress bar.
+    pieces that end between words, to save memory; `on_piece(done, total)`, both in characters, is
+    called after each of them, for a progress bar.
     """
     pieces, start = [torch.empty(0, dtype=torch.long)], 0
     while start < len(text):
@@ -137,7 +138,8 @@ def token_probabilities(
     # Beyond these bounds float32 overflows, and nothing would change: it is greedy, or all even.
     probs = (logits.float() / min(max(temperature, 1e-6), 1e6)).softmax(-1)
     if top_p is not None and top_p < 1:
-        ordered, indices = probs.sort(descending=True)
+        indices = logits.argsort(descending=True, stable=True)  # great heat makes probs equal
+        ordered = probs.gather(-1, indices)
         keep = ordered.cumsum(-1) - ordered < top_p  # while the likelier ones are not yet enough
         keep[:, 0] = True
         probs = torch.zeros_like(probs).scatter(-1, indices, ordered * keep)
@@ -157,6 +159,50 @@ def sample_token(
         return logits.argmax(-1, keepdim=True)
     probs = token_probabilities(logits, temperature, top_k, top_p)
     return torch.multinomial(probs, 1, generator=generator)
+
+
+def _check_prompt(model: GPTModel, idx: torch.Tensor, context_size: int) -> None:
+    if not isinstance(idx, torch.Tensor) or idx.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"the prompt must be a tensor of ids, see text_to_token_ids, not {idx!r:.60}"
+        )
+    if idx.dim() != 2 or idx.numel() == 0:
+        raise ValueError(
+            f"the prompt has shape {tuple(idx.shape)}; it must be (rows, tokens) with at least "
+            "one token in it"
+        )
+    if not 1 <= context_size <= model.cfg["context_length"]:
+        raise ValueError(
+            f"context_size must be from 1 to the model's {model.cfg['context_length']}, "
+            f"not {context_size}"
+        )
+
+
+def _check_settings(
+    max_new_tokens: int,
+    context_size: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    for name, value, kind in (
+        ("max_new_tokens", max_new_tokens, Integral),
+        ("context_size", context_size, Integral),
+        ("temperature", temperature, Real),
+        ("top_k", 1 if top_k is None else top_k, Integral),
+        ("top_p", 1 if top_p is None else top_p, Real),
+    ):
+        if not isinstance(value, kind):
+            what = "a whole number" if kind is Integral else "a number"
+            raise TypeError(f"{name} must be {what}, not {value!r:.60}")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None for no limit, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
 
 
 def stream(
@@ -183,26 +229,11 @@ def stream(
     with the last `context_size // 2` tokens, and generation goes on from there.
 
     The model is in eval mode meanwhile, and gets back the mode it had. Raises ValueError for
-    an empty prompt, ids outside the vocabulary, and settings outside their ranges.
+    an empty prompt, ids outside the vocabulary, and settings outside their ranges, and TypeError
+    for what is not a number or not a tensor of ids.
     """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, or None for no limit, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
-    if not 1 <= context_size <= model.cfg["context_length"]:
-        raise ValueError(
-            f"context_size must be from 1 to the model's {model.cfg['context_length']}, "
-            f"not {context_size}"
-        )
-    if idx.dim() != 2 or idx.numel() == 0:
-        raise ValueError(
-            f"the prompt has shape {tuple(idx.shape)}; it must be (rows, tokens) with at least "
-            "one token in it"
-        )
+    _check_settings(max_new_tokens, context_size, temperature, top_k, top_p)
+    _check_prompt(model, idx, context_size)
     choose = partial(
         sample_token, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
     )
@@ -347,7 +378,9 @@ def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | Non
     try:
         with zipfile.ZipFile(archive) as plain, zipfile.ZipFile(partial_path, "w") as packed:
             for name in plain.namelist():
-                packed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+                entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
+                entry.external_attr = 0o600 << 16
+                packed.writestr(entry, plain.read(name), zipfile.ZIP_DEFLATED)
         partial_path.replace(path)
     except OSError as error:
         raise OSError(
@@ -367,8 +400,8 @@ def load_model(
 ) -> GPTModel:
     """Return the model stored at `path`, in eval mode, on `device` (default: CPU).
 
-    Its weights have `dtype`. With `torch.bfloat16` it takes half the memory and writes about twice
-    as fast, because writing a token means reading all weights once; the loss hardly changes.
+    Its weights have `dtype`. With `torch.bfloat16` it takes half the memory and, on many CPUs,
+    writes faster, because writing a token means reading all weights once; the loss hardly changes.
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to
     another configuration, or holds anything but weights: code in the file is never run.
@@ -469,17 +502,24 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by colour-bl
 
 
 def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
-    """Return a new figure of this size in inches, and its axes."""
+    """Return a new figure of this size in inches, in the style of all the plots, and its axes."""
     from matplotlib.figure import Figure  # slow to import: only those who plot wait for it
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    ax = figure.subplots()
+    ax.grid(alpha=0.3)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
 
 
-def plot_losses(records: Sequence[TrainRecord]) -> "Figure":
+def plot_losses(
+    records: Sequence[TrainRecord], baselines: Mapping[str, float] | None = None
+) -> "Figure":
     """Return a figure of both losses against epochs (below) and tokens seen (above).
 
-    The best validation loss is marked. Raises ValueError without at least two records.
+    The best validation loss is marked; `baselines`, losses by name, are drawn as level lines.
+    Raises ValueError without at least two records.
     """
     from matplotlib.ticker import MaxNLocator  # as in `new_axes`
 
@@ -498,6 +538,11 @@ def plot_losses(records: Sequence[TrainRecord]) -> "Figure":
         best.epoch, best.val_loss, marker="*", ms=14, color=ORANGE, ls="none",
         label=f"best validation: {best.val_loss:.2f} at epoch {best.epoch:g}",
     )  # fmt: skip
+    for name, loss in (baselines or {}).items():
+        ax.axhline(loss, color="black", lw=0.8, ls=":")
+        text = f"{name}: {loss:.2f}"
+        below = {"xytext": (0, -4), "textcoords": "offset points", "ha": "right", "va": "top"}
+        ax.annotate(text, (epochs[-1], loss), **below, fontsize=8)
     ax.set(xlabel="epochs", ylabel="loss (nats per token)", xlim=(0, epochs[-1]), ylim=(0, None))
     # An epoch's number of windows varies by one with its offset, so the two scales are matched
     # record by record.
@@ -509,7 +554,6 @@ def plot_losses(records: Sequence[TrainRecord]) -> "Figure":
     ticks = [tick for tick in ticks if 0 <= tick <= tokens[-1]]
     above.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     above.set_xlabel("tokens seen")
-    ax.grid(alpha=0.3)
     ax.legend()
     return figure
 
@@ -537,6 +581,6 @@ def plot_temperature(
         )  # fmt: skip
     ax.set_xticks(range(len(labels) + 1), [*labels, "all others"], rotation=30, ha="right")
     ax.set(ylabel="probability", ylim=(0, 1))
-    ax.grid(axis="y", alpha=0.3)
+    ax.grid(False, axis="x")
     ax.legend()
     return figure

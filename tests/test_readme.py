@@ -112,3 +112,11 @@ def test_size_of_the_weights():
     assert size < 100e6
     (stated,) = re.findall(r"162 million weights in (\d+) MB", README)
     assert float(stated) == pytest.approx(size / 1e6, abs=1)
+
+
+def test_the_tables_are_those_of_the_benchmark():
+    measured = README.split("## Measured")[1].split("\n## ")[0]
+    rows = [line for line in measured.splitlines() if line.startswith("|")]
+    results = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
+    assert len(rows) >= 15
+    assert [row for row in rows if row not in results.splitlines()] == []

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import TINY_CONFIG
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt import GPTModel
@@ -119,6 +119,7 @@ def test_mode_and_gradients_are_restored(training):
 
 
 @given(seed=st.integers(0, 1000), **SETTINGS)
+@example(seed=33, temperature=1e300, top_k=None, top_p=0.015625)  # hot: probabilities are equal
 def test_probabilities(seed, temperature, top_k, top_p):
     logits = torch.randn(3, 61, generator=seeded(seed)) * 5
     probs = token_probabilities(logits, temperature, top_k, top_p)
@@ -192,6 +193,27 @@ def test_bad_arguments(tiny_model, change, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny_model, **arguments)
     assert tiny_model.training
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"idx": "The clock"},
+            "the prompt must be a tensor of ids, see text_to_token_ids, not 'The clock'",
+        ),
+        ({"idx": torch.zeros(1, 3)}, "the prompt must be a tensor of ids"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, not 2.5"),
+        ({"context_size": "16"}, "context_size must be a whole number, not '16'"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
+        ({"top_p": [0.9]}, r"top_p must be a number, not \[0.9\]"),
+    ],
+)
+def test_arguments_of_the_wrong_type(tiny_model, change, message):
+    arguments = {"idx": prompt(), "max_new_tokens": 3, "context_size": 16, **change}
+    with pytest.raises(TypeError, match=message):
+        generate(tiny_model, **arguments)
 
 
 def test_stream_refuses_bad_arguments_when_called(tiny_model):

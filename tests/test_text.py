@@ -52,7 +52,22 @@ def test_text_survives_the_round_trip(tokenizer, text):
 
 
 WORDS = st.sampled_from(
-    [" ", "  ", "\n", "\t", "a", "I'll", "7", ".", " 's", "\u3000", "\xa0", "\x1c", "é"]
+    [
+        "<|endoftext|>",
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "a",
+        "I'll",
+        "7",
+        ".",
+        " 's",
+        "\u3000",
+        "\xa0",
+        "\x1c",
+        "é",
+    ]
 )
 
 

@@ -46,6 +46,12 @@ def test_plain_torch_opens_the_file(saved):
     assert kinds == {zipfile.ZIP_DEFLATED}
 
 
+def test_the_same_weights_make_the_same_file(tiny_model, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 2e9)  # at another time
+    save_weights(tiny_model, tmp_path / "again.pth")
+    assert (tmp_path / "again.pth").read_bytes() == saved.read_bytes()
+
+
 def test_embeddings_of_unused_tokens_are_zeros(tiny_model, tmp_path):
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     save_weights(tiny_model, tmp_path / "w.pth", used_ids=torch.tensor([[3, 5, 3]]))
@@ -58,10 +64,9 @@ def test_embeddings_of_unused_tokens_are_zeros(tiny_model, tmp_path):
 def test_half_the_memory(tiny_model, saved):
     half = load_model(saved, TINY_CONFIG, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    loader = create_dataloader(torch.randint(61, (200,)), 16)
     full = load_model(saved, TINY_CONFIG)
-    assert abs(calc_loss_loader(loader, half) - calc_loss_loader(loader, full)) < 0.05
     ids = torch.randint(61, (3, 4))
+    torch.testing.assert_close(half(ids).float(), full(ids), rtol=0.05, atol=0.02)
     for next_ids, logits in stream(half, ids, 12, 16):  # as good with a cache as without
         torch.testing.assert_close(logits, half(ids)[:, -1], rtol=0.05, atol=0.02)
         ids = torch.cat([ids, next_ids], dim=1)

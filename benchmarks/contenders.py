@@ -1,0 +1,350 @@
+"""What `benchmarks/run.py` compares: each contender in a process of its own.
+
+    python benchmarks/contenders.py KIND NAME
+
+builds one, does a round to warm up, and says so with a line on its standard output. Then, for each
+line on its standard input, "highest" or "medium", it does one round at this precision of the matrix
+products (see `torch.set_float32_matmul_precision`) and prints what it measured, as JSON.
+A process each, so that no contender profits from another's way to handle memory.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+PEERS = ROOT / "benchmarks" / "peers"
+sys.path.insert(0, str(ROOT))
+sys.path.append(str(PEERS))
+
+import gpt  # noqa: E402
+import utils  # noqa: E402
+
+CONFIG = gpt.GPT_CONFIG_124M
+LENGTH = CONFIG["context_length"]
+PROMPT = 9  # tokens
+GOAL = 0.8  # the training loss to reach
+Round = Callable[[], dict[str, Any]]
+
+
+def story_ids() -> torch.Tensor:
+    """Return the token ids of the story, shape (T,)."""
+    story = utils.read_text(ROOT / "dataset" / "story.txt")
+    return utils.text_to_token_ids(story, tiktoken.get_encoding("gpt2"))[0]
+
+
+def timed(work: Callable[[], object], tokens: int) -> Round:
+    """Return a round that does `work`, which is worth so many tokens."""
+
+    def one_round() -> dict[str, Any]:
+        start = time.perf_counter()
+        work()
+        return {"seconds": time.perf_counter() - start, "tokens": tokens}
+
+    return one_round
+
+
+# 1. A training step -------------------------------------------------------------------------
+
+
+def window() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a batch (inputs, targets) of one window, each of shape (1, 256)."""
+    return next(iter(gpt.create_dataloader(story_ids(), LENGTH)))
+
+
+def our_step() -> Round:
+    """Return a step as `train_model` takes it."""
+    gpt.keep_freed_memory()  # as `train_model` does
+    model, batch = gpt.GPTModel(CONFIG), window()
+    optimizer = gpt.create_optimizer(model, weight_decay=0.1)
+    return timed(lambda: gpt.train_step(model, optimizer, batch, 1, 4e-4, 1.0), LENGTH)
+
+
+def book_step() -> Round:
+    """Return a step of the textbook: the model of chapter 4, and AdamW as chapter 5 calls it."""
+    from llms_from_scratch import ch04
+
+    model, (inputs, targets) = ch04.GPTModel(CONFIG).train(), window()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+
+    return timed(step, LENGTH)
+
+
+def nanogpt_step() -> Round:
+    """Return a step of nanoGPT's train.py: its model and optimizer, gradients clipped.
+
+    Its dropout is that of the others. It also drops out attention weights, which the others do
+    too, or (this project) replace by a dropout elsewhere.
+    """
+    import model as nanogpt  # its model.py, see run.py
+
+    names = {"block_size": "context_length", "vocab_size": "vocab_size", "n_layer": "n_layers",
+             "n_head": "n_heads", "n_embd": "emb_dim", "dropout": "drop_rate"}  # fmt: skip
+    config = nanogpt.GPTConfig(**{name: CONFIG[ours] for name, ours in names.items()}, bias=False)
+    model, (inputs, targets) = nanogpt.GPT(config).train(), window()
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+
+    def step() -> None:
+        model(inputs, targets)[1].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return timed(step, LENGTH)
+
+
+def matrix_products() -> Round:
+    """Return the products of a step with its weight matrices, and nothing else.
+
+    Each matrix, and what it is multiplied with and into, has its own memory, ready before.
+    """
+    work = [
+        (torch.randn(LENGTH, inner), torch.randn(out, inner), torch.randn(LENGTH, out),
+         torch.empty(LENGTH, out), torch.empty(LENGTH, inner), torch.empty(out, inner))
+        for out, inner in matrix_shapes()
+    ]  # fmt: skip
+
+    def products() -> None:
+        for x, weight, grad, y, x_grad, weight_grad in work:
+            torch.mm(x, weight.t(), out=y)
+            torch.mm(grad, weight, out=x_grad)
+            torch.mm(grad.t(), x, out=weight_grad)
+
+    return timed(products, LENGTH)
+
+
+def matrix_shapes() -> list[torch.Size]:
+    """Return the shapes of the matrices that every token is multiplied with."""
+    with torch.device("meta"):
+        parameters = gpt.GPTModel(CONFIG).named_parameters()
+    return [p.shape for name, p in parameters if p.dim() == 2 and "emb" not in name]
+
+
+# 2. A whole training ------------------------------------------------------------------------
+
+
+def report(parts: Iterator[tuple[float, torch.nn.Module]]) -> Round:
+    """Return a round that trains for half an epoch, and evaluates.
+
+    `parts` yields the seconds that the training steps took, and the model. The losses are means
+    over up to eleven windows of each text.
+    """
+    texts = gpt.split_tokens(story_ids(), LENGTH)
+    loaders = [gpt.spread_loader(ids, LENGTH, num_windows=10) for ids in texts]
+    seconds = 0.0
+
+    def one_round() -> dict[str, Any]:
+        nonlocal seconds
+        if (part := next(parts, None)) is None:
+            return {"done": True}
+        more, model = part
+        seconds += more
+        losses = [gpt.calc_loss_loader(loader, model) for loader in loaders]
+        return {"seconds": seconds, "train_loss": losses[0], "val_loss": losses[1]}
+
+    return one_round
+
+
+def our_training() -> Round:
+    """Return the notebook's training: `train_model` with its defaults."""
+    last_step = 0.0
+
+    def on_step(step: int, num_steps: int) -> None:
+        nonlocal last_step
+        last_step = time.perf_counter()
+
+    def parts() -> Iterator[tuple[float, torch.nn.Module]]:
+        torch.manual_seed(123)
+        model = gpt.GPTModel(CONFIG)
+        texts = gpt.split_tokens(story_ids(), LENGTH)
+        start = 0.0
+        for record in gpt.train_model(model, *texts, on_step=on_step):
+            if record.step:  # what comes after the last step is evaluation
+                yield last_step - start, model
+            start = time.perf_counter()
+
+    return report(parts())
+
+
+def book_training() -> Round:
+    """Return the textbook's recipe: PyTorch's own start, two windows a step, a constant 4e-4.
+
+    The book trains for ten epochs; this goes on until the goal is reached, at most for twenty.
+    """
+    from llms_from_scratch import ch04
+
+    def parts() -> Iterator[tuple[float, torch.nn.Module]]:
+        torch.manual_seed(123)
+        model = ch04.GPTModel(CONFIG)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
+        train_ids, _ = gpt.split_tokens(story_ids(), LENGTH)
+        loader = gpt.create_dataloader(train_ids, LENGTH, batch_size=2, shuffle=True, seed=123)
+        for _ in range(20):
+            start = time.perf_counter()
+            for i, (inputs, targets) in enumerate(loader, start=1):
+                model.train()
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+                optimizer.step()
+                if i in (len(loader) // 2, len(loader)):
+                    seconds = time.perf_counter() - start
+                    yield seconds, model.eval()
+                    start = time.perf_counter()
+
+    return report(parts())
+
+
+# 3. Writing ---------------------------------------------------------------------------------
+
+
+def our_text(rows: int, new: int, dtype: torch.dtype = torch.float32) -> Round:
+    """Return `generate` on the shipped weights."""
+    model = utils.load_model(ROOT / "pretrain-story-model.pth", dtype=dtype)
+    idx = story_ids()[None, :PROMPT].expand(rows, -1)
+    return timed(lambda: utils.generate(model, idx, new, LENGTH), rows * new)
+
+
+def book_text(new: int) -> Round:
+    """Return `generate` of the textbook's chapter 5, which has no cache, on its own model."""
+    from llms_from_scratch import ch04, ch05
+
+    model, idx = ch04.GPTModel(CONFIG).eval(), story_ids()[None, :PROMPT]
+    return timed(lambda: ch05.generate(model, idx, new, LENGTH), new)
+
+
+def hugging_face_text(new: int) -> Round:
+    """Return Hugging Face's `generate` on a GPT-2 of this shape, with its key-value cache."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_positions=LENGTH)).eval()
+    idx = story_ids()[None, :PROMPT]
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+    mask = torch.ones_like(idx)
+    return timed(lambda: model.generate(idx, attention_mask=mask, pad_token_id=0, **options), new)
+
+
+def read_all_weights(new: int) -> Round:
+    """Return the reading of all float32 matrices, once for each token: their sums."""
+    matrices = [torch.randn(shape) for shape in matrix_shapes()]
+
+    def read() -> None:
+        for _ in range(new):
+            for matrix in matrices:
+                matrix.sum()
+
+    return timed(read, new)
+
+
+def multiply_all_weights(new: int) -> Round:
+    """Return the product of each float32 matrix with one vector, for each token, and no more."""
+    work = [(torch.randn(1, shape[1]), torch.randn(shape)) for shape in matrix_shapes()]
+
+    def multiply() -> None:
+        for _ in range(new):
+            for vector, matrix in work:
+                F.linear(vector, matrix)
+
+    return timed(multiply, new)
+
+
+# 4. Text into windows -----------------------------------------------------------------------
+
+
+def resident() -> float:
+    """Return the memory of this process, in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6
+
+
+def windows(
+    megabytes: int, stride: int, build: Callable[[str, tiktoken.Encoding, int], object]
+) -> Round:
+    """Return a round that makes windows from so much text, and says what memory they take."""
+    story = utils.read_text(ROOT / "dataset" / "story.txt")
+    text = story * round(megabytes * 1e6 / len(story))
+    tokenizer = tiktoken.get_encoding("gpt2")
+    build(story, tokenizer, stride)  # all that is to be imported and loaded is there
+
+    def one_round() -> dict[str, Any]:
+        start, before = time.perf_counter(), resident()
+        loader = build(text, tokenizer, stride)
+        seconds, more = time.perf_counter() - start, resident() - before
+        return {"size": megabytes, "seconds": seconds, "MB": more, "windows": len(loader.dataset)}
+
+    return one_round
+
+
+def our_windows(text: str, tokenizer: tiktoken.Encoding, stride: int) -> object:
+    """Return this project's loader over a text, whose tokens are counted on a progress bar."""
+    with tqdm(total=len(text), unit="characters", unit_scale=True) as bar:
+        ids = utils.text_to_token_ids(text, tokenizer, lambda done, _: bar.update(done - bar.n))
+    return gpt.create_dataloader(ids[0], LENGTH, stride=stride, shuffle=True)
+
+
+def book_windows(text: str, tokenizer: tiktoken.Encoding, stride: int) -> object:
+    """Return the textbook's loader over a text. (It gets its tokenizer itself.)"""
+    from llms_from_scratch import ch02
+
+    return ch02.create_dataloader_v1(text, batch_size=1, max_length=LENGTH, stride=stride)
+
+
+OURS, HALF = "this project", "this project, bfloat16 weights"
+BOOK, NANO, FACE = "llms-from-scratch", "nanoGPT", "Hugging Face"
+LIMIT, VECTORS = "limit", "matrix-vector products alone"
+
+KINDS: dict[str, dict[str, Callable[[], Round]]] = {
+    "train": {OURS: our_step, NANO: nanogpt_step, BOOK: book_step, LIMIT: matrix_products},
+    "recipe": {OURS: our_training, BOOK: book_training},
+    "write": {
+        OURS: lambda: our_text(1, 200),
+        HALF: lambda: our_text(1, 200, torch.bfloat16),
+        FACE: lambda: hugging_face_text(200),
+        BOOK: lambda: book_text(200),
+        VECTORS: lambda: multiply_all_weights(200),
+        LIMIT: lambda: read_all_weights(200),
+    },
+    "write on": {OURS: lambda: our_text(1, 600), BOOK: lambda: book_text(600)},
+    "rows": {"8": lambda: our_text(8, 100), "1": lambda: our_text(1, 100)},
+    "windows": {
+        "this project, stride 1": lambda: windows(100, 1, our_windows),
+        "this project, stride 256": lambda: windows(100, 256, our_windows),
+        "llms-from-scratch, stride 1": lambda: windows(1, 1, book_windows),
+        "llms-from-scratch, stride 256": lambda: windows(100, 256, book_windows),
+    },
+}
+ONCE = {"recipe", "windows", "write on"}  # these have no round to warm up
+
+
+def main() -> None:
+    kind, name = sys.argv[1:]
+    answer = sys.stdout
+    with redirect_stdout(sys.stderr):  # what the peers print is not an answer
+        one_round = KINDS[kind][name]()
+        if kind not in ONCE:
+            one_round()
+        print("ready", file=answer, flush=True)
+        for line in sys.stdin:
+            torch.set_float32_matmul_precision(line.strip())
+            result = one_round()
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            result["peak_MB"] = peak / 1e6
+            print(json.dumps(result), file=answer, flush=True)
+
+
+if __name__ == "__main__":
+    main()
