@@ -2,12 +2,12 @@
 
 Read from top to bottom:
 
-1. configuration   `GPT_CONFIG_124M`, `check_config`
+1. configuration   `GPT_CONFIG_124M`, `check_config`, `check_number`, `check_ids`
 2. data            `split_tokens`, `GPTDataset`, `create_dataloader`
 3. model           `KVCache`, `LayerNorm`, `MultiHeadAttention`, `FeedForward`,
                    `TransformerBlock`, `GPTModel`
 4. losses          `calc_loss_batch`, `calc_loss_loader`, `evaluate_model`
-5. training        `create_optimizer`, `cosine_schedule`, `train_step`, `train_model`
+5. training        `TrainState`, `create_optimizer`, `cosine_schedule`, `train_step`, `train_model`
 
 Shapes in the comments: B rows of a batch, T tokens in a row, C channels (`emb_dim`),
 H heads, D channels of one head (C / H), V tokens in the vocabulary.
@@ -18,11 +18,14 @@ Language Model (From Scratch)", so that state dicts move between the two.
 """
 
 import ctypes
+import hashlib
 import math
 import platform
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +49,8 @@ GPT_CONFIG_124M: dict[str, Any] = {
 
 def check_config(cfg: dict[str, Any]) -> None:
     """Raise ValueError, naming the key and its value, unless `cfg` describes a model."""
+    if not isinstance(cfg, dict):
+        raise TypeError(f"the configuration must be a dict like GPT_CONFIG_124M, not {cfg!r:.60}")
     if wrong := cfg.keys() ^ GPT_CONFIG_124M.keys():
         raise ValueError(f"config keys missing or unknown: {sorted(wrong)}; see GPT_CONFIG_124M")
     for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
@@ -62,6 +67,39 @@ def check_config(cfg: dict[str, Any]) -> None:
         raise ValueError(f"qkv_bias must be True or False, not {cfg['qkv_bias']!r}")
 
 
+def check_number(name: str, value: Any, kind: type = Integral, low: float = -math.inf) -> None:
+    """Raise unless `value` is a number of this kind (TypeError), finite and at least `low`.
+
+    `kind` is `numbers.Integral` or `numbers.Real`. A number out of range raises ValueError.
+    """
+    if not isinstance(value, kind) or isinstance(value, bool):
+        what = "a whole number" if kind is Integral else "a number"
+        raise TypeError(f"{name} must be {what}, not {value!r:.60}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, not {value}")
+
+
+def check_ids(name: str, ids: Any, *dims: int, vocab_size: float = math.inf) -> None:
+    """Raise unless `ids` is a tensor of token ids, with one of these numbers of dimensions.
+
+    TypeError for anything but a tensor of whole numbers, ValueError for another shape or for ids
+    outside the vocabulary.
+    """
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be a tensor of ids, see text_to_token_ids, not {ids!r:.60}")
+    if ids.dim() not in dims:
+        shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
+        raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")
+    low, high = (ids.min().item(), ids.max().item()) if ids.numel() else (0, 0)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"token id {low if low < 0 else high} is outside the vocabulary of {vocab_size} (ids "
+            "start at 0): was the text encoded with another tokenizer?"
+        )
+
+
 # 2. Data ------------------------------------------------------------------------------------
 
 
@@ -74,15 +112,17 @@ class GPTDataset(Dataset):
     dropped. All windows are views into `token_ids`, a 1-D tensor: they cost no memory of their
     own, whatever the stride.
 
-    Raises ValueError if the text is shorter than one window (`context_length` + 1 tokens), or
-    unless 0 <= `offset` < `stride`.
+    Raises TypeError unless `token_ids` is a tensor of ids, and ValueError if the text is shorter
+    than one window (`context_length` + 1 tokens), or unless 0 <= `offset` < `stride`.
     """
 
     def __init__(
         self, token_ids: torch.Tensor, context_length: int, stride: int, offset: int = 0
     ) -> None:
-        if stride < 1:
-            raise ValueError(f"stride must be at least 1, not {stride}")
+        check_ids("token_ids", token_ids, 1)
+        check_number("context_length", context_length, low=1)
+        check_number("stride", stride, low=1)
+        check_number("offset", offset)
         if not 0 <= offset < stride:
             raise ValueError(f"offset must be from 0 to below the stride {stride}, not {offset}")
         self.last_start = len(token_ids) - context_length - 1
@@ -91,7 +131,7 @@ class GPTDataset(Dataset):
                 f"the text has {len(token_ids)} tokens, but one window needs "
                 f"{context_length + 1}: use a longer text or a smaller context_length"
             )
-        self.token_ids = token_ids
+        self.token_ids = token_ids.long()  # no copy of what is int64 already
         self.context_length = context_length
         self.stride = stride
         self.offset = offset if self.last_start else 0  # there is only one way to cut one window
@@ -135,6 +175,9 @@ def split_tokens(
 
     Raises ValueError if either part is too short for one window.
     """
+    check_ids("token_ids", token_ids, 1)
+    check_number("context_length", context_length, low=1)
+    check_number("val_fraction", val_fraction, Real)
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, not {val_fraction}")
     split = round(len(token_ids) * (1 - val_fraction))
@@ -165,6 +208,8 @@ class KVCache:
     ) -> None:
         cfg, weight = model.cfg, model.out_head.weight
         self.max_length = cfg["context_length"] if max_length is None else max_length
+        check_number("batch_size", batch_size, low=1)
+        check_number("max_length", self.max_length, low=1)
         head_dim = cfg["emb_dim"] // cfg["n_heads"]
         shape = (cfg["n_layers"], 2, batch_size, cfg["n_heads"], self.max_length, head_dim)
         self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
@@ -298,15 +343,17 @@ class GPTModel(nn.Module):
         """Return logits (B, T, V) for token ids (B, T).
 
         With a `cache`, the ids continue the tokens it holds, and it takes them in. Raises
-        ValueError for ids outside the vocabulary or for more tokens than there is room for.
+        TypeError for anything but a tensor of ids, and ValueError for ids outside the vocabulary,
+        another shape, or more tokens than there is room for.
         """
         return self.out_head(self.hidden_states(in_idx, cache))
 
     def hidden_states(self, in_idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Return what `out_head` turns into logits: (B, T, C). As `forward` otherwise."""
+        check_ids("in_idx", in_idx, 2, vocab_size=self.cfg["vocab_size"])
         start = 0 if cache is None else cache.length
         end = start + in_idx.size(1)
-        self._check_input(in_idx, end, cache)
+        self._check_shape(in_idx, end, cache)
         x = self.tok_emb(in_idx) + self.pos_emb.weight[start:end]  # (B, T, C) + (T, C)
         x = self.drop_emb(x)
         for block in self.trf_blocks:
@@ -315,7 +362,7 @@ class GPTModel(nn.Module):
             cache.length = end
         return self.final_norm(x)
 
-    def _check_input(self, in_idx: torch.Tensor, end: int, cache: KVCache | None) -> None:
+    def _check_shape(self, in_idx: torch.Tensor, end: int, cache: KVCache | None) -> None:
         room = self.cfg["context_length"] if cache is None else cache.max_length
         if end > min(room, self.cfg["context_length"]):
             raise ValueError(
@@ -325,12 +372,10 @@ class GPTModel(nn.Module):
             )
         if in_idx.numel() == 0:
             raise ValueError(f"no token ids to work on: in_idx has shape {tuple(in_idx.shape)}")
-        low, high = in_idx.min().item(), in_idx.max().item()
-        if low < 0 or high >= self.cfg["vocab_size"]:
+        if cache is not None and len(in_idx) != cache.kv.size(2):
             raise ValueError(
-                f"token id {low if low < 0 else high} is outside the vocabulary of "
-                f"{self.cfg['vocab_size']} (ids start at 0): was the text encoded with another "
-                "tokenizer?"
+                f"in_idx has {len(in_idx)} rows, but the cache is for {cache.kv.size(2)}: make a "
+                "KVCache with that batch_size"
             )
 
     @torch.no_grad()
@@ -373,13 +418,13 @@ class GPTModel(nn.Module):
         where = slice(2 * num_hands)
         self.tok_emb.weight[:, where] = 0
         nn.init.zeros_(self.pos_emb.weight)
-        self.pos_emb.weight[:, where] = 2 * torch.cat([angles.sin(), angles.cos()], dim=1)
+        self.pos_emb.weight[:, where] = 2 * torch.cat([angles.sin(), angles.cos()], 1)
         att = self.trf_blocks[0].att
         for head in range(num_heads):
             rows = slice(head * head_dim, head * head_dim + 2 * num_hands)
             angle = (head // 2 + 1) * speeds
             cos, sin = angle.cos().diag(), angle.sin().diag()
-            turn_back = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
+            turn_back = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
             att.W_query.weight[rows, where] = 2 * turn_back
             att.W_key.weight[rows, where] = 2 * torch.eye(2 * num_hands)
         for linear in (att.W_value, att.out_proj):  # what is found there keeps its size
@@ -391,13 +436,14 @@ class GPTModel(nn.Module):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside a `with` block, and give the model its mode back afterwards."""
-    was_training = model.training
+    """Switch dropout off inside a `with` block; give each module its mode back afterwards."""
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in in_training:
+            module.training = True
 
 
 def calc_loss_batch(
@@ -406,12 +452,18 @@ def calc_loss_batch(
     """Return the mean cross-entropy, in nats per token, of a batch of shape (B, T).
 
     The batch is moved to the model's device. On a CUDA GPU the matrix products are done in
-    bfloat16, which is several times faster there; the weights stay in float32.
+    bfloat16, which is several times faster there; the weights stay in float32. Raises as
+    `GPTModel.forward` does, and ValueError unless there is one target for each input.
     """
+    for name, ids in (("input_batch", input_batch), ("target_batch", target_batch)):
+        check_ids(name, ids, 2, vocab_size=model.cfg["vocab_size"])
+    if input_batch.shape != target_batch.shape:
+        shapes = tuple(input_batch.shape), tuple(target_batch.shape)
+        raise ValueError(f"inputs have shape {shapes[0]}, but targets {shapes[1]}")
     device = model.out_head.weight.device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = model(input_batch.to(device))  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten())
+        return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten().long())
 
 
 @torch.no_grad()
@@ -420,7 +472,8 @@ def calc_loss_loader(loader: DataLoader, model: GPTModel) -> float:
 
     It is a mean over tokens, not over batches, so the batch size does not matter. (Tokens that the
     last window shares with the one before count in both.) Dropout is off, and nothing is drawn
-    from the global random state: evaluating more often changes nothing.
+    from the global random state: evaluating more often changes nothing. Raises ValueError for a
+    loader without a batch.
     """
     total_loss, total_tokens = 0.0, 0
     with eval_mode(model):
@@ -428,6 +481,8 @@ def calc_loss_loader(loader: DataLoader, model: GPTModel) -> float:
             loss = calc_loss_batch(input_batch, target_batch, model)
             total_loss += loss.item() * target_batch.numel()
             total_tokens += target_batch.numel()
+    if not total_tokens:
+        raise ValueError("the loader gives no batch: there is no loss to take a mean of")
     return total_loss / total_tokens
 
 
@@ -450,6 +505,32 @@ class TrainRecord(NamedTuple):
     train_loss: float  # on a fixed sample of the training text, without dropout
     val_loss: float
     learning_rate: float  # of the step just taken; that of the head is HEAD_RATE times it
+
+
+@dataclass
+class TrainState:
+    """Where a training stands. Hand one to `train_model`, which keeps it up to date at each step.
+
+    With it and the weights, a training can go on later as if it had never been interrupted:
+    `utils.save_checkpoint` stores both, `utils.resume` reads them back.
+    """
+
+    step: int = 0  # optimizer steps taken
+    records: list[TrainRecord] = field(default_factory=list)  # all that were reported
+    optimizer: dict[str, Any] = field(default_factory=dict)  # AdamW's state dict
+    plan: dict[str, Any] = field(default_factory=dict)  # what decides the training
+
+    def set_plan(self, plan: dict[str, Any]) -> None:
+        """Keep a plan. Raises ValueError, with the differences, if there is another one already."""
+        old = self.plan or plan
+        if changes := [
+            f"{key} {old[key]}, now {plan[key]}" for key in plan if old[key] != plan[key]
+        ]:
+            raise ValueError(
+                f"this training began with other texts or settings ({'; '.join(changes)}): go on "
+                "with the same ones, or begin anew with a new model and a new TrainState"
+            )
+        self.plan = plan
 
 
 HEAD_RATE = 4.0  # the output head learns best from larger steps than the blocks can bear
@@ -478,9 +559,11 @@ def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
     """Return the share of the full learning rate, from 0 to 1, for a step from 1 to num_steps.
 
     It rises in a straight line for `warmup_steps`, stays at 1, and falls along half a cosine in
-    the last two fifths.
+    the last two fifths. Raises ValueError for a step outside that range.
     Loshchilov & Hutter 2016, "SGDR", https://arxiv.org/abs/1608.03983
     """
+    if not 1 <= step <= num_steps:
+        raise ValueError(f"step must be from 1 to num_steps {num_steps}, not {step}")
     decay_steps = 2 * num_steps // 5
     if step <= warmup_steps:
         return step / warmup_steps
@@ -492,6 +575,7 @@ def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
 
 def spread_loader(token_ids: torch.Tensor, context_length: int, num_windows: int) -> DataLoader:
     """Return a loader of up to `num_windows` + 1 windows, spread evenly over a text."""
+    check_number("num_windows", num_windows, low=1)
     all_windows = len(GPTDataset(token_ids, context_length, context_length))
     stride = context_length * math.ceil(all_windows / num_windows)
     return create_dataloader(token_ids, context_length, stride=stride)
@@ -563,6 +647,35 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: ... and nothing handed back at the end
 
 
+def make_plan(
+    train_ids: torch.Tensor, val_ids: torch.Tensor, **settings: float
+) -> dict[str, str | float]:
+    """Return what decides a training: the settings, and a fingerprint of each text.
+
+    Raises TypeError or ValueError for a setting that cannot be.
+    """
+    plan: dict[str, str | float] = {}
+    for name, ids in (("training text", train_ids), ("validation text", val_ids)):
+        check_ids(name, ids, 1)
+        plan[name] = hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()[:16]
+    for name, value in settings.items():
+        real = name in ("learning_rate", "weight_decay", "max_grad_norm")
+        low = {"num_epochs": 1, "batch_size": 1, "seed": -math.inf}.get(name, 0)
+        check_number(name, value, Real if real else Integral, low)
+    return plan | settings
+
+
+def batches_of(
+    loaders: list[DataLoader], evals_per_epoch: int
+) -> Iterator[tuple[tuple[torch.Tensor, torch.Tensor], float, bool]]:
+    """Yield, for each step: its batch, the epoch reached after it, whether to evaluate then."""
+    for epoch, loader in enumerate(loaders):
+        for i, batch in enumerate(loader, start=1):
+            # True evals_per_epoch times in each epoch, the last time at its end.
+            due = i * evals_per_epoch // len(loader) > (i - 1) * evals_per_epoch // len(loader)
+            yield batch, epoch + i / len(loader), due
+
+
 def train_model(
     model: GPTModel,
     train_ids: torch.Tensor,
@@ -578,6 +691,7 @@ def train_model(
     eval_windows: int = 4,
     seed: int = 0,
     on_step: Callable[[int, int], object] | None = None,
+    state: TrainState | None = None,
 ) -> Iterator[TrainRecord]:
     """Train `model` in place; yield a `TrainRecord` before the first step and at each evaluation.
 
@@ -588,32 +702,50 @@ def train_model(
     - `evals_per_epoch`, `eval_windows`: how often to evaluate, on how many windows of each text.
     - `seed`: decides where windows start and their order; dropout draws from the global state.
     - `on_step(step, num_steps)`: called after every step, for a progress bar.
+    - `state`: where this training was left, to go on from there; None begins a new one.
 
     Stop taking records, or interrupt it, and the model keeps what it has learnt, in eval mode.
-    Raises ValueError if a text is shorter than one window, and FloatingPointError, naming the
-    step and the learning rate, if the loss is not finite.
+    Raises TypeError or ValueError for settings that cannot be, ValueError if a text is shorter than
+    one window or `state` belongs to other texts or settings, and FloatingPointError, naming the
+    step and the learning rate, if the loss is not finite: the weights are then those before it.
     """
+    plan = make_plan(
+        train_ids, val_ids, num_epochs=num_epochs, batch_size=batch_size, seed=seed,
+        learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+    )  # fmt: skip
+    check_number("evals_per_epoch", evals_per_epoch, low=1)
     length = model.cfg["context_length"]
     eval_loaders = [spread_loader(ids, length, eval_windows) for ids in (train_ids, val_ids)]
     loaders = epoch_loaders(train_ids, length, batch_size, num_epochs, seed)
     num_steps = sum(len(loader) for loader in loaders)
-    keep_freed_memory()
+    state = TrainState() if state is None else state
+    state.set_plan(plan)
     optimizer = create_optimizer(model, weight_decay)
-    step = tokens_seen = 0
+    if state.optimizer:
+        optimizer.load_state_dict(state.optimizer)
+    keep_freed_memory()
+
+    def report(*where: float, rate: float = 0.0) -> TrainRecord:
+        model.eval()
+        losses = evaluate_model(model, *eval_loaders)
+        state.records.append(TrainRecord(*where, *losses, rate))
+        return state.records[-1]
+
+    tokens_seen = 0
     try:
-        yield TrainRecord(0, 0.0, 0, *evaluate_model(model, *eval_loaders), 0.0)
-        for epoch, loader in enumerate(loaders):
-            for i, batch in enumerate(loader, start=1):
-                step += 1
-                rate = learning_rate * cosine_schedule(step, num_steps, warmup_steps)
+        if not state.records:
+            yield report(0, 0.0, 0)
+        batches = batches_of(loaders, evals_per_epoch)
+        for step, (batch, epoch, due) in enumerate(batches, start=1):
+            tokens_seen += batch[0].numel()
+            rate = learning_rate * cosine_schedule(step, num_steps, warmup_steps)
+            if step > state.step:  # else it was taken before the interruption
                 train_step(model, optimizer, batch, step, rate, max_grad_norm)
-                tokens_seen += batch[0].numel()
+                state.step, state.optimizer = step, optimizer.state_dict()
                 if on_step:
                     on_step(step, num_steps)
-                # True evals_per_epoch times in each epoch, the last time at its end.
-                if i * evals_per_epoch // len(loader) > (i - 1) * evals_per_epoch // len(loader):
-                    model.eval()
-                    losses = evaluate_model(model, *eval_loaders)
-                    yield TrainRecord(step, epoch + i / len(loader), tokens_seen, *losses, rate)
+            if due and step > state.records[-1].step:
+                yield report(step, epoch, tokens_seen, rate=rate)
     finally:
         model.eval()

@@ -19,16 +19,27 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from tiktoken import Encoding
 
-from gpt import GPT_CONFIG_124M, GPTModel, KVCache, TrainRecord, eval_mode
+from gpt import (
+    GPT_CONFIG_124M,
+    GPTModel,
+    KVCache,
+    TrainRecord,
+    TrainState,
+    check_ids,
+    check_number,
+    eval_mode,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,19 +92,22 @@ def text_to_token_ids(
 def token_ids_to_text(token_ids: torch.Tensor, tokenizer: Encoding) -> str:
     """Return the text of token ids of shape (1, T) or (T,).
 
-    Raises ValueError for more than one row: which one is meant?
+    Raises ValueError for more than one row (which one is meant?) and for ids that the tokenizer
+    does not have, and TypeError for anything but a tensor of ids.
     """
-    if token_ids.dim() == 2 and token_ids.size(0) == 1:
-        token_ids = token_ids[0]
-    if token_ids.dim() != 1:
+    check_ids("token_ids", token_ids, 1, 2, vocab_size=tokenizer.n_vocab)
+    if token_ids.dim() == 2 and len(token_ids) != 1:
         raise ValueError(
             f"token_ids has shape {tuple(token_ids.shape)}; pass one row, such as token_ids[0]"
         )
-    return tokenizer.decode(token_ids.tolist())
+    return tokenizer.decode(token_ids.flatten().tolist())
 
 
 def token_label(token_id: int, tokenizer: Encoding) -> str:
     """Return a token's text with its spaces as "\u2423" and its line ends as "\\n", to be seen."""
+    check_number("token_id", token_id, low=0)
+    if token_id >= tokenizer.n_vocab:
+        raise ValueError(f"token id {token_id} is outside the vocabulary of {tokenizer.n_vocab}")
     return repr(tokenizer.decode([token_id]))[1:-1].replace(" ", "\u2423")
 
 
@@ -116,6 +130,30 @@ def generate_text_simple(
     return idx
 
 
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise TypeError or ValueError, naming the value, for settings that cannot be."""
+    check_number("temperature", temperature, Real)
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")
+    check_number("top_k", 1 if top_k is None else top_k)
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None for no limit, not {top_k}")
+    check_number("top_p", 1 if top_p is None else top_p, Real)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
+
+
+def check_logits(logits: torch.Tensor) -> None:
+    """Raise TypeError unless `logits` is a tensor, ValueError unless each row has a largest."""
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"logits must be a tensor, not {logits!r:.60}")
+    if not logits.numel() or not logits.amax(-1).isfinite().all():
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} have no largest number: are the model's "
+            "weights damaged?"
+        )
+
+
 def token_probabilities(
     logits: torch.Tensor,
     temperature: float = 1.0,
@@ -129,7 +167,11 @@ def token_probabilities(
     - `top_k` keeps the k likeliest tokens (Fan et al. 2018, https://arxiv.org/abs/1805.04833).
     - `top_p` then keeps the fewest tokens whose probabilities add up to p, at least one
       (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751).
+
+    Raises TypeError or ValueError for settings that cannot be, and for logits without a largest.
     """
+    check_sampling(temperature, top_k, top_p)
+    check_logits(logits)
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     if top_k is not None and top_k < logits.size(-1):
@@ -141,7 +183,7 @@ def token_probabilities(
         indices = logits.argsort(descending=True, stable=True)  # great heat makes probs equal
         ordered = probs.gather(-1, indices)
         keep = ordered.cumsum(-1) - ordered < top_p  # while the likelier ones are not yet enough
-        keep[:, 0] = True
+        keep[..., 0] = True
         probs = torch.zeros_like(probs).scatter(-1, indices, ordered * keep)
         probs = probs / probs.sum(-1, keepdim=True)
     return probs
@@ -156,53 +198,10 @@ def sample_token(
 ) -> torch.Tensor:
     """Return one token id a row, (B, 1): the likeliest at temperature 0, else a random draw."""
     if temperature == 0:
+        check_logits(logits)
         return logits.argmax(-1, keepdim=True)
     probs = token_probabilities(logits, temperature, top_k, top_p)
     return torch.multinomial(probs, 1, generator=generator)
-
-
-def _check_prompt(model: GPTModel, idx: torch.Tensor, context_size: int) -> None:
-    if not isinstance(idx, torch.Tensor) or idx.dtype not in (torch.int32, torch.int64):
-        raise TypeError(
-            f"the prompt must be a tensor of ids, see text_to_token_ids, not {idx!r:.60}"
-        )
-    if idx.dim() != 2 or idx.numel() == 0:
-        raise ValueError(
-            f"the prompt has shape {tuple(idx.shape)}; it must be (rows, tokens) with at least "
-            "one token in it"
-        )
-    if not 1 <= context_size <= model.cfg["context_length"]:
-        raise ValueError(
-            f"context_size must be from 1 to the model's {model.cfg['context_length']}, "
-            f"not {context_size}"
-        )
-
-
-def _check_settings(
-    max_new_tokens: int,
-    context_size: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
-    for name, value, kind in (
-        ("max_new_tokens", max_new_tokens, Integral),
-        ("context_size", context_size, Integral),
-        ("temperature", temperature, Real),
-        ("top_k", 1 if top_k is None else top_k, Integral),
-        ("top_p", 1 if top_p is None else top_p, Real),
-    ):
-        if not isinstance(value, kind):
-            what = "a whole number" if kind is Integral else "a number"
-            raise TypeError(f"{name} must be {what}, not {value!r:.60}")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, or None for no limit, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
 
 
 def stream(
@@ -228,12 +227,21 @@ def stream(
     `context_size` tokens and cannot slide: when these are used up, the cache is filled again
     with the last `context_size // 2` tokens, and generation goes on from there.
 
-    The model is in eval mode meanwhile, and gets back the mode it had. Raises ValueError for
-    an empty prompt, ids outside the vocabulary, and settings outside their ranges, and TypeError
-    for what is not a number or not a tensor of ids.
+    The model is in eval mode at each step, and has the mode it had in between. Raises ValueError
+    for an empty prompt, ids outside the vocabulary, settings outside their ranges, and weights that
+    are not finite, and TypeError for what is not a number or not a tensor of ids.
     """
-    _check_settings(max_new_tokens, context_size, temperature, top_k, top_p)
-    _check_prompt(model, idx, context_size)
+    check_number("max_new_tokens", max_new_tokens, low=0)
+    check_number("context_size", context_size)
+    longest = model.cfg["context_length"]
+    if not 1 <= context_size <= longest:
+        raise ValueError(
+            f"context_size must be from 1 to the model's {longest}, not {context_size}"
+        )
+    check_sampling(temperature, top_k, top_p)
+    check_ids("the prompt", idx, 2, vocab_size=model.cfg["vocab_size"])
+    if idx.numel() == 0:
+        raise ValueError(f"the prompt has shape {tuple(idx.shape)}: no token to go on from")
     choose = partial(
         sample_token, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
     )
@@ -254,21 +262,21 @@ def _stream(
     new_ids = idx
     finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
     cache = KVCache(model, batch_size=idx.size(0), max_length=context_size)
-    with eval_mode(model):
-        for _ in range(max_new_tokens):
-            if cache.length + new_ids.size(1) > context_size:
-                cache.length = 0
-                new_ids = idx = idx[:, -max(1, context_size // 2) :]
+    for _ in range(max_new_tokens):
+        if cache.length + new_ids.size(1) > context_size:
+            cache.length = 0
+            new_ids = idx = idx[:, -max(1, context_size // 2) :]
+        with eval_mode(model):
             # Only the last position's logits are needed, so only they are computed.
             logits = model.out_head(model.hidden_states(new_ids, cache)[:, -1])  # (B, V)
-            new_ids = choose(logits)  # (B, 1)
-            if eos_id is not None:
-                new_ids = new_ids.masked_fill(finished, eos_id)
-                finished = finished | (new_ids == eos_id)
-            idx = torch.cat([idx, new_ids], dim=1)
-            yield new_ids, logits
-            if finished.all():
-                return
+        new_ids = choose(logits)  # (B, 1)
+        if eos_id is not None:
+            new_ids = new_ids.masked_fill(finished, eos_id)
+            finished = finished | (new_ids == eos_id)
+        idx = torch.cat([idx, new_ids], dim=1)
+        yield new_ids, logits
+        if finished.all():
+            return
 
 
 def generate(
@@ -322,11 +330,14 @@ def stream_choices(
     """Yield a `TokenChoice` for each token that `stream` writes after one prompt, idx (1, T).
 
     Their texts, put together, are what `generate` writes, without half a character at the end.
+    Raises as `stream` does, and ValueError for several prompts.
     """
     steps = stream(
         model, idx, max_new_tokens, context_size, temperature, top_k,
         top_p=top_p, generator=generator,
     )  # fmt: skip
+    if len(idx) != 1:
+        raise ValueError(f"the prompt has {len(idx)} rows; pass one, such as idx[:1]")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(tokenizer.decode_bytes(idx[0].tolist()))  # it may end within a character, too
     for ids, logits in steps:
@@ -347,7 +358,62 @@ def stream_choices(
         )
 
 
-# 3. The weights file ------------------------------------------------------------------------
+# 3. Weights and checkpoints ------------------------------------------------------------------
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a file to write, which takes the place of the one at `path` when it is complete.
+
+    It is written beside `path` and then renamed: whatever happens, the old file or the new one is
+    there, whole. Raises OSError, with the path, if the disk is full or cannot be written.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".partial")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:
+        # Where the disk is full, torch.save raises a RuntimeError on top of the OSError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(
+            cause.errno, f"not saved ({cause.strerror}); an older file is unchanged", str(path)
+        ) from error
+    finally:
+        with suppress(OSError):  # the first error is the one to tell
+            unfinished.unlink(missing_ok=True)
+
+
+def read_file(path: str | Path, what: str, mend: str) -> Any:
+    """Return what `torch.save` stored at `path`, if its checksums are right.
+
+    (`torch.load` alone ignores them, and would take some damaged bytes for weights.) Raises
+    ValueError if the file is damaged or holds code, which is never run; its message says `what` the
+    file should be and what would `mend` it.
+    """
+    checked = io.BytesIO()
+    try:
+        with (
+            zipfile.ZipFile(path) as packed,
+            zipfile.ZipFile(checked, "w") as plain,
+            ThreadPoolExecutor() as pool,
+        ):
+            names = packed.namelist()
+            for name, data in zip(names, pool.map(packed.read, names), strict=True):
+                plain.writestr(name, data)
+        checked.seek(0)
+        return torch.load(checked, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise  # these say themselves what is wrong
+    except Exception as error:  # damaged bytes make torch.load raise almost anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read as {what}: it is damaged, or holds code, which is never run; "
+            f"{mend} ({reason})"
+        ) from None
 
 
 def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | None = None) -> None:
@@ -357,9 +423,8 @@ def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | Non
     an eighth of the float32 size. Given `used_ids`, the token ids of the whole text, the embeddings
     of all other tokens are stored as zeros: they never got a gradient and are noise.
 
-    The file is written beside `path` and then renamed, so that an interrupted save leaves the
-    old file whole. Raises OSError, with the path, if the disk is full or cannot be written, and
-    ValueError if a weight is not a finite number that fits into 8 bits (at most 448).
+    An interrupted save leaves the old file whole, see `new_file`. Raises OSError if it cannot be
+    written, and ValueError if a weight is not a finite number that fits into 8 bits (at most 448).
     """
     state = {}
     for name, tensor in model.state_dict().items():
@@ -368,28 +433,21 @@ def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | Non
         state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
     if used_ids is not None:
         unused = torch.ones(model.cfg["vocab_size"], dtype=torch.bool)
+        check_ids("used_ids", used_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
         unused[used_ids.flatten()] = False
         # Bytes, because float8 tensors cannot be indexed; a byte of 0 is the number 0.
         state["tok_emb.weight"].view(torch.uint8)[unused] = 0
     archive = io.BytesIO()
     torch.save(state, archive)
-    path = Path(path)
-    partial_path = path.with_name(path.name + ".partial")
-    try:
-        with zipfile.ZipFile(archive) as plain, zipfile.ZipFile(partial_path, "w") as packed:
-            for name in plain.namelist():
-                entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
-                entry.external_attr = 0o600 << 16
-                packed.writestr(entry, plain.read(name), zipfile.ZIP_DEFLATED)
-        partial_path.replace(path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"weights not saved ({error.strerror}); an older file is unchanged",
-            str(path),
-        ) from error
-    finally:
-        partial_path.unlink(missing_ok=True)
+    with (
+        new_file(path) as file,
+        zipfile.ZipFile(archive) as plain,
+        zipfile.ZipFile(file, "w") as packed,
+    ):
+        for name in plain.namelist():
+            entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
+            entry.external_attr = 0o600 << 16
+            packed.writestr(entry, plain.read(name), zipfile.ZIP_DEFLATED)
 
 
 def load_model(
@@ -411,17 +469,14 @@ def load_model(
             f"no weights at {path}: run pretrain.ipynb to make them, or get "
             "pretrain-story-model.pth from the project's repository"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    except (PermissionError, IsADirectoryError):
-        raise  # these say themselves what is wrong
-    except Exception as error:  # damaged bytes make torch.load raise almost anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read as weights: it is damaged, or holds code, which is never run; "
-            f"run pretrain.ipynb to make it anew ({reason})"
-        ) from None
+    if dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        raise ValueError(f"dtype must be torch.float32, bfloat16 or float64, not {dtype!r:.60}")
+    state = read_file(path, "weights", "run pretrain.ipynb to make it anew")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
+    ):
+        raise ValueError(f"{path} cannot be read as weights: it holds something else")
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
     try:
@@ -430,6 +485,58 @@ def load_model(
         problem = str(error).splitlines()[1].strip()
         raise ValueError(f"{path} holds the weights of another configuration: {problem}") from None
     return model.to(device or "cpu").eval()
+
+
+def save_checkpoint(model: GPTModel, state: TrainState, path: str | Path) -> None:
+    """Store all that a training needs to go on later, in one file: see `resume`.
+
+    That is the weights in full (float32), AdamW's two averages for each of them, the records, and
+    the global random state, which dropout draws from: 2 GB for the usual model. Call it in the loop
+    over `train_model`, as the last thing that draws random numbers, or from its `on_step`.
+
+    An interrupted save leaves the old file whole, see `new_file`. Raises OSError if it cannot be
+    written.
+    """
+    content = {
+        "config": model.cfg,
+        "weights": model.state_dict(),
+        "optimizer": state.optimizer,
+        "step": state.step,
+        "records": [tuple(record) for record in state.records],
+        "plan": state.plan,
+        "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+    }
+    with new_file(path) as file:
+        torch.save(content, file)
+
+
+def resume(model: GPTModel, path: str | Path) -> TrainState:
+    """Give `model` the weights of a checkpoint; return the state for `train_model` to go on from.
+
+        state = resume(model, "training.ckpt")
+        for record in train_model(model, train_ids, val_ids, state=state):
+            save_checkpoint(model, state, "training.ckpt")
+
+    Without such a file the training begins: the model stays as it is, and the state is a new one.
+    So these three lines can be run again after any interruption, and in the end the weights are
+    those of a training without one, bit for bit on the same machine. The global random state is
+    set to that of the checkpoint. Raises ValueError if the file is damaged, holds code, or belongs
+    to another configuration; `train_model` does so if it belongs to other texts or settings.
+    """
+    if not Path(path).exists():
+        return TrainState()
+    content = read_file(path, "a checkpoint", "delete it to begin anew")
+    if not isinstance(content, dict) or "random" not in content:
+        raise ValueError(f"{path} cannot be read as a checkpoint: save_checkpoint did not make it")
+    if content["config"] != model.cfg:
+        raise ValueError(
+            f"{path} belongs to a model with the configuration {content['config']}, not {model.cfg}"
+        )
+    model.load_state_dict(content["weights"])
+    torch.set_rng_state(content["random"][0])
+    torch.cuda.set_rng_state_all(content["random"][1 : 1 + torch.cuda.device_count()])
+    records = [TrainRecord(*record) for record in content["records"]]
+    return TrainState(content["step"], records, content["optimizer"], content["plan"])
 
 
 # 4. Copied or composed? ---------------------------------------------------------------------
@@ -444,34 +551,34 @@ class CopiedSpan(NamedTuple):
 
 
 def copied_spans(
-    token_ids: Sequence[int], story_ids: Sequence[int], min_length: int = 6
+    token_ids: Sequence[int] | torch.Tensor,
+    story_ids: Sequence[int] | torch.Tensor,
+    min_length: int = 6,
 ) -> list[CopiedSpan]:
     """Return the runs of at least `min_length` tokens of a text that also stand in the story.
 
     Each run is as long as it can be, and none lies inside another, though two may overlap. A run
-    that stands in the story several times is given with its first place.
+    that stands in the story several times is given with its first place. The time grows with the
+    product of both lengths: a second for a text of 20,000 tokens and a story as long.
     """
-    token_ids, story_ids = list(token_ids), list(story_ids)
-    places: dict[tuple[int, ...], list[int]] = {}
-    for i in range(len(story_ids) - min_length + 1):
-        places.setdefault(tuple(story_ids[i : i + min_length]), []).append(i)
+    check_number("min_length", min_length, low=1)
+    text, story = np.asarray(token_ids, dtype=int), np.asarray(story_ids, dtype=int)
+    if text.ndim != 1 or story.ndim != 1:
+        raise ValueError(f"each text must be one row of ids, not {text.shape} and {story.shape}")
     spans: list[CopiedSpan] = []
-    end = 0  # of the last run found
-    for start in range(len(token_ids) - min_length + 1):
-        candidates = places.get(tuple(token_ids[start : start + min_length]), [])
-        lengths = [_match_length(token_ids, start, story_ids, place) for place in candidates]
-        if lengths and start + max(lengths) > end:
-            longest = max(lengths)
-            end = start + longest
-            spans.append(CopiedSpan(start, longest, candidates[lengths.index(longest)]))
+    # matches[j]: how many tokens before place j of the story are also the last ones of the text.
+    matches = np.zeros(len(story) + 1, dtype=int)
+    for end in range(len(text) + 1):
+        before = matches
+        matches = np.zeros_like(before)
+        if end < len(text):
+            matches[1:] = np.where(story == text[end], before[:-1] + 1, 0)
+        longest = before.max()
+        if min_length <= longest >= matches.max():  # the run ends here
+            spans.append(
+                CopiedSpan(end - int(longest), int(longest), int(before.argmax() - longest))
+            )
     return spans
-
-
-def _match_length(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:
-    length = 0
-    while i + length < len(a) and j + length < len(b) and a[i + length] == b[j + length]:
-        length += 1
-    return length
 
 
 class StoryPlace(NamedTuple):
@@ -567,7 +674,15 @@ def plot_temperature(
     """Return a bar chart of the likeliest next tokens at each temperature, side by side.
 
     `logits` has shape (V,). The last group of bars is what all the other tokens have together.
+    Raises ValueError for another shape or no temperature, and as `token_probabilities` does.
     """
+    check_number("num_tokens", num_tokens, low=1)
+    check_logits(logits)
+    if logits.dim() != 1 or not temperatures:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} and temperatures {temperatures}: pass one row, "
+            "such as logits[0], and at least one temperature"
+        )
     top = logits.topk(min(num_tokens, len(logits))).indices
     labels = [token_label(i, tokenizer) for i in top.tolist()]
     figure, ax = new_axes(8, 4)

@@ -1,5 +1,6 @@
 """Things that several test files share: a tiny model, the tokenizer, the story."""
 
+import multiprocessing
 import socket
 from pathlib import Path
 
@@ -53,3 +54,24 @@ def tokenizer() -> tiktoken.Encoding:
 @pytest.fixture(scope="session")
 def story() -> str:
     return utils.read_text(ROOT / "dataset" / "story.txt")
+
+
+def begin(begun, function, args):
+    begun.set()
+    function(*args)
+
+
+@pytest.fixture(scope="session")
+def fork():
+    """Return a function that calls another in a process of its own, which has imported PyTorch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["utils"])
+
+    def start(function, *args):
+        begun = context.Event()
+        process = context.Process(target=begin, args=(begun, function, args), daemon=True)
+        process.start()
+        assert begun.wait(60)
+        return process
+
+    return start

@@ -1,0 +1,183 @@
+"""Weights files that are damaged, forged, or were being written when the power went."""
+
+import io
+import os
+import pickle
+import random
+import re
+import subprocess
+import zipfile
+
+import pytest
+import torch
+from conftest import TINY_CONFIG
+
+from gpt import GPTModel, TrainState
+from utils import load_model, resume, save_checkpoint, save_weights
+
+IDS = torch.arange(16)[None]
+DISK = 2**19  # bytes
+
+
+def model_of(seed):
+    torch.manual_seed(seed)
+    return GPTModel(TINY_CONFIG)
+
+
+def damaged(content, rng):
+    """Return a file's content, cut off or with some bits or bytes changed."""
+    how, content = rng.choice(["cut", "bits", "bytes", "insert", "remove"]), bytearray(content)
+    at = rng.randrange(len(content))
+    if how == "cut":
+        return bytes(content[:at])
+    for _ in range(rng.choice([1, 1, 3, 50])):
+        at = rng.randrange(len(content))
+        if how == "bits":
+            content[at] ^= 1 << rng.randrange(8)
+        elif how == "bytes":
+            content[at] = rng.randrange(256)
+        elif how == "insert":
+            content.insert(at, rng.randrange(256))
+        else:
+            del content[at]
+    return bytes(content)
+
+
+def forged(content, rng):
+    """Return a weights file whose pickle is damaged, with checksums that are right."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, damaged(data, rng) if name.endswith("data.pkl") else data)
+    return packed.getvalue()
+
+
+def load(path, kind):
+    if kind == "checkpoint":
+        model = model_of(1)
+        resume(model, path)
+        return model.eval()
+    return load_model(path, TINY_CONFIG)
+
+
+def save(kind, path, seed=0):
+    model = model_of(seed)
+    if kind == "weights":
+        save_weights(model, path)
+    elif kind == "plain":
+        torch.save(model.state_dict(), path)
+    else:
+        save_checkpoint(model, TrainState(), path)
+
+
+@pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [("weights", damaged), ("plain", damaged), ("checkpoint", damaged), ("weights", forged)],
+)
+def test_damaged_files_are_refused_or_harmless(tmp_path, kind, damage, times):
+    path, rng, refused = tmp_path / "weights.pth", random.Random(0), 0
+    save(kind, path)
+    whole = path.read_bytes()
+    good = load(path, kind).state_dict()
+    for _ in range(times):
+        path.write_bytes(damage(whole, rng))
+        try:
+            model = load(path, kind)
+        except ValueError as error:
+            assert "weights.pth" in str(error)
+            refused += 1
+        else:
+            assert model(IDS).isfinite().all()
+            if damage is damaged:  # what is not refused has not touched the weights
+                assert all(map(torch.equal, good.values(), model.state_dict().values()))
+    assert refused > times / 2
+
+
+class Command:
+    """Unpickling one of these would run a command."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("how", ["torch", "old torch", "pickle"])
+@pytest.mark.parametrize("kind", ["weights", "checkpoint"])
+def test_a_command_in_the_file_is_not_run(tmp_path, kind, how):
+    path, made = tmp_path / "weights.pth", tmp_path / "made"
+    content = {"tok_emb.weight": Command(made), "random": Command(made)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+    with pytest.raises(ValueError, match="holds code, which is never run"):
+        load(path, kind)
+    assert not made.exists()
+    pickle.loads(pickle.dumps(content))
+    assert made.exists()  # it would have been
+
+
+def save_again_and_again(kind, path):
+    torch.set_num_threads(1)
+    while True:
+        for seed in (1, 2):
+            save(kind, path, seed)
+
+
+@pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["weights", "checkpoint"])
+def test_killed_while_saving(tmp_path, fork, kind, times):
+    path, rng, in_the_middle = tmp_path / "weights.pth", random.Random(0), 0
+    save(kind, path)
+    whole = []
+    for seed in range(3):
+        save(kind, tmp_path / "other.pth", seed)
+        whole.append(load(tmp_path / "other.pth", kind))
+    for _ in range(times):
+        process = fork(save_again_and_again, kind, path)
+        process.join(timeout=rng.uniform(0, 0.1))  # a random moment, not a wait for something
+        process.kill()
+        process.join()
+        in_the_middle += path.with_name("weights.pth.partial").exists()
+        found = load(path, kind).state_dict().values()
+        assert any(all(map(torch.equal, found, m.state_dict().values())) for m in whole)
+    assert in_the_middle
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a folder on a disk of its own, of `DISK` bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can make a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("kind", ["weights", "checkpoint"])
+def test_a_full_disk_keeps_the_old_file(small_disk, kind):
+    path, ends = small_disk / "weights.pth", []
+    save(kind, path)
+    old = path.read_bytes()
+    for left in range(0, len(old) + 16_384, 4096):
+        (small_disk / "other").write_bytes(bytes(DISK - len(old) - 8192 - left))
+        try:
+            save(kind, path, seed=1)
+        except OSError as error:
+            assert re.search(r"No space left on device.*unchanged.*weights\.pth", str(error))
+            assert path.read_bytes() == old
+            assert {file.name for file in small_disk.iterdir()} == {"weights.pth", "other"}
+            ends.append("full")
+        else:
+            load(path, kind)
+            assert path.read_bytes() != old
+            ends.append("saved")
+            break
+    assert ends == ["full"] * (len(ends) - 1) + ["saved"]
+    assert len(ends) > 3
