@@ -12,6 +12,7 @@ more. What else takes long has another thread (`side_thread`).
 import asyncio
 import io
 import math
+import os
 import re
 import secrets
 import time
@@ -26,6 +27,7 @@ import chainlit as cl
 import tiktoken
 import torch
 from chainlit.chat_context import chat_contexts
+from chainlit.config import APP_ROOT, FILES_DIRECTORY
 from chainlit.input_widget import Slider, TextInput
 from chainlit.logger import logger
 from chainlit.server import app, sio
@@ -56,6 +58,16 @@ CONFIG = GPT_CONFIG_124M
 CONTEXT = CONFIG["context_length"]
 MAX_OPENING = 50_000  # characters: more than the model's context can have
 MAX_TEXTS = 50  # that a person can come back to with the buttons below them
+
+# Chainlit has read its settings before this file, and from the folder that it was started in.
+# Anywhere else the page would have other settings, and nothing to look inside a text with.
+if not Path(APP_ROOT).samefile(ROOT):
+    raise SystemExit(
+        f"{APP_ROOT} is not the folder of this app. Start it there:\n\n"
+        f'    cd "{ROOT}"\n    chainlit run app.py\n'
+    )
+if not os.access(FILES_DIRECTORY, os.W_OK):
+    raise SystemExit(f"{FILES_DIRECTORY} cannot be written: copy the project to a folder of yours")
 
 tokenizer = tiktoken.get_encoding("gpt2")
 story_ids = text_to_token_ids(read_text(STORY), tokenizer)[0].tolist()
@@ -216,6 +228,7 @@ async def finish(text: Text) -> None:
         cl.Action(name=name, label=label, tooltip=tooltip, payload={"text": message.id})
         for name, label, tooltip in ACTIONS
     ]
+    make_files_directory()
     await message.update()
     message.elements = []  # they are sent; Chainlit keeps messages, so they would fill the memory
     texts = cl.user_session.get("texts") or {}
@@ -374,7 +387,13 @@ async def show_next_token(action: cl.Action) -> None:
         what = "What could come first after your opening, at three temperatures"
         end = as_markdown(tokenizer.decode(known[0])[-60:])
         image = cl.Image(content=picture, name=what, size="large")
+        make_files_directory()
         await cl.Message(f"{what}: “{end}”", elements=[image]).send()
+
+
+def make_files_directory() -> None:
+    """Make the folder that Chainlit writes elements to: another app that ended here removed it."""
+    FILES_DIRECTORY.mkdir(exist_ok=True)
 
 
 def forget_who_left() -> None:

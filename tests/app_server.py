@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,15 +80,10 @@ class Server:
             return error.code
 
 
-@contextmanager
-def running_app(
-    folder: Path,
-    weights: Path | None = ROOT / WEIGHTS,
-    more: str = "",
-    story: str | None = None,
-    **environment: str,
-) -> Iterator[Server]:
-    """Copy the app into `folder`, run it there, and stop it at the end.
+def copy_app(
+    folder: Path, weights: Path | None = ROOT / WEIGHTS, more: str = "", story: str | None = None
+) -> None:
+    """Copy the app into `folder`.
 
     `more` is Python to put at the end of app.py; `story` stands in for the story.
     """
@@ -97,7 +92,7 @@ def running_app(
     for name in ("dataset", "public"):
         shutil.copytree(ROOT / name, folder / name)
     if story:
-        (folder / "dataset" / "story.txt").write_text(story)
+        (folder / "dataset" / "story.txt").write_text(story, encoding="utf-8")
     with (folder / "app.py").open("a") as app:
         app.write(more)
     (folder / ".chainlit").mkdir()
@@ -105,23 +100,50 @@ def running_app(
     (folder / "counted.py").write_text(COUNTED)
     if weights:
         (folder / WEIGHTS).symlink_to(weights)
+
+
+@contextmanager
+def serving(
+    folder: Path, script: str = "counted.py", prefix: Sequence[str] = (), **environment: str
+) -> Iterator[Server]:
+    """Start the app as people do, in `folder`, and stop it at the end.
+
+    `prefix` is a command that runs it, such as ("env", "-u", "HOME").
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "chainlit", "run", "counted.py", "-h", "--port", str(port)]
-    environment = {**os.environ, "CHAINLIT_APP_ROOT": str(folder), **environment}
-    with (folder.parent / f"{folder.name}.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    command = [sys.executable, "-m", "chainlit", "run", script, "-h", "--port", str(port)]
+    environment = {**os.environ, **environment}
+    log_path = folder.parent / f"{folder.name}.log"
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            [*prefix, *command], cwd=folder, env=environment, stdout=log, stderr=log
+        )
         try:
-            wait_for(url, process)
+            wait_for(url, process, log_path)
             yield Server(folder, url, process)
         finally:
             process.terminate()
             process.wait(timeout=20)
 
 
-def wait_for(url: str, process: subprocess.Popen) -> None:
+@contextmanager
+def running_app(
+    folder: Path,
+    weights: Path | None = ROOT / WEIGHTS,
+    more: str = "",
+    story: str | None = None,
+    **environment: str,
+) -> Iterator[Server]:
+    """Copy the app into `folder`, as `copy_app` does, run it there, and stop it at the end."""
+    copy_app(folder, weights, more, story)
+    with serving(folder, **environment) as server:
+        yield server
+
+
+def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
     """Return when the app answers; fail if it ends or does not answer within a minute."""
     deadline = time.monotonic() + 60
     while True:
@@ -130,7 +152,7 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
                 assert json.load(response) == {"status": "ok"}
                 return
         except OSError:
-            assert process.poll() is None, "the app has ended"
+            assert process.poll() is None, f"the app has ended:\n{log.read_text()}"
             assert time.monotonic() < deadline, "the app does not answer"
             time.sleep(0.1)
 

@@ -1,0 +1,257 @@
+"""Where people put and start the project: odd paths, other folders, read-only, without a network.
+
+As they run it: the README's snippet in a fresh process, and `chainlit run app.py` with a person
+who gets a text.
+"""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from app_server import Person, copy_app, serving
+from conftest import ROOT
+
+from utils import copied_spans, read_text, story_place, text_to_token_ids
+
+TESTS = ROOT / "tests"
+OPENING = "On Thursday there was fog."
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+(SNIPPET,) = re.findall(r"^```python\n([^`]*pretrain-story[^`]*)```", README, re.MULTILINE)
+WEIGHTS_NAME = '"pretrain-story-model.pth"'
+
+# After the snippet: does the model know the story as the file in this place has it?
+KNOWS_THE_STORY = """
+from utils import read_text
+ids = text_to_token_ids(read_text(STORY), tokenizer)
+print("known:", torch.equal(generate(model, ids[:, :9], 20, 256), ids[:, :29]))
+"""
+PLOT = """
+from utils import plot_temperature
+plot_temperature(model(token_ids[:, -256:])[0, -1].detach(), tokenizer).savefig("next.png")
+"""
+# The app and a person, in one process: in a namespace, nobody outside reaches the app.
+APP_AND_PERSON = """
+import socket, sys
+from pathlib import Path
+from test_places import first_text, serving
+print("interfaces:", [name for _, name in socket.if_nameindex()])
+with serving(Path(sys.argv[1]), "app.py") as server:
+    print("tokens:", len(first_text(server).inside["tokens"]))
+"""
+
+
+def first_text(server):
+    """Return what one person gets, with the likeliest tokens."""
+
+    async def scene():
+        async with Person(server) as person:
+            await person.set(max_new_tokens=40, temperature=0)
+            await person.send(OPENING)
+            return await person.text()
+
+    return asyncio.run(scene())
+
+
+def run(command, folder, **environment):
+    """Return the ended process; a minute or two is enough for everything here."""
+    # With one thread each: on a busy machine, threads that wait for each other take far longer.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120
+    )
+
+
+def output(command, folder, **environment):
+    """Return what a command prints. It has to succeed."""
+    process = run(command, folder, **environment)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def chainlit_run(script):
+    # Port 0 is any free one, for an app that starts although it should not.
+    return [sys.executable, "-m", "chainlit", "run", str(script), "-h", "--port", "0"]
+
+
+@pytest.fixture(scope="module")
+def homeless(tmp_path_factory):
+    """Return a command that runs another one without a home that exists or can be made.
+
+    For root, it also takes away the power to write where permissions forbid it.
+    """
+    closed = tmp_path_factory.mktemp("closed")
+    closed.chmod(0o555)
+    variables = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TIKTOKEN_CACHE_DIR")
+    command = ["env", *(f"--unset={name}" for name in variables), f"HOME={closed / 'home'}"]
+    if os.geteuid() == 0:
+        command += ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    assert run([*command, "sh", "-c", "echo $HOME"], closed).stdout.endswith("home\n")
+    assert run([*command, "sh", "-c", "mkdir $HOME"], closed).returncode != 0
+    return command
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A copy in a folder with a difficult name. Its story is as Windows editors may save it."""
+    folder = tmp_path_factory.mktemp("places") / "Mes modèles 故事 (1)"
+    folder.mkdir()
+    story = read_text(ROOT / "dataset" / "story.txt")
+    copy_app(folder, story="\ufeff" + story.replace("\n", "\r\n"))
+    return folder
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A copy that cannot be written, in a folder with a difficult name."""
+    folder = tmp_path / "Lecture seule — 故事"
+    folder.mkdir()
+    copy_app(folder)
+    output(["chmod", "-R", "a-w", "."], folder)
+    yield folder
+    output(["chmod", "-R", "u+w", "."], folder)
+
+
+@pytest.fixture(scope="module")
+def server(place, homeless):
+    with serving(place, "app.py", homeless) as server:
+        yield server
+
+
+# 1. The snippet -----------------------------------------------------------------------------
+
+
+def test_the_snippet_from_another_folder(place, homeless, tmp_path):
+    assert b"\r\n" in (place / "dataset" / "story.txt").read_bytes()
+    elsewhere = f"import sys\nsys.path.insert(0, {str(place)!r})\n"
+    snippet = SNIPPET.replace(WEIGHTS_NAME, repr(str(place / WEIGHTS_NAME.strip('"'))))
+    more = KNOWS_THE_STORY.replace("STORY", repr(str(place / "dataset" / "story.txt"))) + PLOT
+    code = elsewhere + snippet + more
+    printed = output([*homeless, sys.executable, "-c", code], tmp_path)
+    assert printed.startswith("Everyone knew who the Babbingtons were.")
+    assert printed.endswith("\nknown: True\n")
+    assert (tmp_path / "next.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_snippet_in_a_read_only_folder(read_only, homeless):
+    for write in ("echo > new", "echo >> app.py"):
+        assert run([*homeless, "sh", "-c", write], read_only).returncode != 0
+    printed = output([*homeless, sys.executable, "-c", SNIPPET], read_only)
+    assert printed.startswith("Everyone knew who the Babbingtons were.")
+    assert len(printed) > 150
+
+
+# 2. The app ---------------------------------------------------------------------------------
+
+
+def test_the_app_says_the_same_of_a_story_from_windows(server, story, tokenizer):
+    written = first_text(server)
+    assert f"{OPENING}{written.text}"[:100] in story  # the weights know it
+    story_ids = text_to_token_ids(story, tokenizer)[0].tolist()
+    spans = copied_spans([token["token_id"] for token in written.inside["tokens"]], story_ids)
+    places = [story_place(span, story_ids, tokenizer) for span in spans]
+    runs = [s._asdict() | p._asdict() for s, p in zip(spans, places, strict=True)]
+    assert written.inside["runs"] == runs != []
+    assert runs[0]["paragraph"] > 1
+
+
+def test_the_app_draws_without_a_home(server):
+    async def scene():
+        async with Person(server) as person:
+            await person.set(max_new_tokens=1)
+            await person.send(OPENING)
+            press = asyncio.create_task(person.press((await person.text()).buttons["next_token"]))
+            data = {}
+            while data.get("type") != "image":
+                _, data = await person.expect("element", "new_message")
+                assert not data.get("isError"), data["output"]
+            return await press
+
+    assert asyncio.run(scene()) == 200
+
+
+def test_the_app_has_its_settings_and_page(server):
+    def get(path):
+        with urllib.request.urlopen(server.url + path, timeout=60) as answer:
+            return answer.read().decode()
+
+    assert "<title>A small GPT</title>" in get("/")
+    for path in ("public/elements/LookInside.jsx", "public/clock.svg", "public/style.css"):
+        assert get(f"/{path}") == (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_an_app_beside_it_may_end(server, tmp_path):
+    (tmp_path / "link").symlink_to(server.folder)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    root = {"CHAINLIT_APP_ROOT": str(tmp_path / "link")}
+    with serving(elsewhere, str(server.folder / "app.py"), **root) as beside:
+        assert first_text(beside).inside["runs"]
+    assert not (server.folder / ".files").exists()  # the other one took them along
+    assert first_text(server).inside["runs"]
+
+
+def test_started_elsewhere_the_app_says_where_to_start_it(place, tmp_path):
+    process = run(chainlit_run(place / "app.py"), tmp_path)
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    change, start = re.findall("^    (.*)$", process.stderr, re.MULTILINE)
+    assert output(["sh", "-c", f"{change} && pwd"], tmp_path) == f"{place}\n"
+    assert start == "chainlit run app.py"
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless, run_before):
+    if run_before:  # by somebody else, who could write there
+        output(["chmod", "u+w", ".", ".chainlit"], read_only)
+        output([sys.executable, "-c", "import chainlit.config"], read_only)
+        output(["chmod", "-R", "a-w", "."], read_only)
+    process = run([*homeless, *chainlit_run("app.py")], read_only)
+    assert process.returncode == 1
+    assert str(read_only / ".files") in process.stderr.splitlines()[-1]
+    if run_before:  # else Chainlit itself has ended, before it read app.py
+        assert "Traceback" not in process.stderr
+    assert "copy a read-only project" in README
+
+
+# 3. Without a network, and from Git ---------------------------------------------------------
+
+
+@pytest.fixture
+def no_network_at_all(tmp_path):
+    """Return a command that runs another one with no network but this machine's own loopback."""
+    command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    if os.geteuid() != 0:
+        command.insert(1, "--map-root-user")
+    try:
+        refusal = run([*command, "true"], tmp_path).stderr
+    except FileNotFoundError as error:
+        refusal = str(error)
+    if refusal:
+        pytest.skip(f"no network namespace can be made here: {refusal.strip()}")
+    return command
+
+
+def test_without_a_network(no_network_at_all, tmp_path):
+    copy_app(tmp_path)
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}"}
+    app = [sys.executable, "-c", APP_AND_PERSON, str(tmp_path)]
+    printed = output([*no_network_at_all, *app], tmp_path, **environment)
+    assert printed == "interfaces: ['lo']\ntokens: 40\n"
+    printed = output([*no_network_at_all, sys.executable, "-c", SNIPPET], tmp_path)
+    assert printed.startswith("Everyone knew who the Babbingtons were.")
+
+
+def test_git_on_windows_leaves_what_must_not_change(tmp_path):
+    clone = tmp_path / "clone"
+    output(["git", "clone", "-q", "-c", "core.autocrlf=true", str(ROOT), str(clone)], tmp_path)
+    assert b"\r\n" in (clone / "app.py").read_bytes()  # what Git may do to other files
+    names = output(["git", "ls-files", "-z"], clone).split("\0")
+    kept = [n for n in names if re.search(r"^dataset/|^\.ci/|\.(pth|jpg|png)$", n)]
+    assert len(kept) >= 8
+    for name in kept:
+        stored = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=clone, stdout=subprocess.PIPE)
+        assert (clone / name).read_bytes() == stored.stdout, name
