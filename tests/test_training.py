@@ -103,6 +103,26 @@ def test_same_seed_same_training():
     assert not torch.equal(ends[0], ends[2])
 
 
+def test_another_process_learns_and_writes_the_same(tmp_path):
+    code = """
+import sys, torch
+from gpt import GPTModel, train_model
+from utils import generate, save_weights
+torch.manual_seed(0)
+model = GPTModel({config})
+text = torch.arange(300) * 7 % 61
+print(list(train_model(model, text, text, num_epochs=3)))
+save_weights(model, sys.argv[1])
+print(generate(model, text[None, :4], 40, 16, 1.0, generator=torch.Generator().manual_seed(1)))
+"""
+    ends = []
+    for name in ("first.pth", "second.pth"):
+        command = [sys.executable, "-c", code.format(config=TINY_CONFIG), tmp_path / name]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        ends.append((done.stdout, (tmp_path / name).read_bytes()))
+    assert ends[0] == ends[1]
+
+
 def test_overfits_one_batch():
     torch.manual_seed(0)
     model = GPTModel(TINY_CONFIG)
