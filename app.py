@@ -32,7 +32,9 @@ from chainlit.input_widget import Slider, TextInput
 from chainlit.logger import logger
 from chainlit.server import app, sio
 from chainlit.session import ws_sessions_id
+from chainlit.socket import connect as chainlit_connect
 from chainlit.user_session import user_sessions
+from socketio.exceptions import ConnectionRefusedError
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
@@ -76,16 +78,40 @@ model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 sio.eio.max_http_buffer_size = 10**7  # bytes; beyond it, an opening would end the connection
 
 
-async def from_here_only(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    """Tell the browser to load nothing from other hosts: the page must work without a network."""
-    response = await call_next(request)
+# Where the page sends something. Chainlit also takes files, new elements and more, which it would
+# write to the disk, here where nothing of that is used.
+SENDS_TO = ("/login", "/logout", "/set-session-cookie", "/project/action", "/ws/socket.io/")
+
+
+async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """Refuse, unread, what the page never sends.
+
+    Tell the browser to load nothing from other hosts: the page must work without a network.
+    """
+    if request.method in ("GET", "HEAD", "OPTIONS") or request.url.path.endswith(SENDS_TO):
+        response = await call_next(request)
+    else:
+        response = Response("The page does not send this.", status_code=403)
     policy = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
     response.headers["Content-Security-Policy"] = policy
     return response
 
 
 if app.middleware_stack is None:  # not when `chainlit run -w` reads this file again
-    app.middleware("http")(from_here_only)
+    app.middleware("http")(guard)
+
+
+@sio.on("connect")
+async def connect(sid: str, environ: dict[str, Any], auth: Any) -> bool:
+    """Let in only who has a session id like the page's, a UUID.
+
+    The person chooses it, and Chainlit makes a folder of that name, which it deletes in the end:
+    with "../public", say, it would be another one.
+    """
+    session_id = auth.get("sessionId") if isinstance(auth, dict) else None
+    if not re.fullmatch("[0-9a-f-]{36}", str(session_id)):
+        raise ConnectionRefusedError("no session id")
+    return await chainlit_connect(sid, environ, auth)
 
 
 @cache  # one model in memory; an error is not kept, so the next call tries again
@@ -187,14 +213,15 @@ def as_markdown(text: str) -> str:
     """Return Markdown that shows `text` exactly: every sign as a numeric character reference.
 
     An empty link, which shows nothing, stands where the page would otherwise trim the spaces
-    around a line end, or make links of addresses. (Control characters have no reference.)
+    around a line end, make links of addresses, or see its own sign for the cursor, a zero-width
+    space. (Control characters have no reference.)
     """
 
     def by_number(match: re.Match) -> str:
-        sign = f"&#{ord(match[0])};"
+        sign = "" if match[0] == "\u200b" else f"&#{ord(match[0])};"
         if match[0] in "\r\n":
             return f"[](#){sign}[](#)"
-        return f"[](#){sign}" if match[0] in ".:@" else sign
+        return f"[](#){sign}" if match[0] in ".:@\u200b" else sign
 
     return re.sub(r"[^\w\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|_", by_number, text)
 
@@ -388,7 +415,7 @@ async def show_next_token(action: cl.Action) -> None:
         end = as_markdown(tokenizer.decode(known[0])[-60:])
         image = cl.Image(content=picture, name=what, size="large")
         make_files_directory()
-        await cl.Message(f"{what}: “{end}”", elements=[image]).send()
+        await cl.Message(f"{what}:\n\n> {end}", elements=[image]).send()
 
 
 def make_files_directory() -> None:

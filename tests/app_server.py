@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import socketio
 from conftest import ROOT
+from playwright.sync_api import Browser, sync_playwright
 
 WEIGHTS = "pretrain-story-model.pth"
 
@@ -157,6 +158,17 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
             time.sleep(0.1)
 
 
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """Start Chromium, with every other host blocked, and close it at the end."""
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        path = shutil.which("chromium")  # None: Playwright's own
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
 class Person:
     """Somebody at the page, over socket.io. `async with Person(server) as person: ...`"""
 
@@ -245,5 +257,5 @@ class Written(NamedTuple):
 
 
 def as_shown(markdown: str) -> str:
-    """Return what the page shows for the Markdown of `as_markdown` (tests/test_page.py sees it)."""
+    """Return what the page shows for the Markdown of `as_markdown`, see tests/test_security.py."""
     return html.unescape(markdown.replace("[](#)", ""))

@@ -1,14 +1,9 @@
 """The web app over socket.io, with the shipped weights: many people, bad input, no weights."""
 
 import asyncio
-import re
 import subprocess
-import urllib.error
-import urllib.parse
-import urllib.request
 
 import pytest
-import socketio
 import tiktoken
 import torch
 from app_server import WEIGHTS, Person, running_app
@@ -315,31 +310,6 @@ def test_without_weights_the_page_says_what_to_do(tmp_path, damage):
         for answer in asyncio.run(scene(server)):
             assert WEIGHTS in answer
             assert "jupyter nbconvert --to notebook --execute --inplace pretrain.ipynb" in answer
-
-
-def test_the_password_of_the_readme(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(import hmac.*?)```", readme, re.DOTALL)
-    folder = tmp_path / "app"
-    folder.mkdir()
-    secret = {"APP_PASSWORD": "seven minutes", "CHAINLIT_AUTH_SECRET": "s" * 64}
-
-    def log_in(server, password):
-        form = urllib.parse.urlencode({"username": "sam", "password": password}).encode()
-        with urllib.request.urlopen(server.url + "/login", form, timeout=60) as answer:
-            return answer.headers["Set-Cookie"].split(";")[0]
-
-    async def visit(server, cookie=""):
-        async with Person(server, cookie):
-            pass
-
-    with running_app(folder, more="\n" + snippet, **secret) as server:
-        with pytest.raises(socketio.exceptions.ConnectionError):
-            asyncio.run(visit(server))
-        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
-            log_in(server, "eight minutes")
-        refused.value.close()
-        asyncio.run(visit(server, log_in(server, "seven minutes")))
 
 
 def test_nothing_that_the_app_makes_is_left_for_git(server):

@@ -6,12 +6,11 @@ the environment, pictures of the page are left in that folder.
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from app_server import running_app
-from playwright.sync_api import Page, expect, sync_playwright
+from app_server import running_app, running_browser
+from playwright.sync_api import Page, expect
 
 expect.set_options(timeout=60_000)
 
@@ -26,12 +25,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        path = shutil.which("chromium")  # None: Playwright's own
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -125,7 +120,7 @@ def test_a_visit(server, open_page, size, theme):
     chart = page.locator("img.inline-image")
     expect(chart).to_be_visible()
     expect(page.locator(".ai-message").last).to_contain_text(
-        "after your opening, at three temperatures: “Everyone knew who the Babbingtons were.”"
+        re.compile("after your opening, at three temperatures:\\s*Everyone knew who the Babb")
     )
     page.wait_for_function("document.querySelector('img.inline-image').naturalWidth > 500")
     chart.scroll_into_view_if_needed()
@@ -194,32 +189,3 @@ def test_the_page_asks_no_other_host(server, browser):
     expect(page.locator("#starters button")).to_have_count(4, timeout=60_000)
     assert asked == []
     context.close()
-
-
-HOSTILE = """# *Clock* <b>bold</b> <script>document.title = "taken"</script>
-<img src=x onerror="document.title = 'taken'">
-    four spaces  and   three, a_b_c ~~d~~, `code`, [a](javascript:alert(1)), www.example.com
-1. :Name &amp; \\* | a | b |
-
-\ttab, caf\u00e9 \U0001f570 the end"""
-
-
-def test_text_is_shown_as_it_is(server, open_page):
-    page = open_page()
-    say = server.folder / "say"  # what the model seems to write, see app_server.py
-    say.write_text(HOSTILE)
-    try:
-        page.locator("#chat-input").fill(HOSTILE)
-        page.locator("#chat-submit").click()
-        expect(page.locator(".look-facts")).to_be_visible()
-    finally:
-        say.unlink()
-    assert page.locator('[data-step-type="user_message"] pre').text_content() == HOSTILE
-    assert text_of(page.locator(".ai-message")) == HOSTILE
-    page.locator(".look-odds").click()
-    tokens = page.get_by_role("group", name="The tokens of the text")
-    assert re.sub("[\u21b5\u25af]", "", tokens.text_content()) == HOSTILE  # line ends, no text
-    assert (
-        page.locator(".ai-message [role=article]").locator("img, script, b, a:visible").count() == 0
-    )
-    assert page.title() != "taken"

@@ -1,5 +1,6 @@
 // The inside of one text: the facts, each token's odds, and what was copied from the story.
-// `props` comes from `inside` in app.py: facts, tokens, runs, share.
+// `props` comes from `inside` in app.py: facts, tokens, runs, share. A <bdi> stands where signs that
+// turn the direction of writing, in a text, would also turn what is beside it.
 import { useRef, useState } from 'react';
 
 const percent = (p) => {
@@ -72,8 +73,8 @@ function Choosable({ parts, chosen, chosenStyle, onChoose, label }) {
 }
 
 // A line end is shown by a sign, so that there is something to point at; so is a token that only
-// begins a character.
-const visible = (text) => text.replaceAll('\n', '↵\n') || '▯';
+// begins a character, or has only signs of no width.
+const visible = (text) => text.replaceAll('\n', '↵\n').replace(/^\p{Cf}*$/u, '$&▯');
 
 function Odds({ tokens }) {
   const [chosen, setChosen] = useState(0);
@@ -138,7 +139,7 @@ function Copied({ tokens, runs, share }) {
     if (start > at) parts.push({ text: textOf(at, start) });
     at = run.start + run.length;
     const describe = `Run ${i + 1}: ${run.length} tokens, paragraph ${run.paragraph} of the story`;
-    parts.push({ run, describe, style: COPIED, text: [textOf(start, at), <sup key="number">{i + 1}</sup>] });
+    parts.push({ run, describe, style: COPIED, text: [textOf(start, at), <bdi key="number"><sup>{i + 1}</sup></bdi>] });
   });
   if (at < tokens.length) parts.push({ text: textOf(at, tokens.length) });
   const run = parts[chosen]?.run;
@@ -161,9 +162,13 @@ function Copied({ tokens, runs, share }) {
             <>
               <div>{run.length} tokens, from paragraph {run.paragraph} of the story:</div>
               <div style={{ ...prose, lineHeight: 1.5 }}>
-                <span style={muted}>… {run.before}</span>
-                <b>{textOf(run.start, run.start + run.length)}</b>
-                <span style={muted}>{run.after} …</span>
+                <span style={muted}>… </span>
+                <bdi>
+                  <span style={muted}>{run.before}</span>
+                  <b>{textOf(run.start, run.start + run.length)}</b>
+                  <span style={muted}>{run.after}</span>
+                </bdi>
+                <span style={muted}> …</span>
               </div>
             </>
           ) : (

@@ -1,0 +1,466 @@
+"""What nobody may do: run code in a page, reach or leave files, come in without the password.
+
+One app without a password and one with the README's, both with the shipped weights.
+"""
+
+import asyncio
+import http.client
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.parse
+import uuid
+from pathlib import Path
+
+import jwt
+import pytest
+from app_server import Person, running_app, running_browser
+from conftest import ROOT
+from playwright.sync_api import Locator, expect
+from socketio.exceptions import ConnectionError
+
+from utils import token_label
+
+expect.set_options(timeout=60_000)
+
+# Signs that turn the direction of all that follows: overrides, isolates that do not end, a mark;
+# and signs of no width, one of which sits on the letter before it.
+TRICKS = "\u202d\u2066\u200f\u2069\u2067\u202e\u200b\u2060z\u0301"
+HOSTILE = """# *Clock* <b>bold</b> <script>document.title = "taken"</script>
+<img src=x onerror="document.title = 'taken'"> ![](http://a.example/x.png)
+    four spaces  and   three, a_b_c ~~d~~, `code`, [a](javascript:alert(1)), www.example.com
+1. :Name &amp; \\* | a | b |
+
+\ttab, caf\u00e9 \U0001f570 <b>the</b>"""
+
+# The app goes on, whatever the opening, after its story's first sentence. The story here is the
+# usual one, interrupted after every seven words, so that a text has many runs copied from it.
+WORDS = re.findall(r"\s*\S+", (ROOT / "dataset" / "story.txt").read_text(encoding="utf-8"))
+PASSAGES = ("".join(WORDS[i : i + 7]) for i in range(6, 160, 7))
+STORY = f"<i>{TRICKS}</i><img src=x>{TRICKS}".join(PASSAGES)
+MORE = """
+model_choices = stream_choices
+
+def stream_choices(model, tokenizer, opening, *args, **kwargs):
+    opening = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
+    return model_choices(model, tokenizer, opening, *args, **kwargs)
+
+SLIDERS["temperature"] = ("Temperature", 0, 0, 5, 0.1, "")
+SLIDERS["max_new_tokens"] = ("Tokens", 90, 1, 500, 1, "")
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("app")
+    (folder / ".env").write_text("UNUSED='a secret of the file .env'\n")
+    with running_app(folder, story=STORY, more=MORE) as server:
+        yield server
+
+
+def call(server, method, target, body=None, **headers) -> tuple[int, bytes]:
+    """Return the status and the body of the answer to a request for exactly this target."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.url.rsplit(":")[-1], timeout=60)
+    try:
+        connection.request(method, target, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+# 1. The page --------------------------------------------------------------------------------
+
+# What somebody reads who reads an element's signs on the screen line by line, from left to right.
+AS_READ = """element => {
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), signs = [];
+  for (let node; (node = walker.nextNode()); )
+    for (let i = 0; i < node.length; i++) {
+      const range = document.createRange();
+      range.setStart(node, i);
+      range.setEnd(node, i + 1);
+      const { left, bottom, width } = range.getBoundingClientRect();
+      if (width) signs.push({ sign: node.data[i], left, line: Math.round(bottom / 8) });
+    }
+  return signs.sort((a, b) => a.line - b.line || a.left - b.left).map((s) => s.sign).join('');
+}"""
+
+
+def as_read(element: Locator) -> str:
+    return element.evaluate(AS_READ)
+
+
+@pytest.fixture
+def page(server):
+    with running_browser() as browser:
+        page = browser.new_page()
+        page.errors, page.asked = [], []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.route(
+            lambda url: not url.startswith(server.url),
+            lambda route: (page.asked.append(route.request.url), route.abort()),
+        )
+        page.set_default_timeout(60_000)
+        page.goto(server.url)
+        expect(page.locator("#starters button")).to_have_count(4)
+        yield page
+
+
+def send(page, opening: str, count: int) -> None:
+    page.locator("#chat-input").fill(opening)
+    page.locator("#chat-submit").click()
+    expect(page.locator(".look-facts")).to_have_count(count)
+
+
+def test_text_stays_text_and_turns_nothing_beside_it(server, page):
+    title, plain = page.title(), "The old clock"
+    opening = f"{HOSTILE} {TRICKS} o'clock"
+    (server.folder / "say").write_text(TRICKS + HOSTILE + TRICKS)  # see app_server.py
+    send(page, opening, 1)
+    send(page, plain, 2)
+    openings = page.locator('[data-step-type="user_message"] pre')
+    answer = page.locator(".ai-message").first
+    article, facts = answer.locator('[role="article"]').first, answer.locator(".look-facts")
+
+    assert openings.first.text_content() == opening
+    written = TRICKS + HOSTILE + TRICKS
+    assert article.text_content() == written.replace("\u200b", "")
+    assert as_read(openings.last) == plain
+    assert re.fullmatch(r"\d+ tokens · [\d.]+ per second · seed \d+ · .*", as_read(facts))
+
+    answer.locator(".look-odds").click()
+    tokens = answer.get_by_role("group", name="The tokens of the text")
+    assert re.sub("[\u21b5\u25af]", "", tokens.text_content()) == written  # line ends, no text
+    details = answer.locator(".look-details [aria-live]")
+    for token in (0, 1, 2):
+        tokens.get_by_role("button").nth(token).click()
+        assert as_read(details) == details.text_content()
+
+    answer.locator(".look-copied").click()
+    copied = answer.get_by_role("group", name="The text, with its copied runs")
+    assert as_read(copied.locator("sup").nth(9)) == "10"
+    copied.get_by_role("button").nth(1).click()
+    details = answer.locator(".look-details")
+    assert "<i>" in details.text_content()  # that is, something of the story
+    assert re.fullmatch(
+        r"\d+ tokens, from paragraph \d+ of the story:… .*[^…].* …", as_read(details), re.DOTALL
+    )
+
+    answer.get_by_role("button", name="Next token").click()
+    expect(page.locator("img.inline-image")).to_be_visible()
+    quote = page.locator(".ai-message").last.locator('[role="article"]')
+    assert as_read(quote.first).endswith("after your opening, at three temperatures:")
+    quote = page.locator(".ai-message").last.locator("blockquote")
+    assert quote.text_content().strip() == opening[-60:].replace("\u200b", "")
+
+    for element in (openings, article, tokens, copied, details, quote):
+        assert element.locator("img, script, i, a:visible, .loading-cursor").count() == 0
+    assert (page.title(), page.errors, page.asked) == (title, [], [])
+
+
+def test_labels_of_tokens_turn_nothing(tokenizer):
+    for token_id in range(tokenizer.n_vocab):
+        label = token_label(token_id, tokenizer)
+        assert not re.search("[\x00-\x1f\u200b-\u200f\u2028-\u202e\u2060-\u206f]", label)
+
+
+# 2. Files -----------------------------------------------------------------------------------
+
+CHAINLIT = Path(importlib.util.find_spec("chainlit").origin).parent
+OPEN_FOLDERS = {  # what stands in these is sent to anybody
+    "/public/": "public",
+    "/assets/": CHAINLIT / "frontend" / "dist" / "assets",
+    "/copilot/": CHAINLIT / "copilot" / "dist",
+}
+OTHERS = ("/", "/avatars/", "/favicon/", "/logo/", "/logo?theme=", "/project/", "/project/file/")
+CLOSED = ("app.py", "gpt.py", "counted.py", ".env", ".chainlit/config.toml", "chainlit.md",
+          "dataset/story.txt", "pretrain-story-model.pth")  # fmt: skip
+
+
+def spellings(path: str) -> set[str]:
+    """Return ways to write a path in a request."""
+    once = urllib.parse.quote(path, safe="").replace(".", "%2E")
+    return {
+        urllib.parse.quote(path),
+        once,
+        once.replace("%", "%25"),
+        path.replace("../", "..%2f"),
+        path.replace("../", "....//"),
+        path.replace("/", "\\"),
+        path.replace("/", "%5C"),
+        path.replace("../", "..;/"),
+        path + "%00.css",
+    }
+
+
+def targets(server, file: Path) -> set[str]:
+    """Return requests that could be answered with a file, if paths were not looked at well."""
+    found = set()
+    for route, folder in OPEN_FOLDERS.items():
+        way = os.path.relpath(file, server.folder / folder)
+        found |= {route + s for p in (way, str(file), "/" + str(file)) for s in spellings(p)}
+    name = os.path.relpath(file, server.folder)
+    for route in OTHERS:
+        ways = (name, str(file), f"../{name}", f"../../{name}", f"public/../{name}")
+        found |= {route + s for way in ways for s in spellings(way)}
+    return found | {
+        f"http://127.0.0.1{file}",
+        f"file://{file}",
+        f"/project/settings?language={file}",
+    }
+
+
+def test_files_outside_public_cannot_be_fetched(server):
+    style = (server.folder / "public" / "style.css").read_bytes()
+    assert call(server, "GET", "/public/style.css") == (200, style)
+    assert call(server, "GET", "/public/../public%2Fstyle.css") == (200, style)  # ".." is followed
+    files = [server.folder / name for name in CLOSED]
+    files += [Path("/etc/passwd"), CHAINLIT / "server.py"]
+    starts = [file.read_bytes()[:60] for file in files]
+    for file in files:
+        for target in targets(server, file):
+            _, body = call(server, "GET", target)
+            assert not any(start in body for start in starts), target
+
+
+def test_a_file_of_one_person_is_for_nobody_else(server):
+    async def scene():
+        async with Person(server) as person, Person(server) as other:
+            await person.set(max_new_tokens=1)
+            await person.send("The old clock")
+            _, element = await person.expect("element")
+            file = f"/project/file/{element['chainlitKey']}"
+            for session in (other.session, "", "*", "..", str(uuid.uuid4())):
+                status, _ = call(server, "GET", f"{file}?session_id={session}")
+                assert status in (401, 404)
+            assert call(server, "GET", file)[0] == 422
+            return call(server, "GET", f"{file}?session_id={person.session}")
+
+    status, body = asyncio.run(scene())
+    assert status == 200
+    assert json.loads(body)["facts"][0] == "1 token"
+
+
+def paths_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "session", ["..", ".", "", "/nowhere", "../public", "../.files", "a/../..", 5, None]
+)
+def test_a_session_cannot_be_named_like_a_folder(server, session):
+    async def scene():
+        person = Person(server)
+        person.session = session
+        try:
+            await person.connect()
+        except ConnectionError:
+            return "refused"
+        await person.client.disconnect()
+
+    assert asyncio.run(scene()) == "refused"
+
+
+UPLOAD = b"""--x\r
+Content-Disposition: form-data; name="file"; filename="clock.txt"\r
+Content-Type: text/plain\r
+\r
+tick\r
+--x--\r
+"""
+
+
+def test_nothing_is_uploaded(server):
+    async def scene():
+        async with Person(server) as person:
+            before = paths_below(server.folder)
+            session = f"?session_id={person.session}"
+            form = {"Content-Type": "multipart/form-data; boundary=x"}
+            status, _ = call(server, "POST", "/project/file" + session, UPLOAD, **form)
+            assert status == 403
+            element = {"type": "custom", "id": "x", "name": "LookInside", "display": "inline"}
+            element |= {"props": {"facts": ["tick"]}}
+            request = json.dumps({"sessionId": person.session, "element": element})
+            json_type = {"Content-Type": "application/json"}
+            for method in ("PUT", "DELETE"):
+                assert call(server, method, "/project/element", request, **json_type)[0] == 403
+            assert paths_below(server.folder) == before
+
+    asyncio.run(scene())
+
+
+def test_an_upload_is_refused_unread(server):
+    # Nothing of this terabyte is sent: whoever waited for it would not answer.
+    form = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(10**12)}
+    assert call(server, "POST", "/project/file?session_id=x", None, **form)[0] == 403
+
+
+# 3. The password ----------------------------------------------------------------------------
+
+(SNIPPET,) = re.findall(
+    r"```python\n(import hmac.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+)
+SECRET = "s" * 64
+LIST_ROUTES = """
+def all_routes(routes):
+    for route in routes:
+        if hasattr(route, "path"):
+            yield route.path, sorted(getattr(route, "methods", None) or ["mounted"])
+        else:
+            yield from all_routes(route.original_router.routes)
+
+import json
+(ROOT / "routes").write_text(json.dumps(list(all_routes(app.routes))))
+"""
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory):
+    secrets = {"APP_PASSWORD": "seven minutes", "CHAINLIT_AUTH_SECRET": SECRET}
+    folder = tmp_path_factory.mktemp("locked")
+    with running_app(folder, more=f"\n{SNIPPET}\n{LIST_ROUTES}", **secrets) as server:
+        yield server
+
+
+def log_in(server, name: str, password: str = "seven minutes") -> tuple[int, str]:
+    """Return the status and the cookie of an answer to a login."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.url.rsplit(":")[-1], timeout=60)
+    form = urllib.parse.urlencode({"username": name, "password": password})
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    connection.request("POST", "/login", form, kind)
+    answer = connection.getresponse()
+    cookie = (answer.headers["Set-Cookie"] or "").split(";")[0]
+    connection.close()
+    return answer.status, cookie
+
+
+async def visit(server, cookie: str = "", session: str = "") -> None:
+    person = Person(server, cookie)
+    person.session = session or person.session
+    await person.connect()
+    await person.client.disconnect()
+
+
+def test_the_password_lets_in(locked):
+    with pytest.raises(ConnectionError):
+        asyncio.run(visit(locked))
+    assert log_in(locked, "sam", "eight minutes") == (401, "")
+    status, cookie = log_in(locked, "sam")
+    assert status == 200
+    asyncio.run(visit(locked, cookie))
+    assert call(locked, "GET", "/project/settings", Cookie=cookie)[0] == 200
+
+
+FOR_EVERYBODY = {  # the page itself, before somebody has logged in, and what is needed for it
+    ("GET", "/{full_path:path}"), ("HEAD", "/"), ("GET", "/health"),
+    ("GET", "/public/{filename:path}"), ("GET", "/assets/{filename:path}"),
+    ("GET", "/copilot/{filename:path}"),
+    ("GET", "/favicon"), ("GET", "/logo"), ("GET", "/avatars/{avatar_id:str}"),
+    ("GET", "/project/translations"), ("GET", "/auth/config"), ("POST", "/login"),
+    # removes the caller's own cookie; gives the caller a cookie of the caller's own words
+    ("POST", "/logout"), ("POST", "/set-session-cookie"),
+    # 400: nobody logs in this way
+    ("GET", "/auth/oauth/{provider_id}"), ("GET", "/auth/oauth/{provider_id}/callback"),
+    # the list of Chainlit's routes, which is public anyway
+    *((method, path) for method in ("GET", "HEAD")
+      for path in ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")),
+    ("mounted", "/ws/socket.io"),  # see the other tests
+}  # fmt: skip
+
+
+def test_no_call_works_without_the_password(locked):
+    routes = json.loads((locked.folder / "routes").read_text())
+    calls = {(method, path) for path, methods in routes for method in methods}
+    assert calls > FOR_EVERYBODY
+    for method, path in calls - FOR_EVERYBODY:
+        target = re.sub("{.*?}", "x", path) + "?session_id=x"
+        status, _ = call(locked, method, target, "{}", **{"Content-Type": "application/json"})
+        assert status in (401, 403), (method, path)
+
+
+def token(secret: str | None = SECRET, seconds: int = 600, algorithm: str = "HS256") -> str:
+    user = {"identifier": "sam", "display_name": None, "metadata": {}}
+    return jwt.encode({**user, "exp": int(time.time()) + seconds}, secret, algorithm)
+
+
+def test_a_token_has_to_be_real(locked):
+    real = token()
+    head, claims, signature = real.split(".")
+    assert call(locked, "GET", "/user", Cookie=f"access_token={real}")[0] == 200
+    asyncio.run(visit(locked, f"access_token={real}"))
+    for forged in (
+        "",
+        "x",
+        token("t" * 64),
+        token(seconds=-600),
+        token(None, algorithm="none"),
+        token(algorithm="HS512"),
+        f"{head}.{claims}.",
+        f"{head}.{token(seconds=700).split('.')[1]}.{signature}",
+    ):
+        for header in ({"Cookie": f"access_token={forged}"}, {"Authorization": f"Bearer {forged}"}):
+            for path in ("/user", "/project/settings"):
+                assert call(locked, "GET", path, **header)[0] == 401, forged
+        assert call(locked, "POST", "/auth/jwt", Authorization=f"Bearer {forged}")[0] in (401, 403)
+        with pytest.raises(ConnectionError):
+            asyncio.run(visit(locked, f"access_token={forged}"))
+
+
+def test_a_session_is_for_one_person(locked):
+    (_, sam), (_, alex) = log_in(locked, "sam"), log_in(locked, "alex")
+
+    async def scene():
+        async with Person(locked, sam) as person:
+            await person.set(max_new_tokens=1)
+            await person.send("The old clock")
+            _, element = await person.expect("element")
+            with pytest.raises(ConnectionError):
+                await visit(locked, alex, person.session)
+            file = f"/project/file/{element['chainlitKey']}?session_id={person.session}"
+            return [call(locked, "GET", file, Cookie=cookie)[0] for cookie in (sam, alex, "")]
+
+    assert asyncio.run(scene()) == [200, 401, 401]
+
+
+# 4. Packages --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", [".", "tests", "benchmarks"])
+def test_versions_are_exact(folder):
+    lines = (ROOT / folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if not line.startswith("#")]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==\d+(\.\d+)+", line)
+
+
+CLEAN = {"name": "clock", "version": "1.0", "vulns": []}
+BAD = {**CLEAN, "vulns": [{"id": "PYSEC-1"}]}
+SKIPPED = {"name": "clock", "skip_reason": "not found"}
+
+
+@pytest.mark.parametrize(
+    ("report", "code", "words"),
+    [
+        ([CLEAN], 0, "clean"),
+        ([CLEAN, BAD], 1, "VULNERABLE: clock 1.0: PYSEC-1"),
+        ([BAD, SKIPPED], 1, "VULNERABLE: clock 1.0: PYSEC-1"),
+        ([CLEAN, SKIPPED], 2, "NOT AUDITED: 1 package"),
+        ([], 2, "NOT AUDITED"),
+        (None, 2, "NOT AUDITED: pip-audit could not run: no network"),
+    ],
+)
+def test_the_audit_says_whether_it_could_look(tmp_path, report, code, words):
+    ends = "import sys; sys.exit('no network')"
+    says = f"print({json.dumps(json.dumps({'dependencies': report}))})"
+    (tmp_path / "pip_audit.py").write_text(ends if report is None else says)
+    run = subprocess.run(
+        [sys.executable, ROOT / "tests" / "audit.py"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert run.returncode == code, run.stderr
+    assert run.stdout.startswith(words)
