@@ -694,7 +694,10 @@ def plot_temperature(
             x, [*probs, max(0.0, 1 - sum(probs))], width, color=(BLUE, ORANGE, GREEN)[i % 3],
             hatch=("", "//", "..")[i % 3], edgecolor="white", label=f"temperature {temperature:g}",
         )  # fmt: skip
-    ax.set_xticks(range(len(labels) + 1), [*labels, "all others"], rotation=30, ha="right")
+    # Without parse_math=False, a token with two dollar signs would be read as a formula.
+    ax.set_xticks(
+        range(len(labels) + 1), [*labels, "all others"], rotation=30, ha="right", parse_math=False
+    )
     ax.set(ylabel="probability", ylim=(0, 1))
     ax.grid(False, axis="x")
     ax.legend()

@@ -217,6 +217,16 @@ def test_temperature_plot(tokenizer):
     assert heights[0][0] > heights[1][0] > heights[2][0]
 
 
+def test_tokens_are_not_read_as_formulas(tokenizer):
+    signs = ["$$", "#$#$"]
+    logits = torch.zeros(50257)
+    logits[[tokenizer.encode_single_token(sign) for sign in signs]] = torch.tensor([12.0, 11.0])
+    figure = plot_temperature(logits, tokenizer, num_tokens=2)
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == [*signs, "all others"]
+
+
 def test_importing_utils_does_not_wait_for_matplotlib():
     code = "import sys, utils; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
