@@ -373,6 +373,8 @@ def new_file(path: str | Path) -> Iterator[BinaryIO]:
     try:
         with unfinished.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # it is on the disk before it takes the old one's place
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:
         # Where the disk is full, torch.save raises a RuntimeError on top of the OSError.

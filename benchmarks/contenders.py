@@ -54,6 +54,21 @@ def timed(work: Callable[[], object], tokens: int) -> Round:
     return one_round
 
 
+def profiled(work: Callable[[], object], times: int = 1) -> Round:
+    """Return a round that says how many ms of `work` PyTorch spends in each of its operations.
+
+    `work` does what is to be looked at so many times.
+    """
+
+    def one_round() -> dict[str, Any]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            work()
+        operations = profile.key_averages()
+        return {"ms": {op.key: op.self_cpu_time_total / 1000 / times for op in operations}}
+
+    return one_round
+
+
 # 1. A training step -------------------------------------------------------------------------
 
 
@@ -62,12 +77,12 @@ def window() -> tuple[torch.Tensor, torch.Tensor]:
     return next(iter(gpt.create_dataloader(story_ids(), LENGTH)))
 
 
-def our_step() -> Round:
-    """Return a step as `train_model` takes it."""
+def our_step() -> Callable[[], None]:
+    """Return a step as `train_model` takes it, to be timed or profiled."""
     gpt.keep_freed_memory()  # as `train_model` does
     model, batch = gpt.GPTModel(CONFIG), window()
     optimizer = gpt.create_optimizer(model, weight_decay=0.1)
-    return timed(lambda: gpt.train_step(model, optimizer, batch, 1, 4e-4, 1.0), LENGTH)
+    return lambda: gpt.train_step(model, optimizer, batch, 1, 4e-4, 1.0)
 
 
 def book_step() -> Round:
@@ -212,11 +227,11 @@ def book_training() -> Round:
 # 3. Writing ---------------------------------------------------------------------------------
 
 
-def our_text(rows: int, new: int, dtype: torch.dtype = torch.float32) -> Round:
-    """Return `generate` on the shipped weights."""
+def our_text(rows: int, new: int, dtype: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:
+    """Return `generate` on the shipped weights, to be timed or profiled."""
     model = utils.load_model(ROOT / "pretrain-story-model.pth", dtype=dtype)
     idx = story_ids()[None, :PROMPT].expand(rows, -1)
-    return timed(lambda: utils.generate(model, idx, new, LENGTH), rows * new)
+    return lambda: utils.generate(model, idx, new, LENGTH)
 
 
 def book_text(new: int) -> Round:
@@ -308,18 +323,27 @@ BOOK, NANO, FACE = "llms-from-scratch", "nanoGPT", "Hugging Face"
 LIMIT, VECTORS = "limit", "matrix-vector products alone"
 
 KINDS: dict[str, dict[str, Callable[[], Round]]] = {
-    "train": {OURS: our_step, NANO: nanogpt_step, BOOK: book_step, LIMIT: matrix_products},
+    "train": {
+        OURS: lambda: timed(our_step(), LENGTH),
+        NANO: nanogpt_step,
+        BOOK: book_step,
+        LIMIT: matrix_products,
+    },
     "recipe": {OURS: our_training, BOOK: book_training},
     "write": {
-        OURS: lambda: our_text(1, 200),
-        HALF: lambda: our_text(1, 200, torch.bfloat16),
+        OURS: lambda: timed(our_text(1, 200), 200),
+        HALF: lambda: timed(our_text(1, 200, torch.bfloat16), 200),
         FACE: lambda: hugging_face_text(200),
         BOOK: lambda: book_text(200),
         VECTORS: lambda: multiply_all_weights(200),
         LIMIT: lambda: read_all_weights(200),
     },
-    "write on": {OURS: lambda: our_text(1, 600), BOOK: lambda: book_text(600)},
-    "rows": {"8": lambda: our_text(8, 100), "1": lambda: our_text(1, 100)},
+    "write on": {OURS: lambda: timed(our_text(1, 600), 600), BOOK: lambda: book_text(600)},
+    "rows": {"8": lambda: timed(our_text(8, 100), 800), "1": lambda: timed(our_text(1, 100), 100)},
+    "profile": {
+        "a training step": lambda: profiled(our_step()),
+        "writing a token": lambda: profiled(our_text(1, 50), times=50),
+    },
     "windows": {
         "this project, stride 1": lambda: windows(100, 1, our_windows),
         "this project, stride 256": lambda: windows(100, 256, our_windows),

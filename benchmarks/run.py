@@ -179,6 +179,22 @@ def recipe_rows(results: dict[str, list[Part]]) -> list[str]:
     return [*rows, ""]
 
 
+def profile_rows(results: Results, name: str) -> list[str]:
+    """Return the table on the operations of PyTorch that something spends its time in."""
+    rows = ["| operation | ms, default | share | medium | share |", "|---|---|---|---|---|"]
+    parts = [results[name, precision][-1]["ms"] for precision in PRECISIONS]
+    most = sorted(parts[1], key=parts[1].get, reverse=True)[:10]
+    for operation in [*most, "all others", "together"]:
+        cells = []
+        for part in parts:
+            others = sum(ms for key, ms in part.items() if key not in most)
+            sums = {"all others": others, "together": sum(part.values())}
+            ms = sums.get(operation, part.get(operation, 0.0))
+            cells += [f"{ms:,.1f}", f"{ms / sums['together']:.0%}"]
+        rows.append(f"| {operation} | {' | '.join(cells)} |")
+    return [*rows, ""]
+
+
 def window_rows(results: Results) -> list[str]:
     """Return the table on text in windows."""
     rows = ["| what | text | seconds | windows | memory | memory per MB of text |"]
@@ -195,7 +211,7 @@ def report() -> tuple[str, dict[str, Results]]:
     """Measure everything; return the report in Markdown, and the speeds for the chart."""
     train, write = compare("train", 9), compare("write", 3)
     on, rows = compare("write on", 1, ("medium",)), compare("rows", 5, ("medium",))
-    windows = compare("windows", 1, ("highest",))
+    windows, profile = compare("windows", 1, ("highest",)), compare("profile", 2)
     importing, loading = start_times()
     eight = statistics.median(speeds(rows["8", "medium"]))
     lines = [
@@ -218,6 +234,13 @@ def report() -> tuple[str, dict[str, Results]]:
         "goes on from the last 128 then, the textbook computes the last 256 anew for each token. "
         f"{ratio(on, (OURS, 'medium'), (BOOK, 'medium')):.1f} times as fast as the textbook.",
         "",
+        "**Where a training step spends its time**, by PyTorch's profiler, which costs some time "
+        "itself. `mm` and `addmm` are products with weight matrices.",
+        "",
+        *profile_rows(profile, "a training step"),
+        "**Where writing a token spends its time**, likewise.",
+        "",
+        *profile_rows(profile, "writing a token"),
         "**Text into windows of 256** (once). The memory is what is held when the loader is ready; "
         "the order of a shuffled epoch, 40 bytes a window, comes on top in both.",
         "",

@@ -106,3 +106,16 @@ def test_split_without_a_window(fraction, message):
 def test_split_outside_the_text(fraction):
     with pytest.raises(ValueError, match=rf"val_fraction must be between 0 and 1, not {fraction}"):
         split_tokens(torch.arange(100), 16, val_fraction=fraction)
+
+
+def test_a_text_is_one_row_of_ids():
+    rows = torch.arange(100)[None]  # as text_to_token_ids gives it
+    for cut in (
+        lambda: split_tokens(rows, 16),
+        lambda: create_dataloader(rows, 16),
+        lambda: spread_loader(rows, 16, 3),
+    ):
+        with pytest.raises(ValueError, match=r"shape \(1, 100\); it must be \(tokens,\)"):
+            cut()
+    with pytest.raises(TypeError, match="token_ids must be a tensor of ids, see text_to_token_ids"):
+        split_tokens("The old clock", 16)

@@ -8,9 +8,16 @@ import sys
 import nbformat
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY_CONFIG
 
-from gpt import GPT_CONFIG_124M, calc_loss_loader, split_tokens, spread_loader
+from gpt import (
+    GPT_CONFIG_124M,
+    GPTModel,
+    calc_loss_loader,
+    split_tokens,
+    spread_loader,
+    train_model,
+)
 from utils import generate, load_model, text_to_token_ids
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -91,6 +98,27 @@ def test_shipped_weights_know_the_story(story, tokenizer):
     assert torch.equal(written, token_ids[:, :29])
     train_ids, _ = split_tokens(token_ids[0], 256)
     assert calc_loss_loader(spread_loader(train_ids, 256, 3), model) < 0.5
+
+
+def test_training_goes_on_with_the_lines_of_the_readme(tmp_path, monkeypatch):
+    (snippet,) = (b for b in blocks("python") if "save_checkpoint" in b)
+    monkeypatch.chdir(tmp_path)
+    text = torch.arange(300) * 7 % 61
+    names = {"torch": torch, "GPTModel": GPTModel, "CONFIG": TINY_CONFIG, "val_ids": text}
+    names |= {"train_model": train_model, "train_ids": text}
+
+    def stop(record):
+        if record.step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exec(snippet, {**names, "print": stop})
+    records = []
+    exec(snippet, {**names, "print": records.append})
+    whole = list(train_model(GPTModel(TINY_CONFIG), text, text))
+    assert [r.step for r in records] == [r.step for r in whole[1:]]
+    exec(snippet, {**names, "print": records.append})  # it has ended
+    assert len(records) == len(whole) - 1
 
 
 def test_figures_are_those_of_the_notebook():

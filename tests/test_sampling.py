@@ -118,6 +118,24 @@ def test_mode_and_gradients_are_restored(training):
     assert model.training is training
 
 
+def test_each_part_of_the_model_keeps_its_mode(tiny_model):
+    tiny_model.train()
+    tiny_model.trf_blocks[0].eval()
+    modes = [module.training for module in tiny_model.modules()]
+    readers = [stream(tiny_model, prompt(), 5, 16) for _ in range(2)]
+    for steps in zip(*readers, strict=True):  # two in turns, and neither is closed in between
+        assert torch.equal(*(ids for ids, _ in steps))
+        assert [module.training for module in tiny_model.modules()] == modes
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_weights_that_are_not_finite(tiny_model, temperature):
+    with torch.no_grad():
+        tiny_model.final_norm.scale[0] = math.nan
+    with pytest.raises(ValueError, match=r"no largest number: are the model's weights damaged\?"):
+        generate(tiny_model, prompt(), 3, 16, temperature)
+
+
 @given(seed=st.integers(0, 1000), **SETTINGS)
 @example(seed=33, temperature=1e300, top_k=None, top_p=0.015625)  # hot: probabilities are equal
 def test_probabilities(seed, temperature, top_k, top_p):

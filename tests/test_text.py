@@ -148,6 +148,16 @@ def test_copied_spans_by_hand():
     assert copied_share([], 0) == 0
 
 
+def test_copied_spans_of_tensors_and_of_bad_arguments():
+    text, story = torch.arange(3, 12), torch.arange(20)
+    assert copied_spans(text, story) == [CopiedSpan(0, 9, 3)]
+    with pytest.raises(ValueError, match=r"one row of ids, not \(1, 9\) and \(20,\)"):
+        copied_spans(text[None], story)
+    with pytest.raises(ValueError, match="min_length must be at least 1, not 0"):
+        copied_spans(text, story, 0)
+    assert copied_spans([7] * 2000, [7] * 2000) == [CopiedSpan(0, 2000, 0)]  # and not in hours
+
+
 @given(
     text=st.lists(st.integers(0, 3), max_size=30),
     story=st.lists(st.integers(0, 3), max_size=30),
