@@ -10,6 +10,7 @@ more. What else takes long has another thread (`side_thread`).
 """
 
 import asyncio
+import gc
 import io
 import math
 import os
@@ -17,7 +18,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ import chainlit as cl
 import tiktoken
 import torch
 from chainlit.chat_context import chat_contexts
-from chainlit.config import APP_ROOT, FILES_DIRECTORY
+from chainlit.config import APP_ROOT, FILES_DIRECTORY, config
 from chainlit.input_widget import Slider, TextInput
 from chainlit.logger import logger
 from chainlit.server import app, sio
@@ -125,7 +126,11 @@ async def run_in(thread: ThreadPoolExecutor, function: Callable, *args: Any) -> 
     return await asyncio.get_running_loop().run_in_executor(thread, function, *args)
 
 
-side_thread.submit(load)  # at once, so that the first person need not wait for it
+# Before anybody comes: loading imports much of PyTorch, and would hold up the page for moments.
+wait([side_thread.submit(load)])
+# What is there now stays. Else Python would look through all of it for garbage now and then, which
+# takes a quarter of a second.
+gc.freeze()
 
 # 1. Settings --------------------------------------------------------------------------------
 
@@ -372,11 +377,9 @@ async def find_model() -> GPTModel | None:
         await cl.ErrorMessage(f"{as_markdown(str(error))}\n\n{mend}").send()
 
 
-async def go_on(text: Text, message: cl.Message | None) -> None:
+async def go_on(text: Text, message: cl.Message) -> None:
     """Go on with an opening."""
-    if message is None:  # an old opening was edited after the app was started anew
-        await cl.ErrorMessage(UNKNOWN).send()
-    elif not message.content:
+    if not message.content:
         await cl.ErrorMessage("Type the beginning of a text first: a word is enough.").send()
     elif model := await find_model():
         message.content = message.content[-MAX_OPENING:]  # Chainlit keeps it in memory
@@ -456,9 +459,23 @@ async def on_chat_start() -> None:
 
 
 @cl.on_message
-async def on_message(message: cl.Message | None) -> None:
+async def on_message(message: cl.Message) -> None:
     """Go on with an opening, new or edited."""
     await start_text(go_on, message)
+
+
+go_on_with_known = config.code.on_message
+
+
+async def on_message_or_none(message: cl.Message | None) -> None:
+    """Answer also when an old opening was edited after the app was started anew.
+
+    Chainlit has no message then, and what it makes of `on_message` would fail without a word.
+    """
+    await (go_on_with_known(message) if message else cl.ErrorMessage(UNKNOWN).send())
+
+
+config.code.on_message = on_message_or_none
 
 
 @cl.action_callback("continue")

@@ -186,7 +186,11 @@ class Person:
         self.client.on("*", self._receive)
         auth = {"sessionId": self.session, "clientType": "webapp"}
         await self.client.connect(
-            self.server.url, self.headers, auth=auth, socketio_path="/ws/socket.io"
+            self.server.url,
+            self.headers,
+            auth=auth,
+            socketio_path="/ws/socket.io",
+            wait_timeout=60,  # usually a second, which is short on a busy machine
         )
         await self.client.emit("connection_successful")
 

@@ -1,0 +1,524 @@
+"""The web app under load, with texts that fail, and after it was killed; with the shipped weights.
+
+`pytest -s -m long tests/test_load.py` shows what was measured: people, texts, times and memory.
+"""
+
+import asyncio
+import json
+import random
+import statistics
+import time
+import uuid
+from collections import Counter
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+import tiktoken
+import torch
+from app_server import Person, Written, as_shown, copy_app, running_app, serving
+from conftest import ROOT
+
+from utils import generate, load_model, text_to_token_ids
+
+SEED = 20
+OPENINGS = ["On Thursday there was fog.", "The old clock", "Everyone knew"]
+WAYS = [{"seed": "7", "temperature": 1.3}, {"seed": "8", "temperature": 0.8}]
+FEW, MANY = 5, 20  # tokens: a text that is waited for, and one that is broken off
+# Of people who send 11.5 MB at once, much memory comes and goes: 76 MB between two measurements.
+# The elements of a short text take far less, so a leak of them shows in the number of things kept.
+MB_MORE = 120
+UNKNOWN = "This text is no longer known here: send its opening again."
+FAILED = "Something went wrong here. Your next text may work."
+
+# For the end of app.py. It forgets people after 15 seconds, so that the test sees it, and writes
+# into the file "gaps" how late, in ms, the event loop has come to a task that wakes up every 10 ms:
+# - "wall": by the clock. So late may any task be on a busy machine, whatever the app does.
+# - "blocked": without the time in which the loop's thread was ready and the system had no CPU for
+#   it (which the kernel counts). What is left is the app's: the loop computed, slept, read a file,
+#   or waited for another thread that holds Python's lock.
+# - "cpu": what the loop's thread computed in that time.
+# When there is a file "count things", it says in "things" how many there are in memory, by type.
+WATCHED = """
+import gc
+import json
+from collections import Counter
+
+from chainlit.config import config
+
+config.project.session_timeout = 15
+
+
+def clocks():
+    waited = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    return time.perf_counter_ns() / 1e6, waited / 1e6, time.thread_time_ns() / 1e6
+
+
+async def watch():
+    gaps = {"ticks": 0, "wall": 0, "blocked": 0, "cpu": 0}
+    while not Path("begin").exists():  # FastAPI's first answer takes longer, once
+        await asyncio.sleep(0.05)
+    while True:
+        before = clocks()
+        await asyncio.sleep(0.01)
+        wall, waited, cpu = (b - a for a, b in zip(before, clocks()))
+        gaps["ticks"] += 1
+        for name, late in ("wall", wall - 10), ("blocked", wall - 10 - waited), ("cpu", cpu):
+            gaps[name] = max(gaps[name], late)
+        if gaps["ticks"] % 20 == 0:
+            Path("new gaps").write_text(json.dumps(gaps))
+            os.replace("new gaps", "gaps")
+        if Path("count things").exists():
+            gc.collect()
+            things = Counter(type(thing).__name__ for thing in gc.get_objects())
+            Path("count things").write_text(json.dumps(things))
+            os.replace("count things", "things")
+
+
+@cl.on_app_startup
+async def start_watch():
+    global watching
+    watching = asyncio.create_task(watch())
+"""
+
+# For the end of app.py: with these words in its opening, a text fails before this token.
+FAILING = """
+FAILS_AT = {"anvil": 0, "bellows": 3}
+never_failing = stream_choices
+
+
+def stream_choices(model, tokenizer, prompt, *args, **kwargs):
+    opening = tokenizer.decode(prompt[0].tolist())
+    for i, choice in enumerate(never_failing(model, tokenizer, prompt, *args, **kwargs)):
+        if any(word in opening and i == at for word, at in FAILS_AT.items()):
+            raise RuntimeError(f"made to fail at token {i}")
+        yield choice
+"""
+
+
+class Expected(NamedTuple):
+    """What an opening and a way of writing must give, as token ids."""
+
+    ids: list[int]  # MANY of them: a shorter text is their beginning
+    more: list[int]  # after Continue below FEW of them
+    likeliest: list[int]  # at temperature 0
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Return an `Expected` for each (opening, number of a way)."""
+    torch.set_float32_matmul_precision("medium")  # as the app does
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, threads that wait for each other take far longer
+    model, tokenizer = load_model(ROOT / "pretrain-story-model.pth"), tiktoken.get_encoding("gpt2")
+
+    def ids_after(prompt, count, way, temperature):
+        generator = torch.Generator().manual_seed(int(way["seed"]))
+        ids = generate(model, prompt, count, 256, temperature, 50, generator=generator)
+        return ids[0, prompt.size(1) :].tolist()
+
+    def everything(opening, way):
+        prompt = text_to_token_ids(opening, tokenizer)
+        ids = ids_after(prompt, MANY, way, way["temperature"])
+        longer = torch.cat([prompt, torch.tensor([ids[:FEW]])], dim=1)
+        more = ids_after(longer, FEW, way, way["temperature"])
+        return Expected(ids, more, ids_after(prompt, FEW, way, 0))
+
+    yield {(o, w): everything(o, way) for o in OPENINGS for w, way in enumerate(WAYS)}
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+
+
+def words(ids):
+    """Return the text of token ids, without half a character at the end."""
+    return tiktoken.get_encoding("gpt2").decode_bytes(ids).decode(errors="ignore")
+
+
+class Visitor(Person):
+    """A person who knows which of their requests each text and error message answers."""
+
+    def __init__(self, server, known=None, web=None, rng=None, tally=None):
+        super().__init__(server)
+        self.known, self.web, self.rng, self.tally = known, web, rng, tally
+        self.runs: dict[str, str] = {}  # of Chainlit: the opening's id for each
+        self.asked: dict[str, str | None] = {}  # the opening's id for each text; None: a button
+        self.parts: dict[str, dict[str, Any]] = {}  # what has come of each text
+
+    async def _receive(self, event: str, data: Any = None) -> None:
+        if event in ("new_message", "update_message") and data["type"] == "run":
+            self.runs[data["id"]] = data["parentId"]
+        elif event in ("new_message", "update_message") and data["type"] == "assistant_message":
+            run = data["parentId"]
+            self.asked[data["id"]] = run and self.runs.get(run, "an opening before the page came")
+            if event == "update_message" or data["isError"]:
+                what = "error" if data["isError"] else "text"
+                self.parts.setdefault(data["id"], {})[what] = as_shown(data["output"])
+        elif event == "action":
+            self.parts.setdefault(data["forId"], {})[data["name"]] = data
+        elif event == "element":
+            self.parts.setdefault(data["forId"], {})["inside"] = data.get("props")
+        await super()._receive(event, data)
+
+    def take(self, opening: str | None) -> Written | str | None:
+        """Return the finished text or the error message that answers an opening, only once."""
+        for text, parts in self.parts.items():
+            if self.asked.get(text) == opening and ("error" in parts or len(parts) == 5):
+                del self.parts[text]
+                if "error" in parts:
+                    return parts["error"]
+                return Written(parts.pop("text"), parts.pop("inside"), parts)
+
+    async def answer(self, opening: str | None) -> Written | str:
+        """Return what `take` does, when it is there."""
+        while (answer := self.take(opening)) is None:
+            await self.expect("new_message", "update_message", "element", "action")
+        return answer
+
+    async def see(self, tokens: int) -> None:
+        """Wait until so many tokens of the last opening's text have come."""
+        while tokens:
+            _, data = await self.expect("stream_start", "stream_token")
+            tokens -= self.asked.get(data["id"]) == self.message_id
+
+    async def press(self, action: dict[str, Any]) -> int:
+        request = {"sessionId": self.session, "action": action}
+        async with self.web.post(self.server.url + "/project/action", json=request) as answer:
+            return answer.status
+
+    async def ask(self, count: int = FEW, edit: bool = False) -> None:
+        """Send an opening, or edit the last one, with settings of which the text is known."""
+        self.opening, self.way = self.rng.choice(list(self.known))
+        await self.set(max_new_tokens=count, **WAYS[self.way])
+        self.events = asyncio.Queue()
+        await self.send(self.opening, edit)
+        self.tally["requests"] += 1
+
+    def compare(self, written: Written | str, ids: list[int], whole: bool = True) -> None:
+        """Check a text: all of it, or as much as was written of it."""
+        assert not isinstance(written, str), written
+        length = len(written.inside["tokens"])
+        stopped = "stopped" in written.inside["facts"]
+        assert written.text == words(ids[:length])
+        assert not stopped if whole else stopped or length == len(ids)
+        self.tally["texts stopped" if stopped else "texts finished"] += 1
+
+    async def text(self) -> Written:
+        """Wait for the whole text of the last opening, and check it."""
+        written = await self.answer(self.message_id)
+        self.compare(written, self.known[self.opening, self.way].ids[:FEW])
+        assert f"seed {WAYS[self.way]['seed']}" in written.inside["facts"]
+        return written
+
+    async def broken_off(self) -> None:
+        """Wait for what there is of the last opening's text, and check it."""
+        ids = self.known[self.opening, self.way].ids
+        self.compare(await self.answer(self.message_id), ids, whole=False)
+
+    async def begin_anew(self) -> None:
+        """Leave for good, and come as somebody else."""
+        await self.client.disconnect()
+        self.__init__(self.server, self.known, self.web, self.rng, self.tally)
+        await self.__aenter__()
+
+
+# 1. What people do --------------------------------------------------------------------------
+
+
+async def write(visitor):
+    await visitor.ask()
+    await visitor.text()
+
+
+async def edit(visitor):
+    await write(visitor)
+    await visitor.ask(edit=True)
+    await visitor.text()
+
+
+async def stop(visitor):
+    seen = visitor.rng.randrange(4)
+    await visitor.ask(MANY)
+    await visitor.see(seen)
+    await visitor.client.emit("stop")
+    if seen:  # an opening that is stopped at once leaves no text
+        await visitor.broken_off()
+
+
+async def leave_and_come_back(visitor):
+    seen = visitor.rng.randrange(4)
+    await visitor.ask(MANY)
+    await visitor.see(seen)
+    await visitor.client.disconnect()
+    await asyncio.sleep(visitor.rng.random())
+    await visitor.connect()
+    if seen:  # before that, the page could not know which opening a text belongs to
+        await visitor.broken_off()
+    await write(visitor)
+
+
+async def leave(visitor):
+    await visitor.ask(MANY)
+    await visitor.see(visitor.rng.randrange(4))
+    await visitor.begin_anew()
+
+
+async def new_chat(visitor):
+    if visitor.rng.random() < 0.5:  # in the middle of a text
+        await visitor.ask(MANY)
+        await visitor.see(visitor.rng.randrange(4))
+    await visitor.client.call("clear_session")
+    await visitor.begin_anew()
+
+
+async def go_on(visitor):
+    await visitor.ask()
+    await press(visitor, "continue", visitor.known[visitor.opening, visitor.way].more)
+
+
+async def again(visitor):
+    await visitor.ask()
+    # A new seed, so the text is known only where it does not depend on the seed.
+    await press(visitor, "again", visitor.known[visitor.opening, visitor.way].likeliest)
+
+
+async def press(visitor, name, ids):
+    written = await visitor.text()
+    if name == "again":
+        await visitor.set(temperature=0)
+    visitor.tally["requests"] += 1
+    while visitor.take(None):  # errors from earlier junk
+        pass
+    assert await visitor.press(written.buttons[name]) == 200
+    visitor.compare(await visitor.answer(None), ids)
+
+
+async def flood(visitor):
+    way = visitor.rng.randrange(len(WAYS))
+    await visitor.set(max_new_tokens=FEW, **WAYS[way])
+    sent = []
+    for _ in range(20):
+        opening = visitor.rng.choice(OPENINGS)
+        await visitor.send(opening)
+        sent.append((visitor.message_id, visitor.known[opening, way].ids[:FEW]))
+    visitor.tally["requests"] += len(sent)
+    for message_id, ids in sent:  # each ends, but only the last one need not give way
+        whole = message_id == visitor.message_id
+        visitor.compare(await visitor.answer(message_id), ids, whole)
+
+
+JUNK = [
+    None, 5, "clock", [], {}, {"message": None}, {"message": {}}, {"message": {"id": "clock"}},
+    {"message": {"id": str(uuid.uuid4()), "output": "clock"}}, {"message": [[[]]] * 99},
+]  # fmt: skip
+
+
+async def junk_events(visitor):
+    events = ["client_message", "edit_message", "chat_settings_change", "stop", "window_message"]
+    for event in [*events, "audio_start", "fetch_favorites", "no such event", ""]:
+        await visitor.client.emit(event, visitor.rng.choice(JUNK))
+    await write(visitor)
+
+
+async def junk_packets(visitor):
+    rng, url = visitor.rng, visitor.server.url
+    packets = [rng.randbytes(99), "40", "42[", '42["stop"]', "429", '451-["stop",{}]', "", "x"]
+    endpoint = f"{url}/ws/socket.io/?EIO=4&transport="
+    async with visitor.web.ws_connect(endpoint + "websocket") as socket:
+        for packet in rng.sample(packets, len(packets)):
+            send = socket.send_bytes if isinstance(packet, bytes) else socket.send_str
+            await send(packet)
+    for place in (url + "/project/action", endpoint + "polling&sid=x", endpoint + "pigeon"):
+        for data in (rng.randbytes(999), b"{}", b'{"sessionId": "x", "action": {}}'):
+            with suppress(aiohttp.ClientOSError):  # it may hang up before it has read all
+                async with visitor.web.post(place, data=data) as answer:
+                    assert answer.status >= 400
+    await write(visitor)
+
+
+async def oversized(visitor):
+    await visitor.send("The clock struck nine. " * 500_000)  # 11.5 MB: the app hangs up
+    await asyncio.wait_for(visitor.client.wait(), 120)
+    await visitor.connect()
+    await write(visitor)
+
+
+KINDS = [
+    write, edit, stop, leave_and_come_back, leave, new_chat, go_on, again, flood, junk_events,
+    junk_packets, oversized,
+]  # fmt: skip
+
+
+# 2. The load --------------------------------------------------------------------------------
+
+
+async def visit(server, number, until, **tools):
+    """Do everything in random orders, until it is time to go."""
+    rng = random.Random(f"{SEED} {number}")
+    async with Visitor(server, rng=rng, **tools) as visitor:
+        first = KINDS[number % len(KINDS)]  # so everything is done, however short the time is
+        kinds = [first]
+        while time.monotonic() < until:
+            kind = kinds.pop()
+            try:
+                await kind(visitor)
+            except Exception as error:
+                error.add_note(f"seed {SEED}, visitor {number}, while doing: {kind.__name__}")
+                raise
+            visitor.tally[kind.__name__] += 1
+            kinds = kinds or rng.sample(KINDS, len(KINDS))
+            await asyncio.sleep(rng.random() / 2)
+
+
+async def check_health(server, web, checks):
+    """Keep asking whether the app is well; note how long the answer took, and its memory."""
+    while True:
+        start = time.monotonic()
+        async with web.get(server.url + "/health") as answer:
+            assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+        checks.append((time.monotonic() - start, server.memory()))
+        await asyncio.sleep(0.5)
+
+
+async def crowd(server, clients, seconds, known):
+    """Return what the visitors did, and (seconds, MB) of each health check."""
+    tally, checks, until = Counter(), [], time.monotonic() + seconds
+    async with aiohttp.ClientSession() as web, asyncio.TaskGroup() as group:
+        checking = group.create_task(check_health(server, web, checks))
+        tools = {"web": web, "known": known, "tally": tally}
+        await asyncio.gather(*(visit(server, i, until, **tools) for i in range(clients)))
+        checking.cancel()
+    return tally, checks
+
+
+async def everybody_forgotten(server):
+    """Return when the app remembers nobody who has left."""
+    deadline = time.monotonic() + 120
+    while True:
+        async with Person(server) as person:
+            await person.set(max_new_tokens=1)
+            await person.send("The old clock")
+            await person.text()
+            await person.client.call("clear_session")
+        if server.kept()["people"] <= 2:  # this person, and perhaps the one before
+            return
+        assert time.monotonic() < deadline, server.kept()
+
+
+def things(server):
+    """Return how many messages, elements and tokens the app holds in memory."""
+    counted = server.folder / "things"
+    counted.unlink(missing_ok=True)
+    (server.folder / "count things").touch()
+    deadline = time.monotonic() + 60
+    while not counted.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    numbers = json.loads(counted.read_text())
+    return [numbers.get(name, 0) for name in ("Message", "CustomElement", "TokenChoice")]
+
+
+@pytest.mark.parametrize(
+    ("clients", "seconds"), [(12, 20), pytest.param(50, 300, marks=pytest.mark.long)]
+)
+def test_a_crowd(tmp_path, known, clients, seconds):
+    with running_app(tmp_path, more=WATCHED) as server:
+        (tmp_path / "begin").touch()
+        tally, checks = asyncio.run(crowd(server, clients, seconds, known))
+        gaps = json.loads((tmp_path / "gaps").read_text())
+        just_left = things(server)
+        asyncio.run(everybody_forgotten(server))
+        forgotten = things(server)
+    fifth = len(checks) // 5
+    times, memory = zip(*checks, strict=True)
+    before, after = statistics.median(memory[fifth : 2 * fifth]), statistics.median(memory[-fifth:])
+    print(f"\n{clients} people, {seconds} s: {dict(tally)}")
+    print(f"{len(checks)} health checks, the slowest {max(times):.2f} s; loop, ms: {gaps}")
+    print(f"memory: {before:.0f} MB, then {after:.0f} MB; {just_left}, then {forgotten}")
+    assert set(tally) >= {kind.__name__ for kind in KINDS}
+    assert tally["texts finished"] >= 2 * clients and tally["texts stopped"] >= clients
+    assert len(checks) >= seconds / 4 and gaps["ticks"] >= 10 * seconds
+    assert gaps["blocked"] < 100
+    assert after < before + MB_MORE
+    messages, elements, _ = just_left
+    assert messages > clients and elements == 0  # those were sent: the messages let go of them
+    assert max(forgotten) < 50  # of whoever wrote last
+
+
+# 3. Texts that fail, and an app that was killed ---------------------------------------------
+
+
+@pytest.fixture
+def failing(tmp_path):
+    with running_app(tmp_path, more=FAILING) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("word", "at"), [("anvil", 0), ("bellows", 3)])
+def test_a_text_that_fails_concerns_nobody_else(failing, known, word, at):
+    async def scene():
+        tools = {"known": known, "rng": random.Random(SEED), "tally": Counter()}
+        async with Visitor(failing, **tools) as unlucky, Visitor(failing, **tools) as other:
+            await other.ask(MANY)
+            await other.see(1)
+            await unlucky.set(max_new_tokens=MANY)
+            await unlucky.send(f"The {word}")
+            await unlucky.see(at)
+            assert await unlucky.answer(unlucky.message_id) == FAILED
+            assert other.take(other.message_id) is None  # it is still being written
+            expected = known[other.opening, other.way].ids
+            other.compare(await other.answer(other.message_id), expected)
+            for _ in range(2):
+                await unlucky.ask()
+                await unlucky.text()
+            return other, unlucky.parts
+
+    other, more = asyncio.run(scene())
+    assert not any("error" in parts for parts in [*other.parts.values(), *more.values()])
+
+
+def test_killed_in_the_middle_it_serves_again(tmp_path, known):
+    copy_app(tmp_path)
+    tools = {"known": known, "tally": Counter()}
+
+    async def until_killed(server):
+        """Return people with a finished text and one that breaks off."""
+        people = [Visitor(server, rng=random.Random(SEED + i), **tools) for i in range(3)]
+        for person in people:
+            await person.__aenter__()
+            await person.ask()
+            person.old = (await person.text()).buttons
+            await person.ask(MANY)
+        await asyncio.gather(*(person.see(1) for person in people))
+        server.process.kill()
+        await asyncio.gather(*(person.client.wait() for person in people))
+        return people
+
+    async def first_token(server):
+        async with Visitor(server, rng=random.Random(SEED), **tools) as person:
+            await person.ask()
+            await person.see(1)
+            return time.monotonic()
+
+    async def come_back(server, person, web):
+        person.server, person.web, person.events = server, web, asyncio.Queue()
+        await person.connect()
+        await person.expect("chat_settings")
+        await person.send("The new clock", edit=True)
+        assert await person.answer(None) == UNKNOWN
+        assert await person.press(person.old["continue"]) == 200
+        assert await person.answer(None) == UNKNOWN
+        await write(person)
+        await person.client.disconnect()
+
+    async def everybody_back(server, people):
+        async with aiohttp.ClientSession() as web:
+            await asyncio.gather(*(come_back(server, person, web) for person in people))
+
+    with serving(tmp_path) as server:
+        people = asyncio.run(until_killed(server))
+    start = time.monotonic()
+    with serving(tmp_path) as server:
+        took = asyncio.run(first_token(server)) - start
+        print(f"\nfrom the start to the first token: {took:.1f} s")
+        asyncio.run(everybody_back(server, people))
