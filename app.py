@@ -74,7 +74,6 @@ if not os.access(FILES_DIRECTORY, os.W_OK):
 
 tokenizer = tiktoken.get_encoding("gpt2")
 story_ids = text_to_token_ids(read_text(STORY), tokenizer)[0].tolist()
-torch.set_float32_matmul_precision("medium")  # bfloat16 inside, where the CPU is faster so
 model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 sio.eio.max_http_buffer_size = 10**7  # bytes; beyond it, an opening would end the connection
 

@@ -8,7 +8,7 @@ turns, round by round, and ratios are taken within a round, so that a slow minut
 hits all. Medians over the rounds are reported.
 
 Each contender is measured with two settings of `torch.set_float32_matmul_precision`: "highest",
-PyTorch's default, and "medium", which the lesson and the app use.
+PyTorch's default, and "medium", which the lesson uses.
 """
 
 import json
@@ -216,7 +216,7 @@ def report() -> tuple[str, dict[str, Results]]:
     eight = statistics.median(speeds(rows["8", "medium"]))
     lines = [
         f'Measured by `python benchmarks/run.py` on {machine()}. "Default" and "medium" are '
-        "settings of PyTorch's matrix products; this project's lesson and app use medium.",
+        "settings of PyTorch's matrix products; the lesson uses medium, the app the default.",
         "",
         "**A training step on one window of 256 tokens** (medians of 9). The limit is the time of "
         "the products with the weight matrices alone.",

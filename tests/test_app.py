@@ -22,9 +22,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_float32_matmul_precision("medium")  # as the app does
-    yield load_model(ROOT / WEIGHTS)
-    torch.set_float32_matmul_precision("highest")
+    return load_model(ROOT / WEIGHTS)
 
 
 def expected(model, opening, count, seed, temperature=0.8, top_k=50, top_p=None):

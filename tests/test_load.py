@@ -108,7 +108,6 @@ class Expected(NamedTuple):
 @pytest.fixture(scope="module")
 def known():
     """Return an `Expected` for each (opening, number of a way)."""
-    torch.set_float32_matmul_precision("medium")  # as the app does
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine, threads that wait for each other take far longer
     model, tokenizer = load_model(ROOT / "pretrain-story-model.pth"), tiktoken.get_encoding("gpt2")
@@ -127,7 +126,6 @@ def known():
 
     yield {(o, w): everything(o, way) for o in OPENINGS for w, way in enumerate(WAYS)}
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
 
 
 def words(ids):
