@@ -126,9 +126,11 @@ async def run_in(thread: ThreadPoolExecutor, function: Callable, *args: Any) -> 
 
 
 # Before anybody comes: loading imports much of PyTorch, and would hold up the page for moments.
+# (What goes wrong is told by `find_model`, which tries again.)
 wait([side_thread.submit(load)])
 # What is there now stays. Else Python would look through all of it for garbage now and then, which
 # takes a quarter of a second.
+gc.collect()
 gc.freeze()
 
 # 1. Settings --------------------------------------------------------------------------------

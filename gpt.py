@@ -22,6 +22,7 @@ import hashlib
 import math
 import platform
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,11 +49,16 @@ GPT_CONFIG_124M: dict[str, Any] = {
 
 
 def check_config(cfg: dict[str, Any]) -> None:
-    """Raise ValueError, naming the key and its value, unless `cfg` describes a model."""
+    """Raise ValueError, naming the key and its value, unless `cfg` describes a model.
+
+    Raises TypeError for anything but a dict.
+    """
     if not isinstance(cfg, dict):
         raise TypeError(f"the configuration must be a dict like GPT_CONFIG_124M, not {cfg!r:.60}")
     if wrong := cfg.keys() ^ GPT_CONFIG_124M.keys():
-        raise ValueError(f"config keys missing or unknown: {sorted(wrong)}; see GPT_CONFIG_124M")
+        raise ValueError(
+            f"config keys missing or unknown: {sorted(map(str, wrong))}; see GPT_CONFIG_124M"
+        )
     for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
         if type(cfg[key]) is not int or cfg[key] < 1:
             raise ValueError(f"{key} must be a whole number of at least 1, not {cfg[key]!r}")
@@ -75,7 +81,7 @@ def check_number(name: str, value: Any, kind: type = Integral, low: float = -mat
     if not isinstance(value, kind) or isinstance(value, bool):
         what = "a whole number" if kind is Integral else "a number"
         raise TypeError(f"{name} must be {what}, not {value!r:.60}")
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:  # NaN is not, either
         raise ValueError(f"{name} must be a finite number, not {value}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, not {value}")
@@ -173,7 +179,8 @@ def split_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut a 1-D tensor of tokens in two: (train_ids, val_ids), the latter from the end.
 
-    Raises ValueError if either part is too short for one window.
+    Raises TypeError or ValueError for other arguments than the signature says, and ValueError if
+    either part is too short for one window.
     """
     check_ids("token_ids", token_ids, 1)
     check_number("context_length", context_length, low=1)
@@ -324,7 +331,7 @@ class TransformerBlock(nn.Module):
 class GPTModel(nn.Module):
     """Token ids in, for each of them the logits of the token that follows out.
 
-    `cfg` has the keys of `GPT_CONFIG_124M`; a bad one raises ValueError and names the key.
+    `cfg` has the keys of `GPT_CONFIG_124M`; a bad one raises as `check_config` does.
     """
 
     def __init__(self, cfg: dict[str, Any]) -> None:
@@ -657,12 +664,13 @@ def make_plan(
     plan: dict[str, str | float] = {}
     for name, ids in (("training text", train_ids), ("validation text", val_ids)):
         check_ids(name, ids, 1)
-        plan[name] = hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest()[:16]
+        plan[name] = hashlib.sha256(ids.long().cpu().numpy().tobytes()).hexdigest()[:16]
     for name, value in settings.items():
         real = name in ("learning_rate", "weight_decay", "max_grad_norm")
         low = {"num_epochs": 1, "batch_size": 1, "seed": -math.inf}.get(name, 0)
         check_number(name, value, Real if real else Integral, low)
-    return plan | settings
+        plan[name] = float(value) if real else int(value)
+    return plan
 
 
 def batches_of(
@@ -707,13 +715,15 @@ def train_model(
     Stop taking records, or interrupt it, and the model keeps what it has learnt, in eval mode.
     Raises TypeError or ValueError for settings that cannot be, ValueError if a text is shorter than
     one window or `state` belongs to other texts or settings, and FloatingPointError, naming the
-    step and the learning rate, if the loss is not finite: the weights are then those before it.
+    step and the learning rate, before a step or a record with a loss that is not finite.
     """
     plan = make_plan(
         train_ids, val_ids, num_epochs=num_epochs, batch_size=batch_size, seed=seed,
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
     )  # fmt: skip
+    # Python's own numbers, also where NumPy's came: a checkpoint takes no others.
+    learning_rate, weight_decay, seed = (plan[n] for n in ("learning_rate", "weight_decay", "seed"))
     check_number("evals_per_epoch", evals_per_epoch, low=1)
     length = model.cfg["context_length"]
     eval_loaders = [spread_loader(ids, length, eval_windows) for ids in (train_ids, val_ids)]
@@ -728,9 +738,14 @@ def train_model(
 
     def report(*where: float, rate: float = 0.0) -> TrainRecord:
         model.eval()
-        losses = evaluate_model(model, *eval_loaders)
-        state.records.append(TrainRecord(*where, *losses, rate))
-        return state.records[-1]
+        record = TrainRecord(*where, *evaluate_model(model, *eval_loaders), rate)
+        if not math.isfinite(record.train_loss + record.val_loss):
+            raise FloatingPointError(
+                f"training loss {record.train_loss}, validation loss {record.val_loss} after step "
+                f"{record.step} with learning rate {rate:.2g}: begin anew with a smaller one"
+            )
+        state.records.append(record)
+        return record
 
     tokens_seen = 0
     try:
@@ -745,7 +760,7 @@ def train_model(
                 state.step, state.optimizer = step, optimizer.state_dict()
                 if on_step:
                     on_step(step, num_steps)
-            if due and step > state.records[-1].step:
+            if due and step >= state.step and step > state.records[-1].step:
                 yield report(step, epoch, tokens_seen, rate=rate)
     finally:
         model.eval()

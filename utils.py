@@ -1,4 +1,4 @@
-"""Around the model: text and tokens, sampling, the weights file, copied passages, plots.
+"""Around the model: text and tokens, sampling, weights and checkpoints, copied passages, plots.
 
     import tiktoken, torch
     from utils import generate, load_model, text_to_token_ids, token_ids_to_text
@@ -408,7 +408,7 @@ def read_file(path: str | Path, what: str, mend: str) -> Any:
                 plain.writestr(name, data)
         checked.seek(0)
         return torch.load(checked, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
         raise  # these say themselves what is wrong
     except Exception as error:  # damaged bytes make torch.load raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -494,7 +494,7 @@ def save_checkpoint(model: GPTModel, state: TrainState, path: str | Path) -> Non
 
     That is the weights in full (float32), AdamW's two averages for each of them, the records, and
     the global random state, which dropout draws from: 2 GB for the usual model. Call it in the loop
-    over `train_model`, as the last thing that draws random numbers, or from its `on_step`.
+    over `train_model`, after what else draws random numbers there, or from its `on_step`.
 
     An interrupted save leaves the old file whole, see `new_file`. Raises OSError if it cannot be
     written.
@@ -522,13 +522,16 @@ def resume(model: GPTModel, path: str | Path) -> TrainState:
     Without such a file the training begins: the model stays as it is, and the state is a new one.
     So these three lines can be run again after any interruption, and in the end the weights are
     those of a training without one, bit for bit on the same machine. The global random state is
-    set to that of the checkpoint. Raises ValueError if the file is damaged, holds code, or belongs
-    to another configuration; `train_model` does so if it belongs to other texts or settings.
+    set to that of the checkpoint. For a moment it takes twice the file's size in memory.
+
+    Raises ValueError if the file is damaged, holds code, or belongs to another configuration;
+    `train_model` does so if it belongs to other texts or settings.
     """
     if not Path(path).exists():
         return TrainState()
-    content = read_file(path, "a checkpoint", "delete it to begin anew")
-    if not isinstance(content, dict) or "random" not in content:
+    content = read_file(path, "a checkpoint", "if so, delete it to begin anew")
+    keys = {"config", "weights", "optimizer", "step", "records", "plan", "random"}
+    if not isinstance(content, dict) or content.keys() != keys:
         raise ValueError(f"{path} cannot be read as a checkpoint: save_checkpoint did not make it")
     if content["config"] != model.cfg:
         raise ValueError(
@@ -561,12 +564,14 @@ def copied_spans(
 
     Each run is as long as it can be, and none lies inside another, though two may overlap. A run
     that stands in the story several times is given with its first place. The time grows with the
-    product of both lengths: a second for a text of 20,000 tokens and a story as long.
+    product of both lengths: a second for a text of 20,000 tokens and a story as long. Raises
+    ValueError for texts that are not rows of ids.
     """
     check_number("min_length", min_length, low=1)
-    text, story = np.asarray(token_ids, dtype=int), np.asarray(story_ids, dtype=int)
-    if text.ndim != 1 or story.ndim != 1:
-        raise ValueError(f"each text must be one row of ids, not {text.shape} and {story.shape}")
+    text, story = np.asarray(token_ids), np.asarray(story_ids)
+    for ids in (text, story):
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind != "i"):
+            raise ValueError(f"each text must be one row of ids, not {ids!r:.60}")
     spans: list[CopiedSpan] = []
     # matches[j]: how many tokens before place j of the story are also the last ones of the text.
     matches = np.zeros(len(story) + 1, dtype=int)

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_CONFIG
@@ -99,15 +100,16 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path, fork, time
     whole, path = tmp_path / "whole.ckpt", tmp_path / "training.ckpt"
     fork(train_in_a_process, whole).join()
     rng, killed = random.Random(0), 0
-    for _ in range(times):
+    while killed < times:
         process = fork(train_in_a_process, path)
         process.join(timeout=rng.uniform(0, 0.5))  # a random moment, not a wait for something
         process.kill()
         process.join()
+        if process.exitcode == 0:
+            path.unlink()  # it had come to its end: once more
         killed += process.exitcode != 0
         if path.exists():
             resume(new_model(), path)  # whole
-    assert killed  # and did not always end before
     fork(train_in_a_process, path).join()
     models = new_model(), new_model()
     states = [resume(model, file) for model, file in zip(models, (whole, path), strict=True)]
@@ -130,6 +132,7 @@ def test_without_a_file_it_begins(tmp_path):
         ({"num_epochs": 3}, r"\(num_epochs 2, now 3\)"),
         ({"learning_rate": 1e-3, "seed": 2}, r"\(seed 1, now 2; learning_rate 0.0004, now 0.001\)"),
         ({"evals_per_epoch": 5}, None),
+        ({"text": TEXT.int()}, None),
     ],
 )
 def test_a_changed_story_or_setting_is_noticed(tmp_path, change, message):
@@ -185,3 +188,32 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, uninterr
     for now, good in zip(model.state_dict().values(), saved.state_dict().values(), strict=True):
         assert torch.equal(now, good)
     assert train_until(set(), path)[2:] == uninterrupted[2:]
+
+
+def test_an_evaluation_that_is_past_is_not_made_up(tmp_path):
+    path = tmp_path / "training.ckpt"
+    with pytest.raises(Interruption):
+        train_until({14}, path, save_at_steps=True)
+    model = new_model()
+    state = resume(model, path)
+    assert [record.step for record in state.records] == [0, 10]
+    assert next(train(model, state, evals_per_epoch=5)).step > 14  # it was due at step 12, too
+
+
+def test_numbers_of_numpy(tmp_path):
+    path, model, state = tmp_path / "training.ckpt", new_model(), TrainState()
+    numbers = {"learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 1.0}
+    settings = {name: np.float64(value) for name, value in numbers.items()}
+    list(train(model, state, num_epochs=np.int64(1), seed=np.int64(3), **settings))
+    save_checkpoint(model, state, path)
+    assert resume(model, path).records == state.records
+
+
+@pytest.mark.parametrize("rate", [1e10, 1e37])
+def test_what_a_rate_too_high_has_spoilt_is_not_saved(tmp_path, rate):
+    path, model, state = tmp_path / "training.ckpt", new_model(), TrainState()
+    with pytest.raises(FloatingPointError, match=r"step \d+ with learning rate .*begin anew"):
+        for _ in train(model, state, learning_rate=rate, evals_per_epoch=1000):
+            save_checkpoint(model, state, path)
+    resume(model, path)
+    assert model(TEXT[None, :16]).isfinite().all()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import TINY_CONFIG
 
-from gpt import GPTModel, TrainState
+from gpt import GPTModel, TrainRecord, TrainState
 from utils import load_model, resume, save_checkpoint, save_weights
 
 IDS = torch.arange(16)[None]
@@ -22,6 +22,11 @@ DISK = 2**19  # bytes
 def model_of(seed):
     torch.manual_seed(seed)
     return GPTModel(TINY_CONFIG)
+
+
+RECORDS = [TrainRecord(0, 0.0, 0, 4.0, 4.1, 0.0), TrainRecord(4, 1.0, 64, 2.5, 3.0, 1e-3)]
+AVERAGES = {0: {"exp_avg": torch.arange(99.0), "step": torch.tensor(4.0)}}
+STATE = TrainState(4, RECORDS, {"state": AVERAGES, "param_groups": []}, {"seed": 0})
 
 
 def damaged(content, rng):
@@ -56,7 +61,10 @@ def forged(content, rng):
 def load(path, kind):
     if kind == "checkpoint":
         model = model_of(1)
-        resume(model, path)
+        state = resume(model, path)
+        assert (state.step, state.records, state.plan) == (4, RECORDS, {"seed": 0})
+        averages = state.optimizer["state"][0]
+        assert all(torch.equal(averages[name], AVERAGES[0][name]) for name in AVERAGES[0])
         return model.eval()
     return load_model(path, TINY_CONFIG)
 
@@ -68,7 +76,7 @@ def save(kind, path, seed=0):
     elif kind == "plain":
         torch.save(model.state_dict(), path)
     else:
-        save_checkpoint(model, TrainState(), path)
+        save_checkpoint(model, STATE, path)
 
 
 @pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.long)])

@@ -29,7 +29,7 @@ V, T = TINY_CONFIG["vocab_size"], TINY_CONFIG["context_length"]
 
 # What stands for each kind of argument: what makes sense, and what does not ------------------
 
-WHOLE = [1, 2, 3, 5, 16, 40], [0, -1, 17, 2**31, 10**30, 2.0, 0.5, math.nan, None, "3", [1], True]
+WHOLE = [1, 2, 3, 5, 16, 40], [0, -1, 17, 2**31, 10**400, 2.0, 0.5, math.nan, None, "3", [1], True]
 SHARE = [0.1, 0.5, 0.9, 1.0, 0.001], [0, -0.5, 1.5, math.nan, math.inf, None, "0.5", 1j]
 HEAT = [0, 0.0, 0.5, 1.0, 5, 1e-30, 1e30, 1e300], [-1, math.nan, math.inf, None, "hot", [1.0]]
 TOP_K = [None, 1, 5, 61, 10**9], [0, -3, 2.5, "5", math.nan]
@@ -58,7 +58,7 @@ LONG = [torch.arange(400) % V, torch.arange(200, dtype=torch.int32) % V, tensor(
 TEXTS = LONG, [torch.arange(5), torch.arange(17), *ROWS[1]]
 LISTS = [
     [], [1], [1, 2, 3] * 5, list(range(30)), [7] * 300, tensor(1, 2, 3), np.array([1, 2, 3])
-], [None, 5, "clock", [[1, 2]], [None], tensor([1, 2])]  # fmt: skip
+], [None, 5, "clock", [[1, 2]], [None], [0.9], tensor([1, 2])]  # fmt: skip
 LOGITS = [
     torch.randn(1, V), torch.randn(3, V) * 1000, torch.zeros(2, V), torch.randn(2, 1),
     torch.randn(1, V).bfloat16(), torch.full((1, V), -math.inf).index_fill(1, tensor(4), 0.0),

@@ -151,7 +151,7 @@ def test_copied_spans_by_hand():
 def test_copied_spans_of_tensors_and_of_bad_arguments():
     text, story = torch.arange(3, 12), torch.arange(20)
     assert copied_spans(text, story) == [CopiedSpan(0, 9, 3)]
-    with pytest.raises(ValueError, match=r"one row of ids, not \(1, 9\) and \(20,\)"):
+    with pytest.raises(ValueError, match=r"one row of ids, not array\(\[\[ 3"):
         copied_spans(text[None], story)
     with pytest.raises(ValueError, match="min_length must be at least 1, not 0"):
         copied_spans(text, story, 0)
