@@ -443,7 +443,7 @@ def test_a_crowd(tmp_path, known, clients, seconds):
     assert after < before + MB_MORE
     messages, elements, _ = just_left
     assert messages > clients and elements == 0  # those were sent: the messages let go of them
-    assert max(forgotten) < 50  # of whoever wrote last
+    assert max(forgotten) < 100  # of the one or two who wrote last
 
 
 # 3. Texts that fail, and an app that was killed ---------------------------------------------
