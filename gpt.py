@@ -9,6 +9,9 @@ Read from top to bottom:
 4. losses          `calc_loss_batch`, `calc_loss_loader`, `evaluate_model`
 5. training        `TrainState`, `create_optimizer`, `cosine_schedule`, `train_step`, `train_model`
 
+Arguments that cannot be raise TypeError or ValueError, with the value and the way out. Anything
+else in the place of a model ends in AttributeError, Python's own word for what it lacks.
+
 Shapes in the comments: B rows of a batch, T tokens in a row, C channels (`emb_dim`),
 H heads, D channels of one head (C / H), V tokens in the vocabulary.
 
@@ -93,7 +96,8 @@ def check_ids(name: str, ids: Any, *dims: int, vocab_size: float = math.inf) -> 
     TypeError for anything but a tensor of whole numbers, ValueError for another shape or for ids
     outside the vocabulary.
     """
-    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int32, torch.int64):
+    whole = isinstance(ids, torch.Tensor) and ids.dtype in (torch.int32, torch.int64)
+    if not whole or ids.is_meta:  # on the meta device there are no numbers to look at
         raise TypeError(f"{name} must be a tensor of ids, see text_to_token_ids, not {ids!r:.60}")
     if ids.dim() not in dims:
         shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
@@ -165,12 +169,14 @@ def create_dataloader(
     """Return a loader of (inputs, targets) batches of shape (B, T), both of dtype int64.
 
     `stride` defaults to `context_length`: windows side by side. The order of a shuffled
-    loader depends on `seed` alone; the global random state is neither read nor changed.
+    loader depends on `seed` alone; the global random state is neither read nor changed. Raises as
+    `GPTDataset` does.
     """
+    check_number("seed", seed)
     dataset = GPTDataset(
         token_ids, context_length, context_length if stride is None else stride, offset
     )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**63)  # it takes no larger ones
     return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
 
 
@@ -207,7 +213,8 @@ class KVCache:
 
     Hand the same cache to `GPTModel.forward` with each further piece of a text. All memory is
     taken at the start: `max_length` tokens (default: the model's context length) for
-    `batch_size` rows. `length` counts the tokens stored; set it to 0 to start a new text.
+    `batch_size` rows. `length` counts the tokens stored; set it to 0 to start a new text. Raises
+    TypeError or ValueError unless both sizes are whole numbers of at least 1.
     """
 
     def __init__(
@@ -445,8 +452,9 @@ class GPTModel(nn.Module):
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout off inside a `with` block; give each module its mode back afterwards."""
     in_training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
+        for module in in_training:
+            module.training = False
         yield
     finally:
         for module in in_training:
@@ -580,7 +588,10 @@ def cosine_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
 
 
 def spread_loader(token_ids: torch.Tensor, context_length: int, num_windows: int) -> DataLoader:
-    """Return a loader of up to `num_windows` + 1 windows, spread evenly over a text."""
+    """Return a loader of up to `num_windows` + 1 windows, spread evenly over a text.
+
+    Raises as `GPTDataset` does.
+    """
     check_number("num_windows", num_windows, low=1)
     all_windows = len(GPTDataset(token_ids, context_length, context_length))
     stride = context_length * math.ceil(all_windows / num_windows)

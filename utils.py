@@ -9,6 +9,10 @@
     ids = generate(model, prompt, max_new_tokens=50, context_size=256, temperature=0.8, top_k=10)
     print(token_ids_to_text(ids, tokenizer))
 
+Arguments that cannot be raise TypeError or ValueError, with the value and the way out. Anything
+else in the place of a model or a tokenizer ends in AttributeError, Python's own word for what it
+lacks. (`generate_text_simple` is there to be read, and leaves the checking to the model.)
+
 Shapes: B rows, T tokens in a row, V tokens in the vocabulary.
 """
 
@@ -75,7 +79,7 @@ def text_to_token_ids(
 
     The text "<|endoftext|>" becomes the one special token of that name. A long text is encoded in
     pieces that end between words, to save memory; `on_piece(done, total)`, both in characters, is
-    called after each of them, for a progress bar.
+    called after each of them, for a progress bar. Raises TypeError for anything but text.
     """
     pieces, start = [torch.empty(0, dtype=torch.long)], 0
     while start < len(text):
@@ -104,7 +108,10 @@ def token_ids_to_text(token_ids: torch.Tensor, tokenizer: Encoding) -> str:
 
 
 def token_label(token_id: int, tokenizer: Encoding) -> str:
-    """Return a token's text with its spaces as "\u2423" and its line ends as "\\n", to be seen."""
+    """Return a token's text with its spaces as "\u2423" and its line ends as "\\n", to be seen.
+
+    Raises TypeError or ValueError for what is not an id of the tokenizer.
+    """
     check_number("token_id", token_id, low=0)
     if token_id >= tokenizer.n_vocab:
         raise ValueError(f"token id {token_id} is outside the vocabulary of {tokenizer.n_vocab}")
@@ -239,7 +246,11 @@ def stream(
             f"context_size must be from 1 to the model's {longest}, not {context_size}"
         )
     check_sampling(temperature, top_k, top_p)
-    check_ids("the prompt", idx, 2, vocab_size=model.cfg["vocab_size"])
+    vocab_size = model.cfg["vocab_size"]
+    check_number("eos_id", 0 if eos_id is None else eos_id, low=0)
+    if eos_id is not None and eos_id >= vocab_size:
+        raise ValueError(f"eos_id {eos_id} is outside the model's vocabulary of {vocab_size}")
+    check_ids("the prompt", idx, 2, vocab_size=vocab_size)
     if idx.numel() == 0:
         raise ValueError(f"the prompt has shape {tuple(idx.shape)}: no token to go on from")
     choose = partial(
@@ -464,7 +475,8 @@ def load_model(
     writes faster, because writing a token means reading all weights once; the loss hardly changes.
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to
-    another configuration, or holds anything but weights: code in the file is never run.
+    another configuration, or holds anything but weights (code in the file is never run), and for
+    another dtype than float32, bfloat16 and float64.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
@@ -597,7 +609,12 @@ class StoryPlace(NamedTuple):
 
 
 def story_place(span: CopiedSpan, story_ids: Sequence[int], tokenizer: Encoding) -> StoryPlace:
-    """Return where in the story a span stands. Paragraphs are divided by an empty line."""
+    """Return where in the story a span stands. Paragraphs are divided by an empty line.
+
+    Raises ValueError if the story is not so long: then the span was found in another one.
+    """
+    if not 0 <= span.story_start <= len(story_ids) - span.length:
+        raise ValueError(f"{span} does not lie in a story of {len(story_ids)} tokens")
     before = list(story_ids[: span.story_start])
     after = list(story_ids[span.story_start + span.length :][:12])
     paragraph = 1 + tokenizer.decode(before).count("\n\n")

@@ -203,6 +203,8 @@ def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, t
         ({"idx": torch.zeros(1, 0, dtype=torch.long)}, r"prompt has shape \(1, 0\)"),
         ({"idx": torch.tensor([1, 2])}, r"prompt has shape \(2,\)"),
         ({"idx": torch.tensor([[61]])}, "token id 61 is outside the vocabulary of 61"),
+        ({"eos_id": 61}, "eos_id 61 is outside the model's vocabulary of 61"),
+        ({"eos_id": -1}, "eos_id must be at least 0, not -1"),
     ],
 )
 def test_bad_arguments(tiny_model, change, message):
@@ -225,6 +227,7 @@ def test_bad_arguments(tiny_model, change, message):
         ({"context_size": "16"}, "context_size must be a whole number, not '16'"),
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
         ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
+        ({"eos_id": 1.5}, "eos_id must be a whole number, not 1.5"),
         ({"top_p": [0.9]}, r"top_p must be a number, not \[0.9\]"),
     ],
 )

@@ -134,6 +134,12 @@ def test_story_place(story, tokenizer):
     assert number > 50
 
 
+@pytest.mark.parametrize("start", [-1, 3])
+def test_story_place_of_a_span_from_another_story(tokenizer, start):
+    with pytest.raises(ValueError, match="does not lie in a story of 4 tokens"):
+        story_place(CopiedSpan(0, 2, start), [1, 2, 3, 4], tokenizer)
+
+
 def test_copied_spans_by_hand():
     story = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 9]
     assert copied_spans([1, 2, 3, 4], story, 3) == [CopiedSpan(0, 4, 0)]
