@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,8 @@ from chainlit.logger import logger
 from chainlit.server import app, sio
 from chainlit.session import ws_sessions_id
 from chainlit.socket import connect as chainlit_connect
+from chainlit.socket import edit_message as chainlit_edit_message
+from chainlit.socket import message as chainlit_message
 from chainlit.user_session import user_sessions
 from socketio.exceptions import ConnectionRefusedError
 from starlette.middleware.base import RequestResponseEndpoint
@@ -59,7 +62,8 @@ STORY = ROOT / "dataset" / "story.txt"
 WEIGHTS = ROOT / "pretrain-story-model.pth"
 CONFIG = GPT_CONFIG_124M
 CONTEXT = CONFIG["context_length"]
-MAX_OPENING = 50_000  # characters: more than the model's context can have
+MAX_BYTES = 3 * 10**6  # of what the page sends at once: a long novel
+MAX_OPENING = 50_000  # characters that are kept: more than the model's context can have
 MAX_TEXTS = 50  # that a person can come back to with the buttons below them
 
 # Chainlit has read its settings before this file, and from the folder that it was started in.
@@ -75,7 +79,7 @@ if not os.access(FILES_DIRECTORY, os.W_OK):
 tokenizer = tiktoken.get_encoding("gpt2")
 story_ids = text_to_token_ids(read_text(STORY), tokenizer)[0].tolist()
 model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-sio.eio.max_http_buffer_size = 10**7  # bytes; beyond it, an opening would end the connection
+sio.eio.max_http_buffer_size = MAX_BYTES  # more ends the connection
 
 
 # Where the page sends something. Chainlit also takes files, new elements and more, which it would
@@ -88,7 +92,9 @@ async def guard(request: Request, call_next: RequestResponseEndpoint) -> Respons
 
     Tell the browser to load nothing from other hosts: the page must work without a network.
     """
-    if request.method in ("GET", "HEAD", "OPTIONS") or request.url.path.endswith(SENDS_TO):
+    length = request.headers.get("content-length", "")
+    sends = request.url.path.endswith(SENDS_TO) and length.isdecimal() and int(length) <= MAX_BYTES
+    if sends or request.method in ("GET", "HEAD", "OPTIONS"):
         response = await call_next(request)
     else:
         response = Response("The page does not send this.", status_code=403)
@@ -112,6 +118,25 @@ async def connect(sid: str, environ: dict[str, Any], auth: Any) -> bool:
     if not re.fullmatch("[0-9a-f-]{36}", str(session_id)):
         raise ConnectionRefusedError("no session id")
     return await chainlit_connect(sid, environ, auth)
+
+
+def cropping(handler: Callable[[str, Any], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Return Chainlit's handler of an opening, which then gets only the end of a long one.
+
+    Else Chainlit would keep all of it in memory, and send it back to the page, compressed, while
+    everybody waits.
+    """
+
+    async def crop(sid: str, payload: Any) -> None:
+        with suppress(KeyError, TypeError):  # junk is for Chainlit to refuse
+            payload["message"]["output"] = payload["message"]["output"][-MAX_OPENING:]
+        await handler(sid, payload)
+
+    return crop
+
+
+sio.on("client_message", cropping(chainlit_message))
+sio.on("edit_message", cropping(chainlit_edit_message))
 
 
 @cache  # one model in memory; an error is not kept, so the next call tries again
@@ -383,7 +408,6 @@ async def go_on(text: Text, message: cl.Message) -> None:
     if not message.content:
         await cl.ErrorMessage("Type the beginning of a text first: a word is enough.").send()
     elif model := await find_model():
-        message.content = message.content[-MAX_OPENING:]  # Chainlit keeps it in memory
         ids = await run_in(side_thread, text_to_token_ids, message.content, tokenizer)
         # One more than the model reads, so that a cropped opening can be told from a full one.
         text.opening = text.prompt = ids[0, -CONTEXT - 1 :].tolist()

@@ -182,7 +182,8 @@ class Person:
 
     async def connect(self) -> None:
         """Open the page; or come back to it."""
-        self.client = socketio.AsyncClient(reconnection=False)
+        as_browsers = {"max_msg_size": 0, "compress": 15}  # they take and send messages compressed
+        self.client = socketio.AsyncClient(reconnection=False, websocket_extra_options=as_browsers)
         self.client.on("*", self._receive)
         auth = {"sessionId": self.session, "clientType": "webapp"}
         await self.client.connect(

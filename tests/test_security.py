@@ -293,10 +293,17 @@ def test_nothing_is_uploaded(server):
     asyncio.run(scene())
 
 
-def test_an_upload_is_refused_unread(server):
+@pytest.mark.parametrize("path", ["/project/file?session_id=x", "/project/action", "/login"])
+def test_what_is_too_long_is_refused_unread(server, path):
     # Nothing of this terabyte is sent: whoever waited for it would not answer.
     form = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(10**12)}
-    assert call(server, "POST", "/project/file?session_id=x", None, **form)[0] == 403
+    assert call(server, "POST", path, None, **form)[0] == 403
+
+
+def test_what_does_not_say_how_long_it_is_is_refused_unread(server):
+    assert (
+        call(server, "POST", "/project/action", None, **{"Transfer-Encoding": "chunked"})[0] == 403
+    )
 
 
 # 3. The password ----------------------------------------------------------------------------
