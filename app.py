@@ -21,13 +21,14 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import chainlit as cl
 import tiktoken
 import torch
+import uvicorn
 from chainlit.chat_context import chat_contexts
 from chainlit.config import APP_ROOT, FILES_DIRECTORY, config
 from chainlit.input_widget import Slider, TextInput
@@ -79,7 +80,10 @@ if not os.access(FILES_DIRECTORY, os.W_OK):
 tokenizer = tiktoken.get_encoding("gpt2")
 story_ids = text_to_token_ids(read_text(STORY), tokenizer)[0].tolist()
 model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-sio.eio.max_http_buffer_size = MAX_BYTES  # more ends the connection
+# What is longer ends the connection. Chainlit starts uvicorn without a limit of its own, and its
+# usual one of 16 MB takes so long to unpack that the page would stand still.
+sio.eio.max_http_buffer_size = MAX_BYTES
+uvicorn.Config = partial(uvicorn.Config, ws_max_size=MAX_BYTES)
 
 
 # Where the page sends something. Chainlit also takes files, new elements and more, which it would
