@@ -470,7 +470,7 @@ def calc_loss_batch(
     bfloat16, which is several times faster there; the weights stay in float32. Raises as
     `GPTModel.forward` does, and ValueError unless there is one target for each input.
     """
-    check_ids("target_batch", target_batch, 2, vocab_size=model.cfg["vocab_size"])
+    check_ids("target_batch", target_batch, 2, vocab_size=model.out_head.out_features)
     if input_batch.shape != target_batch.shape:
         shapes = tuple(input_batch.shape), tuple(target_batch.shape)
         raise ValueError(f"inputs have shape {shapes[0]}, but targets {shapes[1]}")

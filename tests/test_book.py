@@ -5,7 +5,7 @@ import torch
 from conftest import TINY_CONFIG
 from llms_from_scratch import ch04
 
-from gpt import GPTModel
+from gpt import GPTModel, calc_loss_loader, create_dataloader
 from utils import generate, load_model
 
 
@@ -30,3 +30,10 @@ def test_checkpoint_for_the_book():
     ids = torch.randint(61, (3, 16))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), book(ids), atol=1e-4, rtol=0)
+
+
+def test_the_loss_of_the_books_model():
+    model, book = GPTModel(TINY_CONFIG), ch04.GPTModel(TINY_CONFIG)
+    model.load_state_dict(book.state_dict())
+    loader = create_dataloader(torch.arange(200) % 61, 16, batch_size=2)
+    assert abs(calc_loss_loader(loader, book) - calc_loss_loader(loader, model)) < 1e-4
