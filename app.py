@@ -80,6 +80,21 @@ if not os.access(FILES_DIRECTORY, os.W_OK):
 tokenizer = tiktoken.get_encoding("gpt2")
 story_ids = text_to_token_ids(read_text(STORY), tokenizer)[0].tolist()
 model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+
+
+def set_workers(count: int) -> None:
+    """Set how many threads PyTorch uses for what the calling thread computes."""
+    torch.get_num_threads()  # the first use in a thread sets it to the usual number
+    torch.set_num_threads(count)
+
+
+# On Linux, PyTorch's threads wait for work wide awake, but only as long as a single thread of
+# Python has any. If `side_thread` had some, too, each token would take 1.4 times as long: it
+# computes alone. (A part of the setting is everybody's; `model_thread` sets that back.)
+workers = torch.get_num_threads()
+wait([side_thread.submit(set_workers, 1)])
+wait([model_thread.submit(set_workers, workers)])
+
 # What is longer ends the connection. Chainlit starts uvicorn without a limit of its own, and its
 # usual one of 16 MB takes so long to unpack that the page would stand still.
 sio.eio.max_http_buffer_size = MAX_BYTES
@@ -156,7 +171,7 @@ async def run_in(thread: ThreadPoolExecutor, function: Callable, *args: Any) -> 
 
 # Before anybody comes: loading imports much of PyTorch, and would hold up the page for moments.
 # (What goes wrong is told by `find_model`, which tries again.)
-wait([side_thread.submit(load)])
+wait([model_thread.submit(load)])
 # What is there now stays. Else Python would look through all of it for garbage now and then, which
 # takes a quarter of a second.
 gc.collect()
@@ -401,7 +416,7 @@ async def start_text(work: Callable[..., Awaitable[None]], *args: Any) -> None:
 async def find_model() -> GPTModel | None:
     """Return the model; if there is none, say what is wrong and which command mends it."""
     try:
-        return await run_in(side_thread, load)
+        return await run_in(model_thread, load)
     except (OSError, ValueError) as error:
         mend = f"This command makes the weights, in about ten minutes:\n\n```\n{TRAIN_COMMAND}\n```"
         await cl.ErrorMessage(f"{as_markdown(str(error))}\n\n{mend}").send()
