@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,8 +77,6 @@ if not Path(APP_ROOT).samefile(ROOT):
 if not os.access(FILES_DIRECTORY, os.W_OK):
     raise SystemExit(f"{FILES_DIRECTORY} cannot be written: copy the project to a folder of yours")
 
-tokenizer = tiktoken.get_encoding("gpt2")
-story_ids = text_to_token_ids(read_text(STORY), tokenizer)[0].tolist()
 model_thread, side_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
 
@@ -89,16 +87,30 @@ def set_workers(count: int) -> None:
 
 
 # On Linux, PyTorch's threads wait for work wide awake, but only as long as a single thread of
-# Python has any. If `side_thread` had some, too, each token would take 1.4 times as long: it
-# computes alone. (A part of the setting is everybody's; `model_thread` sets that back.)
+# Python has any. If a second one had some, too, each token would take 1.4 times as long. So
+# `side_thread` computes alone, and what is large is not left to the event loop. (A part of the
+# setting is everybody's; `model_thread` sets that back.)
 workers = torch.get_num_threads()
 wait([side_thread.submit(set_workers, 1)])
 wait([model_thread.submit(set_workers, workers)])
 
-# What is longer ends the connection. Chainlit starts uvicorn without a limit of its own, and its
-# usual one of 16 MB takes so long to unpack that the page would stand still.
+tokenizer = tiktoken.get_encoding("gpt2")
+story_ids = side_thread.submit(text_to_token_ids, read_text(STORY), tokenizer).result()[0].tolist()
+
+chainlits_config = uvicorn.Config
+
+
+def server_config(*args: Any, **kwargs: Any) -> uvicorn.Config:
+    """Return Chainlit's settings of the server, with a limit, and without compressed messages.
+
+    A compressed message is unpacked at once, however long it becomes, while everybody waits.
+    """
+    limits = {"ws_max_size": MAX_BYTES, "ws_per_message_deflate": False}
+    return chainlits_config(*args, **kwargs | limits)
+
+
+uvicorn.Config = server_config
 sio.eio.max_http_buffer_size = MAX_BYTES
-uvicorn.Config = partial(uvicorn.Config, ws_max_size=MAX_BYTES)
 
 
 # Where the page sends something. Chainlit also takes files, new elements and more, which it would
@@ -112,8 +124,10 @@ async def guard(request: Request, call_next: RequestResponseEndpoint) -> Respons
     Tell the browser to load nothing from other hosts: the page must work without a network.
     """
     length = request.headers.get("content-length", "")
-    sends = request.url.path.endswith(SENDS_TO) and length.isdecimal() and int(length) <= MAX_BYTES
-    if sends or request.method in ("GET", "HEAD", "OPTIONS"):
+    in_pieces = "transfer-encoding" in request.headers  # then it may be longer than it says
+    short = length.isdecimal() and int(length) <= MAX_BYTES and not in_pieces
+    only_asks = request.method in ("GET", "HEAD", "OPTIONS")
+    if only_asks or (short and request.url.path.endswith(SENDS_TO)):
         response = await call_next(request)
     else:
         response = Response("The page does not send this.", status_code=403)
@@ -142,13 +156,13 @@ async def connect(sid: str, environ: dict[str, Any], auth: Any) -> bool:
 def cropping(handler: Callable[[str, Any], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     """Return Chainlit's handler of an opening, which then gets only the end of a long one.
 
-    Else Chainlit would keep all of it in memory, and send it back to the page, compressed, while
-    everybody waits.
+    Else Chainlit would keep all of it in memory, and send it back to the page.
     """
 
     async def crop(sid: str, payload: Any) -> None:
         with suppress(KeyError, TypeError):  # junk is for Chainlit to refuse
-            payload["message"]["output"] = payload["message"]["output"][-MAX_OPENING:]
+            message = payload["message"]
+            message["output"] = str(message["output"])[-MAX_OPENING:]
         await handler(sid, payload)
 
     return crop
@@ -223,7 +237,7 @@ def read_settings(new_seed: bool = False) -> Settings:
         top_k=top_k or None,
         top_p=top_p if top_p < 1 else None,
         max_new_tokens=round(read_number(raw, "max_new_tokens")),
-        seed=int(seed) % 2**63,  # PyTorch's generators take no larger ones
+        seed=int(seed) % 2**63,  # in the range of PyTorch's generators
     )
 
 
@@ -416,7 +430,7 @@ async def start_text(work: Callable[..., Awaitable[None]], *args: Any) -> None:
 async def find_model() -> GPTModel | None:
     """Return the model; if there is none, say what is wrong and which command mends it."""
     try:
-        return await run_in(model_thread, load)
+        return await run_in(side_thread, load)
     except (OSError, ValueError) as error:
         mend = f"This command makes the weights, in about ten minutes:\n\n```\n{TRAIN_COMMAND}\n```"
         await cl.ErrorMessage(f"{as_markdown(str(error))}\n\n{mend}").send()

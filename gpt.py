@@ -9,8 +9,8 @@ Read from top to bottom:
 4. losses          `calc_loss_batch`, `calc_loss_loader`, `evaluate_model`
 5. training        `TrainState`, `create_optimizer`, `cosine_schedule`, `train_step`, `train_model`
 
-Arguments that cannot be raise TypeError or ValueError, with the value and the way out. Anything
-else in the place of a model ends in AttributeError, Python's own word for what it lacks.
+Arguments that make no sense raise TypeError or ValueError. Anything else in the place of a model
+ends in AttributeError, Python's own word for what it lacks.
 
 Shapes in the comments: B rows of a batch, T tokens in a row, C channels (`emb_dim`),
 H heads, D channels of one head (C / H), V tokens in the vocabulary.
@@ -168,15 +168,15 @@ def create_dataloader(
 ) -> DataLoader:
     """Return a loader of (inputs, targets) batches of shape (B, T), both of dtype int64.
 
-    `stride` defaults to `context_length`: windows side by side. The order of a shuffled
-    loader depends on `seed` alone; the global random state is neither read nor changed. Raises as
-    `GPTDataset` does.
+    `stride` defaults to `context_length`: windows side by side. The order of a shuffled loader
+    depends on `seed`, any whole number, alone; the global random state is neither read nor
+    changed. Raises as `GPTDataset` does.
     """
     check_number("seed", seed)
     dataset = GPTDataset(
         token_ids, context_length, context_length if stride is None else stride, offset
     )
-    generator = torch.Generator().manual_seed(seed % 2**63)  # it takes no larger ones
+    generator = torch.Generator().manual_seed(seed % 2**63)  # in its range
     return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
 
 

@@ -9,9 +9,9 @@
     ids = generate(model, prompt, max_new_tokens=50, context_size=256, temperature=0.8, top_k=10)
     print(token_ids_to_text(ids, tokenizer))
 
-Arguments that cannot be raise TypeError or ValueError, with the value and the way out. Anything
-else in the place of a model or a tokenizer ends in AttributeError, Python's own word for what it
-lacks. (`generate_text_simple` is there to be read, and leaves the checking to the model.)
+Arguments that make no sense raise TypeError or ValueError. Anything else in the place of a model,
+a tokenizer or a span ends in AttributeError, Python's own word for what it lacks.
+(`generate_text_simple` is there to be read, and leaves the checking to the model.)
 
 Shapes: B rows, T tokens in a row, V tokens in the vocabulary.
 """
@@ -81,6 +81,8 @@ def text_to_token_ids(
     pieces that end between words, to save memory; `on_piece(done, total)`, both in characters, is
     called after each of them, for a progress bar. Raises TypeError for anything but text.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, not {text!r:.60}")
     pieces, start = [torch.empty(0, dtype=torch.long)], 0
     while start < len(text):
         cut = BETWEEN_WORDS.search(text, start + PIECE)
@@ -247,9 +249,10 @@ def stream(
         )
     check_sampling(temperature, top_k, top_p)
     vocab_size = model.cfg["vocab_size"]
-    check_number("eos_id", 0 if eos_id is None else eos_id, low=0)
-    if eos_id is not None and eos_id >= vocab_size:
-        raise ValueError(f"eos_id {eos_id} is outside the model's vocabulary of {vocab_size}")
+    if eos_id is not None:
+        check_number("eos_id", eos_id, low=0)
+        if eos_id >= vocab_size:
+            raise ValueError(f"eos_id {eos_id} is outside the model's vocabulary of {vocab_size}")
     check_ids("the prompt", idx, 2, vocab_size=vocab_size)
     if idx.numel() == 0:
         raise ValueError(f"the prompt has shape {tuple(idx.shape)}: no token to go on from")

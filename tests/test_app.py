@@ -170,6 +170,7 @@ BAD_OPENINGS = {
     "nothing": None,
     "a number": 5,
     "a list": ["clock"],
+    "2 MB in a list": ["The clock struck nine. " * 90_000],
     "an object": {"clock": 1},
 }
 

@@ -38,7 +38,7 @@ STRINGS = [
     "", " ", "Everyone knew who the Babbingtons were.", "a\r\nb\n\n\tc", "<|endoftext|>",
     "\0\x1b[31m", "\u202eevil\u2066", "\ud83d", "clock \udc00\ud800", "\U0001f468\u200d\U0001f469",
     "\u0e01\u0e33\u0e49", "\u6545\u4e8b" * 50, "x" * 2**20, " " * 3000, "\u0301" * 500, "1" * 999,
-], [None, 5, b"clock", ["clock"], math.nan]  # fmt: skip
+], [None, 5, b"clock", b"", ["clock"], [], math.nan]  # fmt: skip
 
 
 def tensor(*values, dtype=torch.long):

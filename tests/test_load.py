@@ -27,9 +27,10 @@ OPENINGS = ["On Thursday there was fog.", "The old clock", "Everyone knew"]
 WAYS = [{"seed": "7", "temperature": 1.3}, {"seed": "8", "temperature": 0.8}]
 LONG = (ROOT / "dataset" / "story.txt").read_text() * 130  # 2.8 MB: nearly all that it takes
 FEW, MANY = 5, 20  # tokens: a text that is waited for, and one that is broken off
-# Of people who send 11.5 MB at once, much memory comes and goes: 76 MB between two measurements.
+# Of people who send megabytes at once, much memory comes and goes between two measurements.
 # The elements of a short text take far less, so a leak of them shows in the number of things kept.
 MB_MORE = 120
+WORKERS = torch.get_num_threads()
 UNKNOWN = "This text is no longer known here: send its opening again."
 FAILED = "Something went wrong here. Your next text may work."
 
@@ -49,6 +50,7 @@ from collections import Counter
 from chainlit.config import config
 
 config.project.session_timeout = 15
+threads = [side_thread, model_thread]
 
 
 def clocks():
@@ -57,7 +59,8 @@ def clocks():
 
 
 async def watch():
-    gaps = {"ticks": 0, "wall": 0, "blocked": 0, "cpu": 0}
+    workers = [thread.submit(torch.get_num_threads).result() for thread in threads]
+    gaps = {"workers": workers, "ticks": 0, "wall": 0, "blocked": 0, "cpu": 0}
     while not Path("begin").exists():  # FastAPI's first answer takes longer, once
         await asyncio.sleep(0.05)
     while True:
@@ -450,6 +453,7 @@ def test_a_crowd(tmp_path, known, clients, seconds):
     assert tally["texts finished"] >= 2 * clients and tally["texts stopped"] >= clients
     assert len(checks) >= seconds / 4 and gaps["ticks"] >= 10 * seconds
     assert gaps["blocked"] < 100
+    assert gaps["workers"] == [1, WORKERS]  # two threads with workers would slow each other down
     assert after < before + MB_MORE
     messages, elements, _ = just_left
     assert messages > clients and elements == 0  # those were sent: the messages let go of them

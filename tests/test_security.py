@@ -16,6 +16,7 @@ import urllib.parse
 import uuid
 from pathlib import Path
 
+import aiohttp
 import jwt
 import pytest
 from app_server import Person, running_app, running_browser
@@ -300,10 +301,27 @@ def test_what_is_too_long_is_refused_unread(server, path):
     assert call(server, "POST", path, None, **form)[0] == 403
 
 
-def test_what_does_not_say_how_long_it_is_is_refused_unread(server):
-    assert (
-        call(server, "POST", "/project/action", None, **{"Transfer-Encoding": "chunked"})[0] == 403
-    )
+@pytest.mark.parametrize("length", [{}, {"Content-Length": "5"}])
+def test_what_does_not_say_how_long_it_is_is_refused_unread(server, length):
+    chunked = {"Transfer-Encoding": "chunked", **length}  # then a length of 5 means nothing
+    assert call(server, "POST", "/project/action", None, **chunked)[0] == 403
+
+
+def test_the_server_takes_neither_long_nor_compressed_messages(server):
+    async def scene():
+        address = server.url + "/ws/socket.io/?EIO=4&transport=websocket"
+        async with (
+            aiohttp.ClientSession() as web,
+            web.ws_connect(address, compress=15) as socket,
+        ):
+            compressed = socket.compress
+            await socket.receive()
+            await socket.send_bytes(bytes(3 * 10**6 + 1))
+            return compressed, await socket.receive()
+
+    compressed, end = asyncio.run(scene())
+    assert not compressed  # the client would have liked to
+    assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1009)  # "message too big"
 
 
 # 3. The password ----------------------------------------------------------------------------
