@@ -401,6 +401,8 @@ class GPTModel(nn.Module):
         block that add to x are smaller still, because the sum of all 2 * n_layers of them should
         not outgrow the embeddings (GPT-2, section 2.3).
         """
+        if self.out_head.weight.is_meta:
+            return  # no memory to write to
         for name, parameter in self.named_parameters():
             if name == "tok_emb.weight":
                 nn.init.normal_(parameter, std=1.0)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from tiktoken import Encoding
+from torch.overrides import TorchFunctionMode
 
 from gpt import (
     GPT_CONFIG_124M,
@@ -466,6 +467,20 @@ def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | Non
             packed.writestr(entry, plain.read(name), zipfile.ZIP_DEFLATED)
 
 
+class _SkipDraws(TorchFunctionMode):
+    """Within it, layers draw no weights from a normal distribution, as they do when they are made.
+
+    On the meta device there is nothing to fill, but PyTorch imports its compiler to see that.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.nn.init.normal_:
+            return None
+        return func(*args, **kwargs or {})
+
+
 def load_model(
     path: str | Path,
     cfg: dict[str, Any] = GPT_CONFIG_124M,
@@ -494,7 +509,7 @@ def load_model(
     ):
         raise ValueError(f"{path} cannot be read as weights: it holds something else")
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    with torch.device("meta"):  # spend no time and memory on random weights
+    with torch.device("meta"), _SkipDraws():  # spend no time and memory on random weights
         model = GPTModel(cfg)
     try:
         model.load_state_dict(state, assign=True)

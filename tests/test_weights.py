@@ -2,11 +2,13 @@
 
 import errno
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import pytest
 import torch
-from conftest import TINY_CONFIG
+from conftest import ROOT, TINY_CONFIG
 
 from gpt import GPTModel, calc_loss_loader, create_dataloader, train_model
 from utils import generate, load_model, save_weights, stream
@@ -71,6 +73,15 @@ def test_half_the_memory(tiny_model, saved):
         torch.testing.assert_close(logits, half(ids)[:, -1], rtol=0.05, atol=0.02)
         ids = torch.cat([ids, next_ids], dim=1)
     assert generate(half, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
+
+
+def test_loading_needs_no_compiler(saved):
+    """Importing it would take as long as reading the file."""
+    code = (
+        f"import sys, utils; utils.load_model({str(saved)!r}, {TINY_CONFIG}); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_float32_state_dicts_load_too(tiny_model, tmp_path):
