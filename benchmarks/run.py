@@ -268,7 +268,9 @@ def chart(panels: dict[str, Results]) -> Figure:
             label = "PyTorch's default" if precision == "highest" else precision
             places = [i + shift for i in range(len(names))]
             bars = ax.barh(places, medians, 0.4, color=color, label=label)
-            ax.bar_label(bars, [f" {value:.3g}" for value in medians], fontsize=8)
+            texts = [f"{value:.3g}" for value in medians]
+            clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # of the dashed lines
+            ax.bar_label(bars, texts, padding=3, fontsize=8, bbox=clear)
             limit = statistics.median(speeds(results[LIMIT, precision]))
             ax.axvline(limit, color=color, ls="--", label=f"limit: {limit:.3g}")
         ax.set_yticks(range(len(names)), names)
