@@ -88,8 +88,8 @@ def set_workers(count: int) -> None:
 
 # On Linux, PyTorch's threads wait for work wide awake, but only as long as a single thread of
 # Python has any. If a second one had some, too, each token would take 1.4 times as long. So
-# `side_thread` computes alone, and what is large is not left to the event loop. (A part of the
-# setting is everybody's; `model_thread` sets that back.)
+# `side_thread` computes alone, and what is large, like a long story to encode, is not left to the
+# main thread. (A part of the setting is everybody's; `model_thread` sets that back.)
 workers = torch.get_num_threads()
 wait([side_thread.submit(set_workers, 1)])
 wait([model_thread.submit(set_workers, workers)])
@@ -101,16 +101,16 @@ chainlits_config = uvicorn.Config
 
 
 def server_config(*args: Any, **kwargs: Any) -> uvicorn.Config:
-    """Return Chainlit's settings of the server, with a limit, and without compressed messages.
+    """Return Chainlit's settings of the server, with messages of at most MAX_BYTES, uncompressed.
 
-    A compressed message is unpacked at once, however long it becomes, while everybody waits.
+    A compressed one is unpacked at once, however long it becomes, while everybody waits.
     """
     limits = {"ws_max_size": MAX_BYTES, "ws_per_message_deflate": False}
     return chainlits_config(*args, **kwargs | limits)
 
 
 uvicorn.Config = server_config
-sio.eio.max_http_buffer_size = MAX_BYTES
+sio.eio.max_http_buffer_size = MAX_BYTES  # of messages that come by POST
 
 
 # Where the page sends something. Chainlit also takes files, new elements and more, which it would
@@ -156,13 +156,15 @@ async def connect(sid: str, environ: dict[str, Any], auth: Any) -> bool:
 def cropping(handler: Callable[[str, Any], Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     """Return Chainlit's handler of an opening, which then gets only the end of a long one.
 
-    Else Chainlit would keep all of it in memory, and send it back to the page.
+    Else Chainlit would keep all of it in memory, and send it back to the page. Of the fields beside
+    it, only texts are needed; an opening that is none counts as empty.
     """
 
     async def crop(sid: str, payload: Any) -> None:
-        with suppress(KeyError, TypeError):  # junk is for Chainlit to refuse
-            message = payload["message"]
-            message["output"] = str(message["output"])[-MAX_OPENING:]
+        with suppress(AttributeError, KeyError, TypeError):  # junk is for Chainlit to refuse
+            fields = payload["message"].items()
+            texts = {key: text[-MAX_OPENING:] for key, text in fields if isinstance(text, str)}
+            payload = {"message": {"output": ""} | texts}
         await handler(sid, payload)
 
     return crop
@@ -183,8 +185,8 @@ async def run_in(thread: ThreadPoolExecutor, function: Callable, *args: Any) -> 
     return await asyncio.get_running_loop().run_in_executor(thread, function, *args)
 
 
-# Before anybody comes: loading imports much of PyTorch, and would hold up the page for moments.
-# (What goes wrong is told by `find_model`, which tries again.)
+# Before anybody comes: it takes a second or more, and the model has to be there below. (What goes
+# wrong is told by `find_model`, which tries again.)
 wait([model_thread.submit(load)])
 # What is there now stays. Else Python would look through all of it for garbage now and then, which
 # takes a quarter of a second.

@@ -402,7 +402,7 @@ class GPTModel(nn.Module):
         not outgrow the embeddings (GPT-2, section 2.3).
         """
         if self.out_head.weight.is_meta:
-            return  # no memory to write to
+            return  # nothing to fill; it would import PyTorch's compiler, see `load_model`
         for name, parameter in self.named_parameters():
             if name == "tok_emb.weight":
                 nn.init.normal_(parameter, std=1.0)

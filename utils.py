@@ -468,9 +468,10 @@ def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | Non
 
 
 class _SkipDraws(TorchFunctionMode):
-    """Within it, layers draw no weights from a normal distribution, as they do when they are made.
+    """Within it, `torch.nn.init.normal_`, which new embeddings call, does nothing.
 
-    On the meta device there is nothing to fill, but PyTorch imports its compiler to see that.
+    On the meta device there is nothing to fill, but PyTorch would import its compiler, 800 modules,
+    to find that out.
     """
 
     def __torch_function__(
@@ -489,7 +490,7 @@ def load_model(
 ) -> GPTModel:
     """Return the model stored at `path`, in eval mode, on `device` (default: CPU).
 
-    Its weights have `dtype`. With `torch.bfloat16` it takes half the memory and, on many CPUs,
+    Its weights have `dtype`. With `torch.bfloat16` it takes half the memory and, on some CPUs,
     writes faster, because writing a token means reading all weights once; the loss hardly changes.
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to

@@ -219,6 +219,9 @@ def report() -> tuple[str, dict[str, Results]]:
         f'Measured by `python benchmarks/run.py` on {machine()}. "Default" and "medium" are '
         "settings of PyTorch's matrix products; the lesson uses medium, the app the default.",
         "",
+        "Ratios and shares are medians of those of each round, so they can differ from the "
+        "quotients of the medians in the other columns.",
+        "",
         "**A training step on one window of 256 tokens** (medians of 9). The limit is the time of "
         "the products with the weight matrices alone.",
         "",
@@ -228,7 +231,7 @@ def report() -> tuple[str, dict[str, Results]]:
         "",
         *recipe_rows(race()),
         "**Writing 200 tokens after 9** (medians of 3). The limit is reading all float32 weights "
-        "once for each token. The textbook's `generate` has no cache.",
+        "once for each token, measured by adding them up. The textbook's `generate` has no cache.",
         "",
         *speed_rows(write),
         "**Writing 600 tokens after 9**, past the context of 256 (once): this project goes on "

@@ -214,13 +214,13 @@ class Person:
         """Change settings, as the page's Confirm button does; wait until the app knows them."""
         await self.client.call("chat_settings_change", settings)
 
-    async def send(self, opening: Any, edit: bool = False) -> None:
-        """Send an opening; or edit the last one."""
+    async def send(self, opening: Any, edit: bool = False, **fields: Any) -> None:
+        """Send an opening, with other fields beside it; or edit the last one."""
         if not edit:
             self.message_id = str(uuid.uuid4())
         message = {
             "id": self.message_id, "createdAt": "2026-01-01T00:00:00Z", "output": opening,
-            "name": "User", "type": "user_message",
+            "name": "User", "type": "user_message", **fields,
         }  # fmt: skip
         event = "edit_message" if edit else "client_message"
         await self.client.emit(event, {"message": message, "fileReferences": []})

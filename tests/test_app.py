@@ -167,6 +167,9 @@ BAD_OPENINGS = {
     "markdown": "# *The* _clock_ [link](javascript:alert(1)) `code` ![](http://a.example/x.png)",
     "a surrogate": "clock \ud800",
     "control characters": "clock\x00\x07\x1b[31m",
+}
+NO_OPENINGS = {
+    "empty": "",
     "nothing": None,
     "a number": 5,
     "a list": ["clock"],
@@ -194,25 +197,28 @@ def test_only_the_end_of_a_long_opening_is_kept(server):
     async def scene():
         async with Person(server) as person:
             await person.set(max_new_tokens=1)
-            await person.send(opening)
+            more = opening[:400_000]
+            await person.send(opening, name=more, metadata={"more": more})
             _, sent_back = await person.expect("first_interaction")
             await person.text()
             await person.send(opening + "Then", edit=True)
             edited = {"id": None}
             while edited["id"] != person.message_id:
                 _, edited = await person.expect("update_message")
-            return sent_back["interaction"], edited["output"]
+            return sent_back["interaction"], edited
 
     kept, edited = asyncio.run(scene())
     assert kept == opening[-50_000:]
-    assert edited == (opening + "Then")[-50_000:]
+    assert edited["output"] == (opening + "Then")[-50_000:]
+    assert len(str(edited)) < 110_000  # nor are the fields beside it
 
 
-def test_an_empty_opening_is_answered(server):
+@pytest.mark.parametrize("name", NO_OPENINGS)
+def test_an_opening_without_text_is_answered(server, name):
     async def scene():
         async with Person(server) as person:
             await person.set(max_new_tokens=2)
-            await person.send("")
+            await person.send(NO_OPENINGS[name])
             answer = await person.error()
             await person.send(OPENING)  # the server is still there
             return answer, await person.text()
