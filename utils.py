@@ -419,7 +419,10 @@ def read_file(path: str | Path, what: str, mend: str) -> Any:
             ThreadPoolExecutor() as pool,
         ):
             names = packed.namelist()
-            for name, data in zip(names, pool.map(packed.read, names), strict=True):
+            # All are opened before one is read: in some releases of Python 3.12 and 3.13, none can
+            # be opened while others are read (https://github.com/python/cpython/issues/127847).
+            entries = [packed.open(name) for name in names]
+            for name, data in zip(names, pool.map(zipfile.ZipExtFile.read, entries), strict=True):
                 plain.writestr(name, data)
         checked.seek(0)
         return torch.load(checked, map_location="cpu", weights_only=True)
