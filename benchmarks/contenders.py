@@ -12,14 +12,18 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from itertools import islice
 from pathlib import Path
+from queue import Queue
+from threading import Semaphore, Thread
 from typing import Any
 
 import tiktoken
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +33,9 @@ sys.path.append(str(PEERS))
 
 import gpt  # noqa: E402
 import utils  # noqa: E402
+from support import data  # noqa: E402
+from support.head_start import give_head_start  # noqa: E402
+from support.malloc import tune_malloc  # noqa: E402
 
 CONFIG = gpt.GPT_CONFIG_124M
 LENGTH = CONFIG["context_length"]
@@ -39,7 +46,7 @@ Round = Callable[[], dict[str, Any]]
 
 def story_ids() -> torch.Tensor:
     """Return the token ids of the story, shape (T,)."""
-    story = utils.read_text(ROOT / "dataset" / "story.txt")
+    story = data.read_text(ROOT / "dataset" / "story.txt")
     return utils.text_to_token_ids(story, tiktoken.get_encoding("gpt2"))[0]
 
 
@@ -74,12 +81,12 @@ def profiled(work: Callable[[], object], times: int = 1) -> Round:
 
 def window() -> tuple[torch.Tensor, torch.Tensor]:
     """Return a batch (inputs, targets) of one window, each of shape (1, 256)."""
-    return next(iter(gpt.create_dataloader(story_ids(), LENGTH)))
+    return next(iter(data.create_dataloader(story_ids(), LENGTH)))
 
 
 def our_step() -> Callable[[], None]:
     """Return a step as `train_model` takes it, to be timed or profiled."""
-    gpt.keep_freed_memory()  # as `train_model` does
+    tune_malloc()  # as the lesson does
     model, batch = gpt.GPTModel(CONFIG), window()
     optimizer = gpt.create_optimizer(model, weight_decay=0.1)
     return lambda: gpt.train_step(model, optimizer, batch, 1, 4e-4, 1.0)
@@ -153,78 +160,85 @@ def matrix_shapes() -> list[torch.Size]:
 # 2. A whole training ------------------------------------------------------------------------
 
 
-def report(parts: Iterator[tuple[float, torch.nn.Module]]) -> Round:
-    """Return a round that trains for half an epoch, and evaluates.
+def recipe_texts() -> tuple[torch.Tensor, list[DataLoader]]:
+    """Return the training text, and loaders of up to eleven windows of it and of the validation."""
+    texts = data.split_tokens(story_ids(), LENGTH)
+    return texts[0], [data.eval_loader(ids, LENGTH, num_windows=10) for ids in texts]
 
-    `parts` yields the seconds that the training steps took, and the model. The losses are means
-    over up to eleven windows of each text.
+
+def our_training(head_start: bool) -> Round:
+    """Return rounds of half an epoch of the notebook's training: `train_model`'s defaults.
+
+    It runs in a thread of its own, which waits for its turn after each evaluation.
     """
-    texts = gpt.split_tokens(story_ids(), LENGTH)
-    loaders = [gpt.spread_loader(ids, LENGTH, num_windows=10) for ids in texts]
-    seconds = 0.0
-
-    def one_round() -> dict[str, Any]:
-        nonlocal seconds
-        if (part := next(parts, None)) is None:
-            return {"done": True}
-        more, model = part
-        seconds += more
-        losses = [gpt.calc_loss_loader(loader, model) for loader in loaders]
-        return {"seconds": seconds, "train_loss": losses[0], "val_loss": losses[1]}
-
-    return one_round
-
-
-def our_training() -> Round:
-    """Return the notebook's training: `train_model` with its defaults."""
-    last_step = 0.0
+    turns, results = Semaphore(0), Queue[dict[str, Any]]()
+    seconds, start, last_step = 0.0, 0.0, 0.0
 
     def on_step(step: int, num_steps: int) -> None:
         nonlocal last_step
         last_step = time.perf_counter()
 
-    def parts() -> Iterator[tuple[float, torch.nn.Module]]:
+    def on_eval(evaluation: gpt.Evaluation) -> None:
+        nonlocal seconds, start
+        if evaluation.step:
+            seconds += last_step - start  # what came after the last step was evaluation
+        losses = {"train_loss": evaluation.train_loss, "val_loss": evaluation.val_loss}
+        results.put({"seconds": seconds, **losses})
+        turns.acquire()
+        start = time.perf_counter()
+
+    def train() -> None:
+        tune_malloc()
         torch.manual_seed(123)
         model = gpt.GPTModel(CONFIG)
-        texts = gpt.split_tokens(story_ids(), LENGTH)
-        start = 0.0
-        for record in gpt.train_model(model, *texts, on_step=on_step):
-            if record.step:  # what comes after the last step is evaluation
-                yield last_step - start, model
-            start = time.perf_counter()
+        if head_start:
+            give_head_start(model)
+        train_ids, eval_loaders = recipe_texts()
+        loaders = data.epoch_loaders(train_ids, LENGTH, num_epochs=6)
+        gpt.train_model(model, loaders, eval_loaders, on_step=on_step, on_eval=on_eval)
 
-    return report(parts())
+    def one_round() -> dict[str, Any]:
+        turns.release()
+        return results.get()
+
+    Thread(target=train, daemon=True).start()
+    results.get()  # of the untrained model
+    return one_round
 
 
 def book_training() -> Round:
-    """Return the textbook's recipe: PyTorch's own start, two windows a step, a constant 4e-4.
+    """Return rounds of half an epoch of the textbook's recipe: two windows a step, a constant 4e-4.
 
-    The book trains for ten epochs; this goes on until the goal is reached, at most for twenty.
+    The book trains for ten epochs; this goes on for as long as rounds are asked for.
     """
     from llms_from_scratch import ch04
 
-    def parts() -> Iterator[tuple[float, torch.nn.Module]]:
-        torch.manual_seed(123)
-        model = ch04.GPTModel(CONFIG)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
-        train_ids, _ = gpt.split_tokens(story_ids(), LENGTH)
-        loader = gpt.create_dataloader(train_ids, LENGTH, batch_size=2, shuffle=True, seed=123)
-        for _ in range(20):
-            start = time.perf_counter()
-            for i, (inputs, targets) in enumerate(loader, start=1):
-                model.train()
-                optimizer.zero_grad()
-                F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
-                optimizer.step()
-                if i in (len(loader) // 2, len(loader)):
-                    seconds = time.perf_counter() - start
-                    yield seconds, model.eval()
-                    start = time.perf_counter()
+    torch.manual_seed(123)
+    model = ch04.GPTModel(CONFIG)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
+    train_ids, eval_loaders = recipe_texts()
+    loader = data.create_dataloader(train_ids, LENGTH, batch_size=2, shuffle=True, seed=123)
+    batches, seconds, half = iter(loader), 0.0, 0
 
-    return report(parts())
+    def one_round() -> dict[str, Any]:
+        nonlocal batches, seconds, half
+        if half % 2 == 0:
+            batches = iter(loader)
+        half += 1
+        start = time.perf_counter()
+        model.train()
+        for inputs, targets in islice(batches, len(loader) // 2 if half % 2 else None):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+            optimizer.step()
+        seconds += time.perf_counter() - start
+        losses = gpt.evaluate_model(model, *eval_loaders)
+        return {"seconds": seconds, "train_loss": losses[0], "val_loss": losses[1]}
+
+    return one_round
 
 
-# 3. Writing ---------------------------------------------------------------------------------
+# 3. Generation ------------------------------------------------------------------------------
 
 
 def our_text(rows: int, new: int, dtype: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:
@@ -287,10 +301,10 @@ def resident() -> float:
 
 
 def windows(
-    megabytes: int, stride: int, build: Callable[[str, tiktoken.Encoding, int], object]
+    megabytes: int, stride: int, build: Callable[[str, tiktoken.Encoding, int], DataLoader]
 ) -> Round:
     """Return a round that makes windows from so much text, and says what memory they take."""
-    story = utils.read_text(ROOT / "dataset" / "story.txt")
+    story = data.read_text(ROOT / "dataset" / "story.txt")
     text = story * round(megabytes * 1e6 / len(story))
     tokenizer = tiktoken.get_encoding("gpt2")
     build(story, tokenizer, stride)  # all that is to be imported and loaded is there
@@ -299,19 +313,20 @@ def windows(
         start, before = time.perf_counter(), resident()
         loader = build(text, tokenizer, stride)
         seconds, more = time.perf_counter() - start, resident() - before
-        return {"size": megabytes, "seconds": seconds, "MB": more, "windows": len(loader.dataset)}
+        count = len(loader.dataset)  # type: ignore[arg-type]
+        return {"size": megabytes, "seconds": seconds, "MB": more, "windows": count}
 
     return one_round
 
 
-def our_windows(text: str, tokenizer: tiktoken.Encoding, stride: int) -> object:
+def our_windows(text: str, tokenizer: tiktoken.Encoding, stride: int) -> DataLoader:
     """Return this project's loader over a text, whose tokens are counted on a progress bar."""
     with tqdm(total=len(text), unit="characters", unit_scale=True) as bar:
         ids = utils.text_to_token_ids(text, tokenizer, lambda done, _: bar.update(done - bar.n))
-    return gpt.create_dataloader(ids[0], LENGTH, stride=stride, shuffle=True)
+    return data.create_dataloader(ids[0], LENGTH, stride=stride, shuffle=True)
 
 
-def book_windows(text: str, tokenizer: tiktoken.Encoding, stride: int) -> object:
+def book_windows(text: str, tokenizer: tiktoken.Encoding, stride: int) -> DataLoader:
     """Return the textbook's loader over a text. (It gets its tokenizer itself.)"""
     from llms_from_scratch import ch02
 
@@ -319,6 +334,7 @@ def book_windows(text: str, tokenizer: tiktoken.Encoding, stride: int) -> object
 
 
 OURS, HALF = "this project", "this project, bfloat16 weights"
+PLAIN = "this project, without the head start"
 BOOK, NANO, FACE = "llms-from-scratch", "nanoGPT", "Hugging Face"
 LIMIT, VECTORS = "limit", "matrix-vector products alone"
 
@@ -329,8 +345,12 @@ KINDS: dict[str, dict[str, Callable[[], Round]]] = {
         BOOK: book_step,
         LIMIT: matrix_products,
     },
-    "recipe": {OURS: our_training, BOOK: book_training},
-    "write": {
+    "recipe": {
+        OURS: lambda: our_training(head_start=True),
+        PLAIN: lambda: our_training(head_start=False),
+        BOOK: book_training,
+    },
+    "generate": {
         OURS: lambda: timed(our_text(1, 200), 200),
         HALF: lambda: timed(our_text(1, 200, torch.bfloat16), 200),
         FACE: lambda: hugging_face_text(200),
@@ -338,11 +358,11 @@ KINDS: dict[str, dict[str, Callable[[], Round]]] = {
         VECTORS: lambda: multiply_all_weights(200),
         LIMIT: lambda: read_all_weights(200),
     },
-    "write on": {OURS: lambda: timed(our_text(1, 600), 600), BOOK: lambda: book_text(600)},
+    "past the context": {OURS: lambda: timed(our_text(1, 600), 600), BOOK: lambda: book_text(600)},
     "rows": {"8": lambda: timed(our_text(8, 100), 800), "1": lambda: timed(our_text(1, 100), 100)},
     "profile": {
         "a training step": lambda: profiled(our_step()),
-        "writing a token": lambda: profiled(our_text(1, 50), times=50),
+        "generating a token": lambda: profiled(our_text(1, 50), times=50),
     },
     "windows": {
         "this project, stride 1": lambda: windows(100, 1, our_windows),
@@ -351,7 +371,7 @@ KINDS: dict[str, dict[str, Callable[[], Round]]] = {
         "llms-from-scratch, stride 256": lambda: windows(100, 256, book_windows),
     },
 }
-ONCE = {"recipe", "windows", "write on"}  # these have no round to warm up
+ONCE = {"recipe", "windows", "past the context"}  # these have no round to warm up
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
     python benchmarks/run.py
 
 installs the peers into benchmarks/peers, measures for about half an hour (close everything else),
-and writes benchmarks/results.md and benchmarks/results.png. The contenders of a comparison take
-turns, round by round, and ratios are taken within a round, so that a slow minute of the machine
-hits all. Medians over the rounds are reported.
+and writes benchmarks/results-MACHINE.md and .png. The contenders of a comparison take turns, round
+by round, and ratios are taken within a round, so that a slow minute of the machine hits all.
+Medians over the rounds are reported.
 
 Each contender is measured with two settings of `torch.set_float32_matmul_precision`: "highest",
 PyTorch's default, and "medium", which the lesson uses.
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import BOOK, FACE, GOAL, HALF, KINDS, LIMIT, NANO, OURS, PEERS
+from contenders import BOOK, FACE, GOAL, HALF, KINDS, LIMIT, NANO, OURS, PEERS, PLAIN
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
@@ -53,13 +53,14 @@ def started(kind: str, name: str) -> Iterator[subprocess.Popen]:
     """Run a contender's process, see contenders.py."""
     command = [sys.executable, str(HERE / "contenders.py"), kind, name]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
-        assert process.stdout.readline() == "ready\n", f"{name} has not started"
+        assert process.stdout and process.stdout.readline() == "ready\n", f"{name} has not started"
         yield process
 
 
 def measure(process: subprocess.Popen, precision: str) -> Part:
     """Let a contender do one round; return what it measured."""
     print(precision, file=process.stdin, flush=True)
+    assert process.stdout
     return json.loads(process.stdout.readline())
 
 
@@ -76,19 +77,19 @@ def compare(kind: str, rounds: int, precisions: tuple[str, ...] = PRECISIONS) ->
 
 
 def race() -> dict[str, list[Part]]:
-    """Train with both recipes, half an epoch each in turns; return what was measured after each.
+    """Train with each recipe, half an epoch in turns; return what was measured after each.
 
     This project's has six epochs, as in the notebook. The textbook's has ten; after that it goes
     on until it is at the goal, for five more at most. Each has the precision of its users.
     """
-    results: dict[str, list[Part]] = {OURS: [], BOOK: []}
-    rounds = {OURS: (12, 12), BOOK: (20, 30)}  # at least, and at most
+    rounds = {OURS: (12, 12), PLAIN: (12, 12), BOOK: (20, 30)}  # at least, and at most
+    results: dict[str, list[Part]] = {name: [] for name in rounds}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(started("recipe", name)) for name in results}
         while processes:
             for name, process in list(processes.items()):
                 parts = results[name]
-                parts.append(measure(process, "medium" if name == OURS else "highest"))
+                parts.append(measure(process, "highest" if name == BOOK else "medium"))
                 print(f"recipe, {name}: {parts[-1]}", flush=True)
                 least, most = rounds[name]
                 at_goal = len(parts) >= least and parts[-1]["train_loss"] < GOAL
@@ -126,15 +127,18 @@ def start_times() -> tuple[float, float]:
     return importing, median_time(clock.format(load)) - importing
 
 
-def machine() -> str:
-    """Return a line that names the machine and the day."""
+def machine() -> tuple[str, str]:
+    """Return a short name of the processor for files, and a line that names machine and day."""
     cpuinfo = Path("/proc/cpuinfo")
-    name = platform.processor() or platform.machine()
-    if cpuinfo.exists():
-        name = cpuinfo.read_text().split("model name\t: ")[-1].splitlines()[0]
-    return (
-        f"{torch.get_num_threads()} cores of {name}, no GPU, Python {platform.python_version()}, "
-        f"PyTorch {torch.__version__.split('+')[0]}, {date.today():%d %B %Y}"
+    about = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = about.split("model name\t: ")[-1].splitlines()[0] if about else platform.machine()
+    kinds = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+    instructions = ", ".join(kind for kind in kinds if kind in about) or "no AVX-512"
+    short = next((kind for kind in ("xeon", "epyc") if kind in name.lower()), "other")
+    return short, (
+        f"{torch.get_num_threads()} cores of {name} ({instructions}), no GPU, "
+        f"Python {platform.python_version()}, PyTorch {torch.__version__.split('+')[0]}, "
+        f"{date.today():%d %B %Y}"
     )
 
 
@@ -209,14 +213,14 @@ def window_rows(results: Results) -> list[str]:
 
 def report() -> tuple[str, dict[str, Results]]:
     """Measure everything; return the report in Markdown, and the speeds for the chart."""
-    train, write = compare("train", 9), compare("write", 3)
-    on, rows = compare("write on", 1), compare("rows", 5, ("medium",))
+    train, generation = compare("train", 9), compare("generate", 3)
+    on, rows = compare("past the context", 1), compare("rows", 5, ("medium",))
     windows, profile = compare("windows", 1, ("highest",)), compare("profile", 5)
     importing, loading = start_times()
     default, medium = (ratio(on, (OURS, p), (BOOK, p)) for p in PRECISIONS)
     eight = statistics.median(speeds(rows["8", "medium"]))
     lines = [
-        f'Measured by `python benchmarks/run.py` on {machine()}. "Default" and "medium" are '
+        f'Measured by `python benchmarks/run.py` on {machine()[1]}. "Default" and "medium" are '
         "settings of PyTorch's matrix products; the lesson uses medium, the app the default.",
         "",
         "Ratios and shares are medians of those of each round, so they can differ from the "
@@ -230,11 +234,12 @@ def report() -> tuple[str, dict[str, Results]]:
         "to eleven windows.",
         "",
         *recipe_rows(race()),
-        "**Writing 200 tokens after 9** (medians of 3). The limit is reading all float32 weights "
-        "once for each token, measured by adding them up. The textbook's `generate` has no cache.",
+        "**Generating 200 tokens after 9** (medians of 3). The limit is reading all float32 "
+        "weights once for each token, measured by adding them up. The textbook's `generate` has no "
+        "cache.",
         "",
-        *speed_rows(write),
-        "**Writing 600 tokens after 9**, past the context of 256 (once): this project goes on "
+        *speed_rows(generation),
+        "**Generating 600 tokens after 9**, past the context of 256 (once): this project goes on "
         "from the last 128 then, the textbook computes the last 256 anew for each token. "
         f"{default:.1f} times as fast as the textbook, both default; {medium:.1f} times, medium.",
         "",
@@ -242,9 +247,9 @@ def report() -> tuple[str, dict[str, Results]]:
         "itself. `mm` and `addmm` are products with weight matrices.",
         "",
         *profile_rows(profile, "a training step"),
-        "**Where writing a token spends its time**, likewise.",
+        "**Where generating a token spends its time**, likewise.",
         "",
-        *profile_rows(profile, "writing a token"),
+        *profile_rows(profile, "generating a token"),
         "**Text into windows of 256** (once). The memory is what is held when the loader is ready; "
         "the order of a shuffled epoch, 40 bytes a window, comes on top in both.",
         "",
@@ -255,7 +260,7 @@ def report() -> tuple[str, dict[str, Results]]:
         f"{loading:.1f} s (medians of 5).",
         "",
     ]
-    return "\n".join(lines), {"training, tokens/s": train, "writing, tokens/s": write}
+    return "\n".join(lines), {"training, tokens/s": train, "generation, tokens/s": generation}
 
 
 # 2. The chart -------------------------------------------------------------------------------
@@ -287,8 +292,9 @@ def chart(panels: dict[str, Results]) -> Figure:
 def main() -> None:
     install_peers()
     text, panels = report()
-    (HERE / "results.md").write_text(text, encoding="utf-8")
-    chart(panels).savefig(HERE / "results.png", dpi=130)
+    name, _ = machine()
+    (HERE / f"results-{name}.md").write_text(text, encoding="utf-8")
+    chart(panels).savefig(HERE / f"results-{name}.png", dpi=130)
     print(text)
 
 

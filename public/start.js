@@ -6,6 +6,6 @@ function label() {
   const box = document.getElementById('chat-input');
   if (box) box.placeholder = 'Type the beginning of a text…';
   for (const pencil of document.querySelectorAll('.edit-message:not([aria-label])'))
-    pencil.setAttribute('aria-label', 'Change the opening and begin anew from it');
+    pencil.setAttribute('aria-label', 'Change the prompt and begin anew from it');
 }
 new MutationObserver(label).observe(document, { childList: true, subtree: true });

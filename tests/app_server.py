@@ -1,4 +1,4 @@
-"""For the tests: the web app, running in a copy of the project, and people who use it."""
+"""For the tests: the page's server, running in a copy of the project, and people who use it."""
 
 import asyncio
 import html
@@ -13,40 +13,59 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import socketio
 from conftest import ROOT
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Error, sync_playwright
 
 WEIGHTS = "pretrain-story-model.pth"
 
-# The app itself. It leaves the number of tokens that the model has written in the file "count", and
-# in "kept" of how many people, messages and elements it remembers something. It shows the text of
-# the file "say" in place of the model's, if there is one.
+# On a busy machine, threads of PyTorch that wait for each other take ten times as long.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+BROWSERS = [  # ways to start one: Playwright's own, one in the PATH, one where it usually is
+    {},
+    *({"executable_path": path} for name in ("chromium", "google-chrome", "microsoft-edge")
+      if (path := shutil.which(name))),
+    {"channel": "chrome"},
+    {"channel": "msedge"},
+]  # fmt: skip
+NO_BROWSER = (
+    "no browser was found: get one with `apt-get install chromium` or `playwright install chromium`"
+)
+
+# The app itself. It leaves the number of generated tokens in the file "count", and in "kept" of how
+# many people, messages and elements it remembers something, and the settings that it keeps. It
+# shows the text of the file "say" in place of the model's, if there is one.
 COUNTED = """
 import app
 import json
 from pathlib import Path
 
-count, write, say = 0, app.stream_choices, Path("say")
+from chainlit.chat_context import chat_contexts
+from chainlit.user_session import user_sessions
+
+count, generated, say = 0, app.stream_tokens, Path("say")
 
 def counted(*args, **kwargs):
     global count
     text = say.read_text() if say.exists() else None
-    for i, choice in enumerate(write(*args, **kwargs)):
+    for i, token in enumerate(generated(*args, **kwargs)):
         count += 1
         Path("count").write_text(str(count))
-        messages = [message for kept in app.chat_contexts.values() for message in kept]
+        messages = [message for kept in chat_contexts.values() for message in kept]
         elements = sum(len(getattr(message, "elements", [])) for message in messages)
-        people = len(app.chat_contexts.keys() | app.user_sessions.keys())
+        people = len(chat_contexts.keys() | user_sessions.keys())
+        settings = [session.get("chat_settings") for session in user_sessions.values()]
         kept = {"people": people, "messages": len(messages), "elements": elements}
-        Path("kept").write_text(json.dumps(kept))
-        yield choice if text is None else choice._replace(text=text[4 * i : 4 * i + 4])
+        Path("kept").write_text(json.dumps(kept | {"settings": settings}))
+        yield token if text is None else token._replace(text=text[4 * i : 4 * i + 4])
 
-app.stream_choices = counted
+app.stream_tokens = counted
 """
 
 
@@ -57,12 +76,12 @@ class Server:
         self.folder, self.url, self.process = folder, url, process
 
     def tokens(self) -> int:
-        """Return how many tokens the model has written since the start."""
+        """Return how many tokens have been generated since the start."""
         count = self.folder / "count"
         return int(count.read_text()) if count.exists() else 0
 
-    def kept(self) -> dict[str, int]:
-        """Return of how many people, messages and elements the app remembered something last."""
+    def kept(self) -> dict[str, Any]:
+        """Return what the app remembered when it last generated a token, see COUNTED."""
         return json.loads((self.folder / "kept").read_text())
 
     def memory(self) -> float:
@@ -90,8 +109,9 @@ def copy_app(
     """
     for name in ("app.py", "gpt.py", "utils.py", "chainlit.md", ".gitignore"):
         shutil.copy(ROOT / name, folder)
-    for name in ("dataset", "public"):
-        shutil.copytree(ROOT / name, folder / name)
+    for name in ("dataset", "public", "support"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     if story:
         (folder / "dataset" / "story.txt").write_text(story, encoding="utf-8")
     with (folder / "app.py").open("a") as app:
@@ -105,18 +125,22 @@ def copy_app(
 
 @contextmanager
 def serving(
-    folder: Path, script: str = "counted.py", prefix: Sequence[str] = (), **environment: str
+    folder: Path,
+    script: str = "counted.py",
+    prefix: Sequence[str] = (),
+    options: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[Server]:
     """Start the app as people do, in `folder`, and stop it at the end.
 
-    `prefix` is a command that runs it, such as ("env", "-u", "HOME").
+    `prefix` is a command that runs it, such as ("env", "-u", "HOME"); `options` are Chainlit's.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "chainlit", "run", script, "-h", "--port", str(port)]
-    environment = {**os.environ, **environment}
+    command = [sys.executable, "-m", "chainlit", "run", script, "-h", "--port", str(port), *options]
+    environment = {**os.environ, **ONE_THREAD, **environment}
     log_path = folder.parent / f"{folder.name}.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(
@@ -159,12 +183,19 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 @contextmanager
-def running_browser() -> Iterator[Browser]:
-    """Start Chromium, with every other host blocked, and close it at the end."""
+def running_browser(ways: Sequence[dict[str, Any]] = BROWSERS) -> Iterator[Browser]:
+    """Start Chromium, Chrome or Edge, with every other host blocked, and close it at the end.
+
+    Without one, the test is skipped; with CI in the environment, it fails.
+    """
+    arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        path = shutil.which("chromium")  # None: Playwright's own
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        for way in ways:
+            with suppress(Error):
+                browser = playwright.chromium.launch(**way, args=arguments)
+                break
+        else:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_BROWSER)
         yield browser
         browser.close()
 
@@ -214,24 +245,24 @@ class Person:
         """Change settings, as the page's Confirm button does; wait until the app knows them."""
         await self.client.call("chat_settings_change", settings)
 
-    async def send(self, opening: Any, edit: bool = False, **fields: Any) -> None:
-        """Send an opening, with other fields beside it; or edit the last one."""
+    async def send(self, prompt: Any, edit: bool = False, **fields: Any) -> None:
+        """Send a prompt, with other fields beside it; or edit the last one."""
         if not edit:
             self.message_id = str(uuid.uuid4())
         message = {
-            "id": self.message_id, "createdAt": "2026-01-01T00:00:00Z", "output": opening,
+            "id": self.message_id, "createdAt": "2026-01-01T00:00:00Z", "output": prompt,
             "name": "User", "type": "user_message", **fields,
         }  # fmt: skip
         event = "edit_message" if edit else "client_message"
         await self.client.emit(event, {"message": message, "fileReferences": []})
 
     async def press(self, action: dict[str, Any]) -> int:
-        """Press a button below a text; return the status of the answer, which comes at the end."""
+        """Press a button below a continuation; return the answer's status at the end."""
         request = {"sessionId": self.session, "action": action}
         return await asyncio.to_thread(self.server.post, "/project/action", request)
 
-    async def text(self) -> "Written":
-        """Wait for a text to be finished, with all that stands below it."""
+    async def continuation(self) -> "Shown":
+        """Wait for a continuation to be finished, with all that stands below it."""
         shown, inside, buttons = None, None, {}
         while shown is None or inside is None or len(buttons) < 3:
             event, data = await self.expect("update_message", "new_message", "element", "action")
@@ -243,7 +274,7 @@ class Person:
                 buttons[data["name"]] = data
             elif data["name"] == "LookInside":
                 inside = data["props"]
-        return Written(shown, inside, buttons)
+        return Shown(shown, inside, buttons)
 
     async def error(self) -> str:
         """Wait for an error message; return its text."""
@@ -253,8 +284,8 @@ class Person:
                 return as_shown(data["output"])
 
 
-class Written(NamedTuple):
-    """A text on the page: as shown, what is inside, and the buttons below it, by name."""
+class Shown(NamedTuple):
+    """A continuation on the page: as shown, what is inside, and the buttons below it, by name."""
 
     text: str
     inside: dict[str, Any]

@@ -9,8 +9,9 @@ import tiktoken
 import torch
 from hypothesis import settings
 
-import utils
+import utils  # noqa: F401  (it tells tiktoken where GPT-2's tables are)
 from gpt import GPT_CONFIG_124M, GPTModel
+from support.data import epoch_loaders, eval_loader, read_text
 
 # Timings vary too much on a busy machine to be part of a test.
 settings.register_profile("no deadline", deadline=None)
@@ -46,6 +47,24 @@ def tiny_model() -> GPTModel:
     return GPTModel(TINY_CONFIG).eval()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny models lose more by threads that wait for each other than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny_loaders(train_ids, val_ids, num_epochs=2, batch_size=1, seed=0):
+    """Return the two lists of loaders that `train_model` takes, for a model of TINY_CONFIG."""
+    size = {"context_length": 16, "vocab_size": 61}
+    train_loaders = epoch_loaders(
+        train_ids, num_epochs=num_epochs, batch_size=batch_size, seed=seed, **size
+    )
+    return train_loaders, [eval_loader(ids, **size) for ids in (train_ids, val_ids)]
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> tiktoken.Encoding:
     return tiktoken.get_encoding("gpt2")
@@ -53,7 +72,7 @@ def tokenizer() -> tiktoken.Encoding:
 
 @pytest.fixture(scope="session")
 def story() -> str:
-    return utils.read_text(ROOT / "dataset" / "story.txt")
+    return read_text(ROOT / "dataset" / "story.txt")
 
 
 def begin(begun, function, args):
@@ -65,7 +84,7 @@ def begin(begun, function, args):
 def fork():
     """Return a function that calls another in a process of its own, which has imported PyTorch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["utils"])
+    context.set_forkserver_preload(["support.checkpoints"])
 
     def start(function, *args):
         begun = context.Event()

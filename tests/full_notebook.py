@@ -13,10 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from support.lesson import run_lesson  # noqa: E402
+
 LOSS = re.compile(r"train loss over the whole training text: ([\d.]+)")
 
 
@@ -25,11 +26,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as copy:
         subprocess.run(["git", "clone", "--quiet", ROOT, copy], check=True)
         (Path(copy) / "pretrain-story-model.pth").unlink()  # the run has to make its own
-        notebook = nbformat.read(Path(copy) / "pretrain.ipynb", as_version=4)
         start = time.perf_counter()
-        NotebookClient(
-            notebook, timeout=3000, kernel_name="python3", resources={"metadata": {"path": copy}}
-        ).execute()
+        notebook = run_lesson(Path(copy) / "pretrain.ipynb")
         seconds = time.perf_counter() - start
     printed = [o.get("text", "") for c in notebook.cells for o in c.get("outputs", [])]
     (loss,) = LOSS.findall("\n".join(printed))

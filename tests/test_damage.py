@@ -12,8 +12,12 @@ import pytest
 import torch
 from conftest import TINY_CONFIG
 
-from gpt import GPTModel, TrainRecord, TrainState
-from utils import load_model, resume, save_checkpoint, save_weights
+from gpt import Evaluation, GPTModel, TrainState
+from support.checkpoints import load_checkpoint, save_checkpoint
+from support.files import atomic_write
+from support.weights import load_model, save_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = torch.arange(16)[None]
 DISK = 2**19  # bytes
@@ -24,9 +28,10 @@ def model_of(seed):
     return GPTModel(TINY_CONFIG)
 
 
-RECORDS = [TrainRecord(0, 0.0, 0, 4.0, 4.1, 0.0), TrainRecord(4, 1.0, 64, 2.5, 3.0, 1e-3)]
+HISTORY = [Evaluation(0, 0.0, 0, 4.0, 4.1, 0.0), Evaluation(4, 1.0, 64, 2.5, 3.0, 1e-3)]
 AVERAGES = {0: {"exp_avg": torch.arange(99.0), "step": torch.tensor(4.0)}}
-STATE = TrainState(4, RECORDS, {"state": AVERAGES, "param_groups": []}, {"seed": 0})
+STATE = TrainState(4, HISTORY, {"state": AVERAGES, "param_groups": []})
+RUN_CONFIG = {"seed": 0}
 
 
 def damaged(content, rng):
@@ -61,8 +66,8 @@ def forged(content, rng):
 def load(path, kind):
     if kind == "checkpoint":
         model = model_of(1)
-        state = resume(model, path)
-        assert (state.step, state.records, state.plan) == (4, RECORDS, {"seed": 0})
+        state = load_checkpoint(path, model, RUN_CONFIG)
+        assert (state.step, state.history) == (4, HISTORY)
         averages = state.optimizer["state"][0]
         assert all(torch.equal(averages[name], AVERAGES[0][name]) for name in AVERAGES[0])
         return model.eval()
@@ -76,7 +81,7 @@ def save(kind, path, seed=0):
     elif kind == "plain":
         torch.save(model.state_dict(), path)
     else:
-        save_checkpoint(model, STATE, path)
+        save_checkpoint(path, model, STATE, RUN_CONFIG)
 
 
 @pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.long)])
@@ -152,10 +157,49 @@ def test_killed_while_saving(tmp_path, fork, kind, times):
         process.join(timeout=rng.uniform(0, 0.1))  # a random moment, not a wait for something
         process.kill()
         process.join()
-        in_the_middle += path.with_name("weights.pth.partial").exists()
+        for unfinished in tmp_path.glob("weights.pth.*.partial"):
+            in_the_middle += 1
+            unfinished.unlink()
         found = load(path, kind).state_dict().values()
         assert any(all(map(torch.equal, found, m.state_dict().values())) for m in whole)
     pytest.fail("never killed in the middle of saving")
+
+
+def test_two_that_save_at_once_use_a_file_each(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"old")
+    first, second = atomic_write(path), atomic_write(path)
+    files = first.__enter__(), second.__enter__()
+    for _ in range(3):
+        for file, letter in zip(files, (b"1", b"2"), strict=True):
+            file.write(letter)
+            file.flush()
+    assert path.read_bytes() == b"old"
+    second.__exit__(None, None, None)
+    assert path.read_bytes() == b"222"
+    files[0].write(b"1")
+    first.__exit__(None, None, None)
+    assert path.read_bytes() == b"1111"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("times", [20, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["weights", "checkpoint"])
+def test_processes_that_save_to_one_path(tmp_path, fork, kind, times):
+    path, seen = tmp_path / "weights.pth", set()
+    whole = []
+    for seed in range(3):
+        save(kind, path, seed)
+        whole.append(load(path, kind).state_dict())
+    processes = [fork(save_again_and_again, kind, path) for _ in range(2)]
+    while len(seen) < times:  # different files, each of which has taken the place of another
+        seen.add(path.stat().st_mtime_ns)
+        found = load(path, kind).state_dict().values()
+        assert any(all(map(torch.equal, found, state.values())) for state in whole)
+        assert all(process.is_alive() for process in processes)
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 @pytest.fixture

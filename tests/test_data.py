@@ -1,4 +1,4 @@
-"""The windows over a text, their loader, and the cut into training and validation."""
+"""The windows over a text, their loaders, and the split into training and validation."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt import GPTDataset, create_dataloader, epoch_loaders, split_tokens, spread_loader
+from support.data import GPTDataset, create_dataloader, epoch_loaders, eval_loader, split_tokens
 
 
 @given(
@@ -77,10 +77,9 @@ def test_each_epoch_reads_the_whole_text_and_starts_its_windows_elsewhere():
 
 
 @pytest.mark.parametrize(("num_tokens", "num_windows"), [(33, 4), (100, 4), (4000, 4), (4000, 1)])
-def test_spread_loader_reaches_both_ends(num_tokens, num_windows):
+def test_eval_loader_reaches_both_ends(num_tokens, num_windows):
     starts = [
-        inputs[0, 0].item()
-        for inputs, _ in spread_loader(torch.arange(num_tokens), 32, num_windows)
+        inputs[0, 0].item() for inputs, _ in eval_loader(torch.arange(num_tokens), 32, num_windows)
     ]
     assert starts[0] == 0
     assert starts[-1] == num_tokens - 33
@@ -110,12 +109,40 @@ def test_split_outside_the_text(fraction):
 
 def test_a_text_is_one_row_of_ids():
     rows = torch.arange(100)[None]  # as text_to_token_ids gives it
-    for cut in (
+    for take in (
         lambda: split_tokens(rows, 16),
         lambda: create_dataloader(rows, 16),
-        lambda: spread_loader(rows, 16, 3),
+        lambda: epoch_loaders(rows, 16, 3),
+        lambda: eval_loader(rows, 16, 3),
     ):
         with pytest.raises(ValueError, match=r"shape \(1, 100\); it must be \(tokens,\)"):
-            cut()
+            take()
     with pytest.raises(TypeError, match="token_ids must be a tensor of ids, see text_to_token_ids"):
         split_tokens("The old clock", 16)
+
+
+LOADERS = {
+    "GPTDataset": lambda ids, **size: GPTDataset(ids, 16, 16, **size),
+    "create_dataloader": lambda ids, **size: create_dataloader(ids, 16, **size),
+    "epoch_loaders": lambda ids, **size: epoch_loaders(ids, 16, 2, **size),
+    "eval_loader": lambda ids, **size: eval_loader(ids, 16, **size),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_ids_outside_the_vocabulary(load):
+    ids = torch.arange(100)
+    load(ids, vocab_size=100)
+    with pytest.raises(ValueError, match="token id 99 is outside the vocabulary of 99"):
+        load(ids, vocab_size=99)
+    with pytest.raises(ValueError, match="token id -1 is outside the vocabulary of 50257"):
+        load(ids - 1)
+    with pytest.raises(ValueError, match="token id 50257 is outside the vocabulary of 50257"):
+        load(ids + 50158)
+    load(ids + 50158, vocab_size=50258)
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_a_text_too_short_to_train_on(load):
+    with pytest.raises(ValueError, match=r"16 tokens.* needs? 17"):
+        load(torch.arange(16))

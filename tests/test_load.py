@@ -1,6 +1,6 @@
-"""The web app under load, with texts that fail, and after it was killed; with the shipped weights.
+"""The page under load, when something fails, and after it was killed; with the shipped weights.
 
-`pytest -s -m long tests/test_load.py` shows what was measured: people, texts, times and memory.
+`pytest -s -m long tests/test_load.py` shows what was measured: people, times and memory.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ import aiohttp
 import pytest
 import tiktoken
 import torch
-from app_server import Person, Written, as_shown, copy_app, running_app, serving
+from app_server import Person, Shown, as_shown, copy_app, running_app, serving
 from conftest import ROOT
 
 from utils import generate, load_model, text_to_token_ids
 
 SEED = 20
-OPENINGS = ["On Thursday there was fog.", "The old clock", "Everyone knew"]
+PROMPTS = ["On Thursday there was fog.", "The old clock", "Everyone knew"]
 WAYS = [{"seed": "7", "temperature": 1.3}, {"seed": "8", "temperature": 0.8}]
 LONG = (ROOT / "dataset" / "story.txt").read_text() * 130  # 2.8 MB: nearly all that it takes
-FEW, MANY = 5, 20  # tokens: a text that is waited for, and one that is broken off
+FEW, MANY = 5, 12  # tokens: of what is waited for, and of what is broken off
 # Of people who send megabytes at once, much memory comes and goes between two measurements.
-# The elements of a short text take far less, so a leak of them shows in the number of things kept.
+# The elements of a short continuation take far less: a leak shows in the number of things kept.
 MB_MORE = 120
 WORKERS = torch.get_num_threads()
-UNKNOWN = "This text is no longer known here: send its opening again."
+UNKNOWN = "This text is no longer known here: send its prompt again."
 FAILED = "Something went wrong here. Your next text may work."
 
-# For the end of app.py. It forgets people after 15 seconds, so that the test sees it, and writes
+# For the end of app.py. It forgets people after 5 seconds, so that the test sees it, and writes
 # into the file "gaps" how late, in ms, the event loop has come to a task that wakes up every 10 ms:
 # - "wall": by the clock. So late may any task be on a busy machine, whatever the app does.
 # - "blocked": without the time in which the loop's thread was ready and the system had no CPU for
@@ -45,12 +45,13 @@ FAILED = "Something went wrong here. Your next text may work."
 WATCHED = """
 import gc
 import json
+import os
 from collections import Counter
 
 from chainlit.config import config
 
-config.project.session_timeout = 15
-threads = [side_thread, model_thread]
+config.project.session_timeout = 5
+executors = [background_executor, inference_executor]
 
 
 def clocks():
@@ -59,7 +60,7 @@ def clocks():
 
 
 async def watch():
-    workers = [thread.submit(torch.get_num_threads).result() for thread in threads]
+    workers = [executor.submit(torch.get_num_threads).result() for executor in executors]
     gaps = {"workers": workers, "ticks": 0, "wall": 0, "blocked": 0, "cpu": 0}
     while not Path("begin").exists():  # FastAPI's first answer takes longer, once
         await asyncio.sleep(0.05)
@@ -86,32 +87,32 @@ async def start_watch():
     watching = asyncio.create_task(watch())
 """
 
-# For the end of app.py: with these words in its opening, a text fails before this token.
+# For the end of app.py: a prompt with one of these words fails before this token.
 FAILING = """
 FAILS_AT = {"anvil": 0, "bellows": 3}
-never_failing = stream_choices
+never_failing = stream_tokens
 
 
-def stream_choices(model, tokenizer, prompt, *args, **kwargs):
-    opening = tokenizer.decode(prompt[0].tolist())
-    for i, choice in enumerate(never_failing(model, tokenizer, prompt, *args, **kwargs)):
-        if any(word in opening and i == at for word, at in FAILS_AT.items()):
+def stream_tokens(model, tokenizer, prompt, *args, **kwargs):
+    words = tokenizer.decode(prompt[0].tolist())
+    for i, token in enumerate(never_failing(model, tokenizer, prompt, *args, **kwargs)):
+        if any(word in words and i == at for word, at in FAILS_AT.items()):
             raise RuntimeError(f"made to fail at token {i}")
-        yield choice
+        yield token
 """
 
 
 class Expected(NamedTuple):
-    """What an opening and a way of writing must give, as token ids."""
+    """What a prompt and some settings must give, as token ids."""
 
-    ids: list[int]  # MANY of them: a shorter text is their beginning
+    ids: list[int]  # MANY of them: fewer are their beginning
     more: list[int]  # after Continue below FEW of them
-    likeliest: list[int]  # at temperature 0
+    greedy: list[int]  # at temperature 0
 
 
 @pytest.fixture(scope="module")
 def known():
-    """Return an `Expected` for each (opening, number of a way)."""
+    """Return an `Expected` for each (prompt, number of a way)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine, threads that wait for each other take far longer
     model, tokenizer = load_model(ROOT / "pretrain-story-model.pth"), tiktoken.get_encoding("gpt2")
@@ -121,15 +122,15 @@ def known():
         ids = generate(model, prompt, count, 256, temperature, 50, generator=generator)
         return ids[0, prompt.size(1) :].tolist()
 
-    def everything(opening, way):
-        prompt = text_to_token_ids(opening, tokenizer)
+    def everything(prompt, way):
+        prompt = text_to_token_ids(prompt, tokenizer)
         ids = ids_after(prompt, MANY, way, way["temperature"])
         longer = torch.cat([prompt, torch.tensor([ids[:FEW]])], dim=1)
         more = ids_after(longer, FEW, way, way["temperature"])
         return Expected(ids, more, ids_after(prompt, FEW, way, 0))
 
     # Of the long one, only so much as the model reads, and more: else it would take long to encode.
-    texts = {opening: opening for opening in OPENINGS} | {LONG: LONG[-3000:]}
+    texts = {prompt: prompt for prompt in PROMPTS} | {LONG: LONG[-3000:]}
     yield {(o, w): everything(read, way) for o, read in texts.items() for w, way in enumerate(WAYS)}
     torch.set_num_threads(threads)
 
@@ -140,21 +141,21 @@ def words(ids):
 
 
 class Visitor(Person):
-    """A person who knows which of their requests each text and error message answers."""
+    """A person who knows which of their requests each continuation and error message answers."""
 
     def __init__(self, server, known=None, web=None, rng=None, tally=None):
         super().__init__(server)
         self.known, self.web, self.rng, self.tally = known, web, rng, tally
-        self.runs: dict[str, str] = {}  # of Chainlit: the opening's id for each
-        self.asked: dict[str, str | None] = {}  # the opening's id for each text; None: a button
-        self.parts: dict[str, dict[str, Any]] = {}  # what has come of each text
+        self.runs: dict[str, str] = {}  # of Chainlit: the prompt's id for each
+        self.asked: dict[str, str | None] = {}  # the prompt's id for each; None: a button
+        self.parts: dict[str, dict[str, Any]] = {}  # what has come of each
 
     async def _receive(self, event: str, data: Any = None) -> None:
         if event in ("new_message", "update_message") and data["type"] == "run":
             self.runs[data["id"]] = data["parentId"]
         elif event in ("new_message", "update_message") and data["type"] == "assistant_message":
             run = data["parentId"]
-            self.asked[data["id"]] = run and self.runs.get(run, "an opening before the page came")
+            self.asked[data["id"]] = run and self.runs.get(run, "a prompt before the page came")
             if event == "update_message" or data["isError"]:
                 what = "error" if data["isError"] else "text"
                 self.parts.setdefault(data["id"], {})[what] = as_shown(data["output"])
@@ -164,23 +165,23 @@ class Visitor(Person):
             self.parts.setdefault(data["forId"], {})["inside"] = data.get("props")
         await super()._receive(event, data)
 
-    def take(self, opening: str | None) -> Written | str | None:
-        """Return the finished text or the error message that answers an opening, only once."""
-        for text, parts in self.parts.items():
-            if self.asked.get(text) == opening and ("error" in parts or len(parts) == 5):
-                del self.parts[text]
+    def take(self, prompt: str | None) -> Shown | str | None:
+        """Return the finished continuation or the error that answers a prompt, only once."""
+        for message, parts in self.parts.items():
+            if self.asked.get(message) == prompt and ("error" in parts or len(parts) == 5):
+                del self.parts[message]
                 if "error" in parts:
                     return parts["error"]
-                return Written(parts.pop("text"), parts.pop("inside"), parts)
+                return Shown(parts.pop("text"), parts.pop("inside"), parts)
 
-    async def answer(self, opening: str | None) -> Written | str:
+    async def answer(self, prompt: str | None) -> Shown | str:
         """Return what `take` does, when it is there."""
-        while (answer := self.take(opening)) is None:
+        while (answer := self.take(prompt)) is None:
             await self.expect("new_message", "update_message", "element", "action")
         return answer
 
     async def see(self, tokens: int) -> None:
-        """Wait until so many tokens of the last opening's text have come."""
+        """Wait until so many tokens of the last prompt's continuation have come."""
         while tokens:
             _, data = await self.expect("stream_start", "stream_token")
             tokens -= self.asked.get(data["id"]) == self.message_id
@@ -190,34 +191,34 @@ class Visitor(Person):
         async with self.web.post(self.server.url + "/project/action", json=request) as answer:
             return answer.status
 
-    async def ask(self, count: int = FEW, edit: bool = False, opening: str | None = None) -> None:
-        """Send an opening, or edit the last one, with settings of which the text is known."""
-        self.opening = opening or self.rng.choice(OPENINGS)
+    async def ask(self, count: int = FEW, edit: bool = False, prompt: str | None = None) -> None:
+        """Send a prompt, or edit the last one, with settings whose outcome is known."""
+        self.prompt = prompt or self.rng.choice(PROMPTS)
         self.way = self.rng.randrange(len(WAYS))
         await self.set(max_new_tokens=count, **WAYS[self.way])
         self.events = asyncio.Queue()
-        await self.send(self.opening, edit)
+        await self.send(self.prompt, edit)
         self.tally["requests"] += 1
 
-    def compare(self, written: Written | str, ids: list[int], whole: bool = True) -> None:
-        """Check a text: all of it, or as much as was written of it."""
-        assert not isinstance(written, str), written
-        length = len(written.inside["tokens"])
-        stopped = "stopped" in written.inside["facts"]
-        assert written.text == words(ids[:length])
+    def compare(self, shown: Shown | str, ids: list[int], whole: bool = True) -> None:
+        """Check a continuation: all of it, or as much as there is of it."""
+        assert not isinstance(shown, str), shown
+        length = len(shown.inside["tokens"])
+        stopped = "stopped" in shown.inside["facts"]
+        assert shown.text == words(ids[:length])
         assert not stopped if whole else stopped or length == len(ids)
-        self.tally["texts stopped" if stopped else "texts finished"] += 1
+        self.tally["stopped" if stopped else "finished"] += 1
 
-    async def text(self) -> Written:
-        """Wait for the whole text of the last opening, and check it."""
-        written = await self.answer(self.message_id)
-        self.compare(written, self.known[self.opening, self.way].ids[:FEW])
-        assert f"seed {WAYS[self.way]['seed']}" in written.inside["facts"]
-        return written
+    async def whole(self) -> Shown:
+        """Wait for the whole continuation of the last prompt, and check it."""
+        shown = await self.answer(self.message_id)
+        self.compare(shown, self.known[self.prompt, self.way].ids[:FEW])
+        assert f"seed {WAYS[self.way]['seed']}" in shown.inside["facts"]
+        return shown
 
     async def broken_off(self) -> None:
-        """Wait for what there is of the last opening's text, and check it."""
-        ids = self.known[self.opening, self.way].ids
+        """Wait for what there is of the last prompt's continuation, and check it."""
+        ids = self.known[self.prompt, self.way].ids
         self.compare(await self.answer(self.message_id), ids, whole=False)
 
     async def begin_anew(self) -> None:
@@ -230,15 +231,15 @@ class Visitor(Person):
 # 1. What people do --------------------------------------------------------------------------
 
 
-async def write(visitor):
+async def generate_one(visitor):
     await visitor.ask()
-    await visitor.text()
+    await visitor.whole()
 
 
 async def edit(visitor):
-    await write(visitor)
+    await generate_one(visitor)
     await visitor.ask(edit=True)
-    await visitor.text()
+    await visitor.whole()
 
 
 async def stop(visitor):
@@ -246,7 +247,7 @@ async def stop(visitor):
     await visitor.ask(MANY)
     await visitor.see(seen)
     await visitor.client.emit("stop")
-    if seen:  # an opening that is stopped at once leaves no text
+    if seen:  # a prompt that is stopped at once leaves nothing
         await visitor.broken_off()
 
 
@@ -257,9 +258,9 @@ async def leave_and_come_back(visitor):
     await visitor.client.disconnect()
     await asyncio.sleep(visitor.rng.random())
     await visitor.connect()
-    if seen:  # before that, the page could not know which opening a text belongs to
+    if seen:  # before that, the page could not know which prompt a continuation belongs to
         await visitor.broken_off()
-    await write(visitor)
+    await generate_one(visitor)
 
 
 async def leave(visitor):
@@ -269,7 +270,7 @@ async def leave(visitor):
 
 
 async def new_chat(visitor):
-    if visitor.rng.random() < 0.5:  # in the middle of a text
+    if visitor.rng.random() < 0.5:  # in the middle of a continuation
         await visitor.ask(MANY)
         await visitor.see(visitor.rng.randrange(4))
     await visitor.client.call("clear_session")
@@ -278,23 +279,23 @@ async def new_chat(visitor):
 
 async def go_on(visitor):
     await visitor.ask()
-    await press(visitor, "continue", visitor.known[visitor.opening, visitor.way].more)
+    await press(visitor, "continue", visitor.known[visitor.prompt, visitor.way].more)
 
 
 async def again(visitor):
     await visitor.ask()
-    # A new seed, so the text is known only where it does not depend on the seed.
-    await press(visitor, "again", visitor.known[visitor.opening, visitor.way].likeliest)
+    # A new seed, so the outcome is known only where it does not depend on the seed.
+    await press(visitor, "again", visitor.known[visitor.prompt, visitor.way].greedy)
 
 
 async def press(visitor, name, ids):
-    written = await visitor.text()
+    shown = await visitor.whole()
     if name == "again":
         await visitor.set(temperature=0)
     visitor.tally["requests"] += 1
     while visitor.take(None):  # errors from earlier junk
         pass
-    assert await visitor.press(written.buttons[name]) == 200
+    assert await visitor.press(shown.buttons[name]) == 200
     visitor.compare(await visitor.answer(None), ids)
 
 
@@ -303,9 +304,9 @@ async def flood(visitor):
     await visitor.set(max_new_tokens=FEW, **WAYS[way])
     sent = []
     for _ in range(20):
-        opening = visitor.rng.choice(OPENINGS)
-        await visitor.send(opening)
-        sent.append((visitor.message_id, visitor.known[opening, way].ids[:FEW]))
+        prompt = visitor.rng.choice(PROMPTS)
+        await visitor.send(prompt)
+        sent.append((visitor.message_id, visitor.known[prompt, way].ids[:FEW]))
     visitor.tally["requests"] += len(sent)
     for message_id, ids in sent:  # each ends, but only the last one need not give way
         whole = message_id == visitor.message_id
@@ -322,7 +323,7 @@ async def junk_events(visitor):
     events = ["client_message", "edit_message", "chat_settings_change", "stop", "window_message"]
     for event in [*events, "audio_start", "fetch_favorites", "no such event", ""]:
         await visitor.client.emit(event, visitor.rng.choice(JUNK))
-    await write(visitor)
+    await generate_one(visitor)
 
 
 async def junk_packets(visitor):
@@ -340,25 +341,25 @@ async def junk_packets(visitor):
             with suppress(aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
                 async with visitor.web.post(place, data=data) as answer:
                     assert answer.status >= 400
-    await write(visitor)
+    await generate_one(visitor)
 
 
 async def long(visitor):
-    await visitor.ask(opening=LONG)
-    written = await visitor.text()
-    assert "opening cropped to its last 256 tokens" in written.inside["facts"]
+    await visitor.ask(prompt=LONG)
+    shown = await visitor.whole()
+    assert "prompt cropped to its last 256 tokens" in shown.inside["facts"]
 
 
 async def oversized(visitor):
     await visitor.send(LONG * 5)  # 14 MB: the app hangs up
     await asyncio.wait_for(visitor.client.wait(), 120)
     await visitor.connect()
-    await write(visitor)
+    await generate_one(visitor)
 
 
 KINDS = [
-    write, edit, stop, leave_and_come_back, leave, new_chat, go_on, again, flood, junk_events,
-    junk_packets, long, oversized,
+    generate_one, edit, stop, leave_and_come_back, leave, new_chat, go_on, again, flood,
+    junk_events, junk_packets, long, oversized,
 ]  # fmt: skip
 
 
@@ -413,7 +414,7 @@ async def everybody_forgotten(server):
         async with Person(server) as person:
             await person.set(max_new_tokens=1)
             await person.send("The old clock")
-            await person.text()
+            await person.continuation()
             await person.client.call("clear_session")
         if server.kept()["people"] <= 2:  # this person, and perhaps the one before
             return
@@ -430,14 +431,14 @@ def things(server):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     numbers = json.loads(counted.read_text())
-    return [numbers.get(name, 0) for name in ("Message", "CustomElement", "TokenChoice")]
+    return [numbers.get(name, 0) for name in ("Message", "CustomElement", "TokenInfo")]
 
 
 @pytest.mark.parametrize(
-    ("clients", "seconds"), [(13, 20), pytest.param(50, 300, marks=pytest.mark.long)]
+    ("clients", "seconds"), [(13, 12), pytest.param(50, 300, marks=pytest.mark.long)]
 )
 def test_a_crowd(tmp_path, known, clients, seconds):
-    with running_app(tmp_path, more=WATCHED) as server:
+    with running_app(tmp_path, more=WATCHED, OMP_NUM_THREADS=str(WORKERS)) as server:
         (tmp_path / "begin").touch()
         tally, checks = asyncio.run(crowd(server, clients, seconds, known))
         gaps = json.loads((tmp_path / "gaps").read_text())
@@ -451,17 +452,19 @@ def test_a_crowd(tmp_path, known, clients, seconds):
     print(f"{len(checks)} health checks, the slowest {max(times):.2f} s; loop, ms: {gaps}")
     print(f"memory: {before:.0f} MB, then {after:.0f} MB; {just_left}, then {forgotten}")
     assert set(tally) >= {kind.__name__ for kind in KINDS}
-    assert tally["texts finished"] >= 2 * clients and tally["texts stopped"] >= clients
+    assert tally["finished"] >= 2 * clients and tally["stopped"] >= clients
     assert len(checks) >= seconds / 4 and gaps["ticks"] >= 10 * seconds
-    assert gaps["blocked"] < 100
+    assert gaps["cpu"] < 100
+    if seconds >= 300:  # a short run does not tell a stall of the machine from one of the app
+        assert gaps["blocked"] < 100
     assert gaps["workers"] == [1, WORKERS]  # two threads with workers would slow each other down
     assert after < before + MB_MORE
     messages, elements, _ = just_left
     assert messages > clients and elements == 0  # those were sent: the messages let go of them
-    assert max(forgotten) < 100  # of the one or two who wrote last
+    assert max(forgotten) < 100  # of the last one or two people
 
 
-# 3. Texts that fail, and an app that was killed ---------------------------------------------
+# 3. Failures, and an app that was killed ----------------------------------------------------
 
 
 @pytest.fixture
@@ -471,7 +474,7 @@ def failing(tmp_path):
 
 
 @pytest.mark.parametrize(("word", "at"), [("anvil", 0), ("bellows", 3)])
-def test_a_text_that_fails_concerns_nobody_else(failing, known, word, at):
+def test_a_continuation_that_fails_concerns_nobody_else(failing, known, word, at):
     async def scene():
         tools = {"known": known, "rng": random.Random(SEED), "tally": Counter()}
         async with Visitor(failing, **tools) as unlucky, Visitor(failing, **tools) as other:
@@ -481,12 +484,12 @@ def test_a_text_that_fails_concerns_nobody_else(failing, known, word, at):
             await unlucky.send(f"The {word}")
             await unlucky.see(at)
             assert await unlucky.answer(unlucky.message_id) == FAILED
-            assert other.take(other.message_id) is None  # it is still being written
-            expected = known[other.opening, other.way].ids
+            assert other.take(other.message_id) is None  # it is still being generated
+            expected = known[other.prompt, other.way].ids
             other.compare(await other.answer(other.message_id), expected)
             for _ in range(2):
                 await unlucky.ask()
-                await unlucky.text()
+                await unlucky.whole()
             return other, unlucky.parts
 
     other, more = asyncio.run(scene())
@@ -498,12 +501,12 @@ def test_killed_in_the_middle_it_serves_again(tmp_path, known):
     tools = {"known": known, "tally": Counter()}
 
     async def until_killed(server):
-        """Return people with a finished text and one that breaks off."""
+        """Return people with a finished continuation and one that breaks off."""
         people = [Visitor(server, rng=random.Random(SEED + i), **tools) for i in range(3)]
         for person in people:
             await person.__aenter__()
             await person.ask()
-            person.old = (await person.text()).buttons
+            person.old = (await person.whole()).buttons
             await person.ask(MANY)
         await asyncio.gather(*(person.see(1) for person in people))
         server.process.kill()
@@ -524,7 +527,7 @@ def test_killed_in_the_middle_it_serves_again(tmp_path, known):
         assert await person.answer(None) == UNKNOWN
         assert await person.press(person.old["continue"]) == 200
         assert await person.answer(None) == UNKNOWN
-        await write(person)
+        await generate_one(person)
         await person.client.disconnect()
 
     async def everybody_back(server, people):

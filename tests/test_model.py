@@ -1,5 +1,6 @@
-"""The model: shapes, causality, the cache, its weights' names, and bad input."""
+"""The model: shapes, causality, the cache, its weights' names and first values, and bad input."""
 
+import hashlib
 import math
 
 import pytest
@@ -8,6 +9,9 @@ from conftest import TINY_CONFIG
 from torch.nn.functional import cross_entropy
 
 from gpt import GPT_CONFIG_124M, GPTModel, KVCache
+from support.head_start import give_head_start
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_config():
@@ -65,27 +69,88 @@ def test_a_later_token_changes_no_earlier_logit(tiny_model):
         assert difference[position] > 0
 
 
-def test_loss_at_the_start_is_that_of_guessing():
+@pytest.mark.parametrize("head_start", [False, True])
+def test_loss_at_initialization_is_that_of_guessing(head_start):
     torch.manual_seed(0)
     model = GPTModel({**GPT_CONFIG_124M, "n_layers": 2, "context_length": 32}).eval()
+    if head_start:
+        give_head_start(model)
     ids = torch.randint(50257, (4, 33))
     with torch.no_grad():
         loss = cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(50257), abs=0.3)
 
 
-def test_a_fresh_model_looks_at_the_last_few_tokens():
-    torch.manual_seed(0)
-    model = GPTModel({**GPT_CONFIG_124M, "vocab_size": 100, "n_layers": 1, "drop_rate": 0.0})
-    ids = torch.randint(100, (1, 256))
-    effect = []  # on the last token's vector, of changing the token so many places back
+def small_vocabulary(seed=0, **change):
+    """Return an untrained model with few tokens, otherwise of the usual size."""
+    torch.manual_seed(seed)
+    return GPTModel({**GPT_CONFIG_124M, "vocab_size": 100, "n_layers": 2, **change})
+
+
+def test_a_new_model_starts_from_random_numbers_alone():
+    model, other = small_vocabulary(seed=0), small_vocabulary(seed=1)
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        if p.dim() == 1:
+            assert set(p.tolist()) == {1.0 if name.endswith("scale") else 0.0}, name
+            continue
+        std = p.std().item()
+        assert std == pytest.approx(q.std().item(), rel=0.05), name
+        for dim in (0, 1):  # each row and each column is drawn as the others are
+            sizes = p.norm(dim=dim) / p.size(dim) ** 0.5
+            assert (sizes - std).abs().max() < 0.5 * std, name
+        correlation = torch.corrcoef(torch.stack([p.flatten(), q.flatten()]))[0, 1]
+        assert correlation.abs() < 0.05, name  # nothing in it is the same in both
+
+
+def effects_on_the_last_token(model):
+    """Return how far its vector moves when the token 1, 2, ... 19 places back changes."""
+    texts = torch.randint(100, (256,)).repeat(20, 1)
+    for distance in range(1, 20):
+        texts[distance, -1 - distance] = (texts[distance, -1 - distance] + 1) % 100
     with torch.no_grad():
-        before = model.hidden_states(ids)[0, -1]
-        for distance in range(1, 20):
-            changed = ids.clone()
-            changed[0, -1 - distance] = (changed[0, -1 - distance] + 1) % 100
-            effect.append((model.hidden_states(changed)[0, -1] - before).norm().item())
-    assert min(effect[:6]) > 5 * max(effect[6:])  # 12 heads, two for each distance
+        ends = model.eval().hidden_states(texts)[:, -1]
+    return (ends[1:] - ends[0]).norm(dim=1).tolist()
+
+
+def test_a_model_with_head_start_looks_at_the_last_few_tokens():
+    model = small_vocabulary(n_layers=1, drop_rate=0.0)
+    without = effects_on_the_last_token(model)
+    give_head_start(model)
+    effects = effects_on_the_last_token(model)
+    assert min(effects[:6]) > 5 * max(effects[6:])  # 12 heads, two for each distance
+    assert max(without) < 2 * min(without)  # it knows nothing of places by itself
+
+
+def test_the_head_start_changes_what_it_says_and_nothing_else():
+    model = small_vocabulary()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    give_head_start(model)
+    after = model.state_dict()
+    attention = "trf_blocks.0.att"
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {
+        "tok_emb.weight", "pos_emb.weight", f"{attention}.W_query.weight",
+        f"{attention}.W_key.weight", f"{attention}.W_value.weight", f"{attention}.out_proj.weight",
+    }  # fmt: skip
+    assert not after["tok_emb.weight"][:, :64].any()
+    assert not after["pos_emb.weight"][:, 64:].any()
+    sines, cosines = after["pos_emb.weight"][:, :64].chunk(2, dim=1)
+    torch.testing.assert_close(sines**2 + cosines**2, torch.full((256, 32), 4.0))
+    for name in ("tok_emb", f"{attention}.W_query", f"{attention}.W_key"):
+        others = (tensor[f"{name}.weight"][:, 64:] for tensor in (before, after))
+        assert torch.equal(*others), name
+    for name in (f"{attention}.W_value", f"{attention}.out_proj"):
+        assert after[f"{name}.weight"].std().item() == pytest.approx(768**-0.5, rel=0.01)
+
+
+def test_the_same_seed_gives_the_same_start():
+    def fingerprints():
+        torch.manual_seed(123)
+        model = GPTModel(GPT_CONFIG_124M)
+        give_head_start(model)
+        return [hashlib.sha256(p.detach().numpy()).digest() for p in model.parameters()]
+
+    assert fingerprints() == fingerprints()
 
 
 @pytest.mark.parametrize("pieces", [[16], [1] * 16, [5, 1, 1, 9], [3, 4, 9]])
@@ -142,23 +207,37 @@ def test_missing_config_key():
         GPTModel({key: value for key, value in TINY_CONFIG.items() if key != "n_heads"})
 
 
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        ([[1, 61]], "token id 61 is outside the vocabulary of 61"),
-        ([[-1, 3]], "token id -1 is outside the vocabulary of 61"),
-        ([[1] * 17], "17 tokens do not fit: context_length is 16"),
-        ([[]], r"shape \(1, 0\)"),
-    ],
-)
-def test_bad_input(tiny_model, ids, message):
+@pytest.mark.parametrize("size", [17, 40])
+def test_more_tokens_than_the_context(tiny_model, size):
+    ids = torch.ones(1, size, dtype=torch.long)
+    message = rf"{size} tokens do not fit: context_length is 16; .* in_idx\[:, -16:\]"
     with pytest.raises(ValueError, match=message):
-        tiny_model(torch.tensor(ids, dtype=torch.long))
+        tiny_model(ids)
+    assert tiny_model(ids[:, -16:]).shape == (1, 16, 61)
 
 
 def test_full_cache(tiny_model):
     cache = KVCache(tiny_model, max_length=4)
     tiny_model(torch.ones(1, 3, dtype=torch.long), cache)
-    with pytest.raises(ValueError, match=r"5 tokens do not fit: .* the cache holds 4"):
+    with pytest.raises(ValueError, match=r"5 tokens do not fit: .*the cache holds 4"):
         tiny_model(torch.ones(1, 2, dtype=torch.long), cache)
     assert cache.length == 3
+
+
+def test_a_cache_holds_no_more_than_the_context(tiny_model):
+    cache = KVCache(tiny_model, max_length=40)
+    tiny_model(torch.ones(1, 16, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match=r"17 tokens do not fit: .*the cache holds 16"):
+        tiny_model(torch.ones(1, 1, dtype=torch.long), cache)
+
+
+def test_forward_reads_no_number_back_from_the_device():
+    """On the meta device there is none to read: whoever tries gets an error."""
+    with torch.device("meta"):
+        model = GPTModel(TINY_CONFIG)
+        ids = torch.ones(2, 5, dtype=torch.long)
+        assert model(ids).shape == (2, 5, 61)
+        cache = KVCache(model, batch_size=2)
+        for length in (5, 10):
+            assert model(ids, cache).shape == (2, 5, 61)
+            assert cache.length == length

@@ -1,7 +1,7 @@
-"""The web app's page in a real browser, with the shipped weights and every other host blocked.
+"""The page in a real browser, with the shipped weights and every other host blocked.
 
-Needs Chromium: Debian's, or the one of `playwright install chromium`. With PAGE_PICTURES=folder in
-the environment, pictures of the page are left in that folder.
+Without Chromium, Chrome or Edge, these tests are skipped. With PAGE_PICTURES=folder in the
+environment, pictures of the page are left in that folder.
 """
 
 import os
@@ -18,15 +18,15 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with running_app(tmp_path_factory.mktemp("app")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def browser():
     with running_browser() as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def server(browser, tmp_path_factory):
+    with running_app(tmp_path_factory.mktemp("app")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -77,8 +77,23 @@ def open_settings(page: Page) -> None:
     expect(page.locator("#confirm-sidebar")).to_be_visible()
 
 
-@pytest.mark.parametrize("size", ["desktop", "phone"])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip), ("true", pytest.fail)])
+def test_without_a_browser(monkeypatch, ci, outcome):
+    monkeypatch.setenv("CI", ci)
+    nowhere = [{"executable_path": "/nowhere/chromium"}]
+    with pytest.raises(outcome.Exception, match="apt-get install"), running_browser(nowhere):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("size", "theme"),
+    [
+        ("desktop", "light"),
+        ("phone", "dark"),
+        pytest.param("desktop", "dark", marks=pytest.mark.long),
+        pytest.param("phone", "light", marks=pytest.mark.long),
+    ],
+)
 def test_a_visit(server, open_page, size, theme):
     page = open_page(size, theme)
     expect(page.locator("#welcome-screen")).to_contain_text("It does not answer")
@@ -91,10 +106,9 @@ def test_a_visit(server, open_page, size, theme):
     expect(page.locator('[data-step-type="user_message"]')).to_have_text(
         "Everyone knew who the Babbingtons were."
     )
-    written = text_of(answer)
-    assert len(written) > 200
+    assert len(text_of(answer)) > 200
 
-    answer.locator(".look-odds").click()
+    answer.locator(".look-probs").click()
     tokens = answer.get_by_role("group", name="The tokens of the text").get_by_role("button")
     expect(tokens).to_have_count(120)
     tokens.nth(5).click()
@@ -105,7 +119,7 @@ def test_a_visit(server, open_page, size, theme):
     page.keyboard.press("ArrowRight")  # by keyboard, too
     expect(tokens.nth(6)).to_be_focused()
     expect(details).not_to_have_text(before)
-    picture(page, f"odds-{size}-{theme}")
+    picture(page, f"probs-{size}-{theme}")
 
     answer.locator(".look-copied").click()
     runs = answer.get_by_role("group", name="The text, with its copied runs").get_by_role("button")
@@ -120,7 +134,7 @@ def test_a_visit(server, open_page, size, theme):
     chart = page.locator("img.inline-image")
     expect(chart).to_be_visible()
     expect(page.locator(".ai-message").last).to_contain_text(
-        re.compile("after your opening, at three temperatures:\\s*Everyone knew who the Babb")
+        re.compile("after your prompt, at three temperatures:\\s*Everyone knew who the Babb")
     )
     page.wait_for_function("document.querySelector('img.inline-image').naturalWidth > 500")
     chart.scroll_into_view_if_needed()
@@ -141,7 +155,7 @@ def test_streaming_stop_continue_again_and_edit(server, open_page):
     page.locator("#chat-submit").click()
     answer = page.locator(".ai-message").first
     seen = 0
-    for _ in range(3):  # it grows while it is written
+    for _ in range(3):  # it grows while it is generated
         page.wait_for_function(
             "length => (document.querySelector('.ai-message [role=article]')?.textContent ?? '')"
             ".length > length",
@@ -163,16 +177,16 @@ def test_streaming_stop_continue_again_and_edit(server, open_page):
     facts = page.locator(".look-facts")
     expect(facts).to_have_count(2)
     expect(facts.last).to_contain_text("5 tokens")
-    assert server.tokens() == stopped_at + 5  # the stopped text was not written on
+    assert server.tokens() == stopped_at + 5  # the stopped one did not go on
     answer.get_by_role("button", name="Again").click()
     expect(facts).to_have_count(3)
 
-    opening = page.locator('[data-step-type="user_message"]')
-    opening.hover()
-    opening.locator(".edit-message").click()
+    prompt = page.locator('[data-step-type="user_message"]')
+    prompt.hover()
+    prompt.locator(".edit-message").click()
     page.locator("#edit-chat-input").fill("On Thursday there was")
     page.locator(".confirm-edit").click()
-    expect(opening).to_have_text("On Thursday there was")
+    expect(prompt).to_have_text("On Thursday there was")
     expect(facts).to_have_count(1)
     assert page.errors == []
 

@@ -1,7 +1,7 @@
 """Where people put and start the project: odd paths, other folders, read-only, without a network.
 
 As they run it: the README's snippet in a fresh process, and `chainlit run app.py` with a person
-who gets a text.
+who gets a continuation.
 """
 
 import asyncio
@@ -15,43 +15,45 @@ import pytest
 from app_server import Person, copy_app, serving
 from conftest import ROOT
 
-from utils import copied_spans, read_text, story_place, text_to_token_ids
+from support.data import read_text
+from support.memorization import story_place, verbatim_spans
+from utils import text_to_token_ids
 
 TESTS = ROOT / "tests"
-OPENING = "On Thursday there was fog."
+PROMPT = "On Thursday there was fog."
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 (SNIPPET,) = re.findall(r"^```python\n([^`]*pretrain-story[^`]*)```", README, re.MULTILINE)
 WEIGHTS_NAME = '"pretrain-story-model.pth"'
 
-# After the snippet: does the model know the story as the file in this place has it?
-KNOWS_THE_STORY = """
-from utils import read_text
+# After the snippet: has the model memorized the story as the file in this place has it?
+MEMORIZED = """
+from support.data import read_text
 ids = text_to_token_ids(read_text(STORY), tokenizer)
-print("known:", torch.equal(generate(model, ids[:, :9], 20, 256), ids[:, :29]))
+print("memorized:", torch.equal(generate(model, ids[:, :9], 20, 256), ids[:, :29]))
 """
 PLOT = """
-from utils import plot_temperature
+from support.plots import plot_temperature
 plot_temperature(model(token_ids[:, -256:])[0, -1].detach(), tokenizer).savefig("next.png")
 """
 # The app and a person, in one process: in a namespace, nobody outside reaches the app.
 APP_AND_PERSON = """
 import socket, sys
 from pathlib import Path
-from test_places import first_text, serving
+from test_places import first_continuation, serving
 print("interfaces:", [name for _, name in socket.if_nameindex()])
 with serving(Path(sys.argv[1]), "app.py") as server:
-    print("tokens:", len(first_text(server).inside["tokens"]))
+    print("tokens:", len(first_continuation(server).inside["tokens"]))
 """
 
 
-def first_text(server):
-    """Return what one person gets, with the likeliest tokens."""
+def first_continuation(server):
+    """Return what one person gets, with the most probable tokens."""
 
     async def scene():
         async with Person(server) as person:
             await person.set(max_new_tokens=40, temperature=0)
-            await person.send(OPENING)
-            return await person.text()
+            await person.send(PROMPT)
+            return await person.continuation()
 
     return asyncio.run(scene())
 
@@ -128,11 +130,11 @@ def test_the_snippet_from_another_folder(place, homeless, tmp_path):
     assert b"\r\n" in (place / "dataset" / "story.txt").read_bytes()
     elsewhere = f"import sys\nsys.path.insert(0, {str(place)!r})\n"
     snippet = SNIPPET.replace(WEIGHTS_NAME, repr(str(place / WEIGHTS_NAME.strip('"'))))
-    more = KNOWS_THE_STORY.replace("STORY", repr(str(place / "dataset" / "story.txt"))) + PLOT
+    more = MEMORIZED.replace("STORY", repr(str(place / "dataset" / "story.txt"))) + PLOT
     code = elsewhere + snippet + more
     printed = output([*homeless, sys.executable, "-c", code], tmp_path)
     assert printed.startswith("Everyone knew who the Babbingtons were.")
-    assert printed.endswith("\nknown: True\n")
+    assert printed.endswith("\nmemorized: True\n")
     assert (tmp_path / "next.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -148,13 +150,13 @@ def test_the_snippet_in_a_read_only_folder(read_only, homeless):
 
 
 def test_the_app_says_the_same_of_a_story_from_windows(server, story, tokenizer):
-    written = first_text(server)
-    assert f"{OPENING}{written.text}"[:100] in story  # the weights know it
+    shown = first_continuation(server)
+    assert f"{PROMPT}{shown.text}"[:100] in story  # the model has memorized it
     story_ids = text_to_token_ids(story, tokenizer)[0].tolist()
-    spans = copied_spans([token["token_id"] for token in written.inside["tokens"]], story_ids)
+    spans = verbatim_spans([token["token_id"] for token in shown.inside["tokens"]], story_ids)
     places = [story_place(span, story_ids, tokenizer) for span in spans]
     runs = [s._asdict() | p._asdict() for s, p in zip(spans, places, strict=True)]
-    assert written.inside["runs"] == runs != []
+    assert shown.inside["runs"] == runs != []
     assert runs[0]["paragraph"] > 1
 
 
@@ -162,8 +164,10 @@ def test_the_app_draws_without_a_home(server):
     async def scene():
         async with Person(server) as person:
             await person.set(max_new_tokens=1)
-            await person.send(OPENING)
-            press = asyncio.create_task(person.press((await person.text()).buttons["next_token"]))
+            await person.send(PROMPT)
+            press = asyncio.create_task(
+                person.press((await person.continuation()).buttons["next_token"])
+            )
             data = {}
             while data.get("type") != "image":
                 _, data = await person.expect("element", "new_message")
@@ -189,9 +193,9 @@ def test_an_app_beside_it_may_end(server, tmp_path):
     elsewhere.mkdir()
     root = {"CHAINLIT_APP_ROOT": str(tmp_path / "link")}
     with serving(elsewhere, str(server.folder / "app.py"), **root) as beside:
-        assert first_text(beside).inside["runs"]
+        assert first_continuation(beside).inside["runs"]
     assert not (server.folder / ".files").exists()  # the other one took them along
-    assert first_text(server).inside["runs"]
+    assert first_continuation(server).inside["runs"]
 
 
 def test_started_elsewhere_the_app_says_where_to_start_it(place, tmp_path):

@@ -1,24 +1,31 @@
 """`stream` and `generate` against the plain `generate_text_simple`, and the sampling settings."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from conftest import TINY_CONFIG
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import one_hot
+from torch.overrides import TorchFunctionMode
 
 from gpt import GPTModel
 from utils import (
     generate,
     generate_text_simple,
+    next_token_probs,
+    sample_next_token,
     stream,
-    stream_choices,
+    stream_tokens,
     text_to_token_ids,
     token_ids_to_text,
     token_label,
-    token_probabilities,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = {
     "temperature": st.floats(0, 1e6) | st.sampled_from([0.0, 1e-300, 1e-313, 1.0, 1e300]),
@@ -140,7 +147,7 @@ def test_weights_that_are_not_finite(tiny_model, temperature):
 @example(seed=33, temperature=1e300, top_k=None, top_p=0.015625)  # hot: probabilities are equal
 def test_probabilities(seed, temperature, top_k, top_p):
     logits = torch.randn(3, 61, generator=seeded(seed)) * 5
-    probs = token_probabilities(logits, temperature, top_k, top_p)
+    probs = next_token_probs(logits, temperature, top_k, top_p)
     assert probs.sum(-1).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
     assert (probs >= 0).all()
     assert (probs[range(3), logits.argmax(-1)] == probs.amax(-1)).all()
@@ -151,23 +158,64 @@ def test_probabilities(seed, temperature, top_k, top_p):
 def test_probabilities_by_hand():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     close = torch.testing.assert_close
-    close(token_probabilities(logits), logits.exp())
-    close(token_probabilities(logits, 0.0), torch.tensor([[1.0, 0, 0, 0]]))
-    close(token_probabilities(logits, 0.5)[0, 1] / token_probabilities(logits, 0.5)[0, 0],
+    close(next_token_probs(logits), logits.exp())
+    close(next_token_probs(logits, 0.0), torch.tensor([[1.0, 0, 0, 0]]))
+    close(next_token_probs(logits, 0.5)[0, 1] / next_token_probs(logits, 0.5)[0, 0],
           torch.tensor(0.36))  # fmt: skip
-    close(token_probabilities(logits, top_k=2), torch.tensor([[5 / 8, 3 / 8, 0, 0]]))
-    close(token_probabilities(logits, top_k=99), logits.exp())
-    close(token_probabilities(logits, top_p=0.7), torch.tensor([[5 / 8, 3 / 8, 0, 0]]))
-    close(token_probabilities(logits, top_p=0.01), torch.tensor([[1.0, 0, 0, 0]]))
+    close(next_token_probs(logits, top_k=2), torch.tensor([[5 / 8, 3 / 8, 0, 0]]))
+    close(next_token_probs(logits, top_k=99), logits.exp())
+    close(next_token_probs(logits, top_p=0.7), torch.tensor([[5 / 8, 3 / 8, 0, 0]]))
+    close(next_token_probs(logits, top_p=0.01), torch.tensor([[1.0, 0, 0, 0]]))
     # top_p counts what top_k and temperature left
-    close(token_probabilities(logits, top_k=2, top_p=0.62), torch.tensor([[1.0, 0, 0, 0]]))
+    close(next_token_probs(logits, top_k=2, top_p=0.62), torch.tensor([[1.0, 0, 0, 0]]))
+
+
+def test_draws_of_one_row_and_of_several():
+    probs = torch.eye(5)[[3, 0, 4]]
+    assert sample_next_token(probs).tolist() == [[3], [0], [4]]
+    assert sample_next_token(probs[:1], seeded()).tolist() == [[3]]
+
+
+class Recorder(TorchFunctionMode):
+    """Within it, the calls of PyTorch's functions are noted: names, and the first argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls.append((getattr(func, "__name__", ""), args[0] if args else None))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("probs_on", "generator_on", "drawn_on"),
+    [("cuda:0", "cpu", "cpu"), ("cuda:0", None, "cuda:0"), ("cpu", "cpu", "cpu")],
+)
+def test_it_draws_where_the_generator_is(probs_on, generator_on, drawn_on):
+    # PyTorch plays through what would happen on a GPU, without one: only shapes and devices.
+    with FakeTensorMode(), Recorder() as recorder:
+        probs = torch.full((2, 5), 0.2, device=probs_on)
+        generator = None if generator_on is None else torch.Generator(generator_on)
+        ids = sample_next_token(probs, generator)
+        (drawn_from,) = (first for name, first in recorder.calls if name == "multinomial")
+        assert str(drawn_from.device) == drawn_on
+        assert str(ids.device) == probs_on  # and the ids go back to the model
+        assert ids.shape == (2, 1)
+
+
+def test_the_distribution_is_computed_once_for_each_token(tiny_model):
+    with Recorder() as recorder:
+        list(stream(tiny_model, prompt(2), 10, 16, 0.8, 20, top_p=0.9, generator=seeded()))
+    names = [name for name, _ in recorder.calls]
+    assert [names.count(name) for name in ("softmax", "topk", "argsort", "multinomial")] == [10] * 4
 
 
 def test_draws_follow_the_probabilities(tiny_model):
     idx = prompt().expand(2000, -1)
     settings = {"temperature": 2.0, "top_k": 4, "top_p": 0.95}
     ((ids, logits),) = stream(tiny_model, idx, 1, 16, generator=seeded(), **settings)
-    expected = token_probabilities(logits[:1], **settings)[0]
+    expected = next_token_probs(logits[:1], **settings)[0]
     counts = ids.flatten().bincount(minlength=61) / 2000
     torch.testing.assert_close(counts, expected, atol=0.05, rtol=0)
     assert counts[expected == 0].sum() == 0
@@ -187,6 +235,15 @@ def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, t
     assert text.max() < 61
 
 
+def calls(model, tokenizer, change):
+    """Return one call for each function that generates, with an argument changed."""
+    arguments = {"idx": prompt(), "max_new_tokens": 3, "context_size": 16, **change}
+    yield partial(generate, model, **arguments)
+    yield partial(stream, model, **arguments)
+    if "eos_id" not in change:
+        yield partial(stream_tokens, model, tokenizer, **arguments)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -203,15 +260,16 @@ def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, t
         ({"idx": torch.zeros(1, 0, dtype=torch.long)}, r"prompt has shape \(1, 0\)"),
         ({"idx": torch.tensor([1, 2])}, r"prompt has shape \(2,\)"),
         ({"idx": torch.tensor([[61]])}, "token id 61 is outside the vocabulary of 61"),
+        ({"idx": torch.tensor([[-1, 3]])}, "token id -1 is outside the vocabulary of 61"),
         ({"eos_id": 61}, "eos_id 61 is outside the model's vocabulary of 61"),
         ({"eos_id": -1}, "eos_id must be at least 0, not -1"),
     ],
 )
-def test_bad_arguments(tiny_model, change, message):
-    arguments = {"idx": prompt(), "max_new_tokens": 3, "context_size": 16, **change}
+def test_bad_arguments(tiny_model, tokenizer, change, message):
     tiny_model.train()
-    with pytest.raises(ValueError, match=message):
-        generate(tiny_model, **arguments)
+    for call in calls(tiny_model, tokenizer, change):
+        with pytest.raises(ValueError, match=message):
+            call()  # no token is asked for
     assert tiny_model.training
 
 
@@ -231,15 +289,15 @@ def test_bad_arguments(tiny_model, change, message):
         ({"top_p": [0.9]}, r"top_p must be a number, not \[0.9\]"),
     ],
 )
-def test_arguments_of_the_wrong_type(tiny_model, change, message):
-    arguments = {"idx": prompt(), "max_new_tokens": 3, "context_size": 16, **change}
-    with pytest.raises(TypeError, match=message):
-        generate(tiny_model, **arguments)
+def test_arguments_of_the_wrong_type(tiny_model, tokenizer, change, message):
+    for call in calls(tiny_model, tokenizer, change):
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
-def test_stream_refuses_bad_arguments_when_called(tiny_model):
-    with pytest.raises(ValueError, match="top_k"):
-        stream(tiny_model, prompt(), 3, 16, temperature=1.0, top_k=-5)
+def test_several_prompts_for_one_text(tiny_model, tokenizer):
+    with pytest.raises(ValueError, match=r"the prompt has 2 rows; pass one, such as idx\[:1\]"):
+        stream_tokens(tiny_model, tokenizer, prompt(2), 3, 16)
 
 
 @pytest.fixture(scope="module")
@@ -249,50 +307,66 @@ def worded_model():
     return GPTModel({**TINY_CONFIG, "vocab_size": 50257}).eval()
 
 
-def test_choices_are_what_generate_writes(worded_model, tokenizer):
+def test_tokens_are_those_of_generate(worded_model, tokenizer):
     idx = text_to_token_ids("The clock", tokenizer)
     settings = {"temperature": 2.0, "top_k": 40_000, "top_p": 0.99}
-    choices = list(
-        stream_choices(worded_model, tokenizer, idx, 200, 16, **settings, generator=seeded())
+    infos = list(
+        stream_tokens(worded_model, tokenizer, idx, 200, 16, **settings, generator=seeded())
     )
     ids = generate(worded_model, idx, 200, 16, **settings, generator=seeded())[0, idx.size(1) :]
-    assert [choice.token_id for choice in choices] == ids.tolist()
-    text = "".join(choice.text for choice in choices)
+    assert [info.token_id for info in infos] == ids.tolist()
+    text = "".join(info.text for info in infos)
     assert token_ids_to_text(ids, tokenizer).rstrip("\ufffd") == text.rstrip("\ufffd")
 
 
-def test_a_character_comes_with_the_token_that_completes_it(worded_model, tokenizer, monkeypatch):
+class Planned(GPTModel):
+    """A model whose most probable tokens are those of a plan, one after the other."""
+
+    def __init__(self, token_ids):
+        super().__init__({**TINY_CONFIG, "vocab_size": 50257, "emb_dim": 3})
+        steps = iter(one_hot(torch.tensor(token_ids), 50257).float())
+        self.out_head.register_forward_hook(lambda module, x, logits: next(steps)[None])
+
+
+def test_a_character_comes_with_the_token_that_completes_it(tokenizer):
     clock = tokenizer.encode("\U0001f570")  # one character, several tokens
     assert len(clock) > 1
-    planned = [*clock, 13, *clock[:1]]
-    logits = torch.zeros(1, 50257)
-    steps = iter([(torch.tensor([[i]]), logits) for i in planned])
-    monkeypatch.setattr("utils.stream", lambda *args, **kwargs: steps)
-    choices = stream_choices(worded_model, tokenizer, torch.tensor([[1]]), 9, 16)
-    texts = [choice.text for choice in choices]
+    plan = [*clock, 13, *clock[:1]]
+    infos = list(stream_tokens(Planned(plan), tokenizer, torch.tensor([[1]]), len(plan), 16))
+    assert [info.token_id for info in infos] == plan
+    texts = [info.text for info in infos]
     assert texts == [*[""] * (len(clock) - 1), "\U0001f570", ".", ""]
 
 
-def test_a_character_begun_in_the_prompt_is_completed(worded_model, tokenizer, monkeypatch):
+def test_a_character_begun_in_the_prompt_is_completed(tokenizer):
     *begun, end = tokenizer.encode("\U0001f570")
-    step = (torch.tensor([[end]]), torch.zeros(1, 50257))
-    monkeypatch.setattr("utils.stream", lambda *args, **kwargs: iter([step]))
-    (choice,) = stream_choices(worded_model, tokenizer, torch.tensor([begun]), 1, 16)
-    assert choice.text == "\U0001f570"
+    (info,) = stream_tokens(Planned([end]), tokenizer, torch.tensor([begun]), 1, 16)
+    assert info.text == "\U0001f570"
 
 
-def test_odds_of_a_choice(worded_model, tokenizer):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7, "top_k": 3},
+        {"temperature": 1.3, "top_p": 0.4},
+        {"temperature": 1.0},
+        {"temperature": 0},
+    ],
+)
+def test_probabilities_of_each_token(worded_model, tokenizer, settings):
     idx = text_to_token_ids("The clock", tokenizer)
-    settings = {"temperature": 0.7, "top_k": 3}
-    (choice,) = stream_choices(worded_model, tokenizer, idx, 1, 16, **settings, generator=seeded())
-    ((next_ids, logits),) = stream(worded_model, idx, 1, 16, **settings, generator=seeded())
-    before, after = logits.softmax(-1)[0], token_probabilities(logits, **settings)[0]
-    order = before.argsort(descending=True).tolist()
-    assert choice.token_id == next_ids.item()
-    assert order[choice.rank - 1] == choice.token_id
-    assert choice.probability == pytest.approx(before[choice.token_id].item())
-    assert choice.drawn_with == pytest.approx(after[choice.token_id].item())
-    labels = [token_label(i, tokenizer) for i in order[:5]]
-    assert [label for label, *_ in choice.likeliest] == labels
-    assert [odds[0] for _, *odds in choice.likeliest] == pytest.approx(before[order[:5]].tolist())
-    assert [odds[1] for _, *odds in choice.likeliest] == pytest.approx(after[order[:5]].tolist())
+    arguments = {"max_new_tokens": 5, "context_size": 16, **settings}
+    infos = stream_tokens(worded_model, tokenizer, idx, **arguments, generator=seeded())
+    steps = stream(worded_model, idx, **arguments, generator=seeded())
+    for info, (next_ids, logits) in zip(infos, steps, strict=True):
+        before, after = logits.log_softmax(-1)[0], next_token_probs(logits, **settings)[0]
+        order = before.argsort(descending=True).tolist()
+        assert info.token_id == next_ids.item()
+        assert info.label == token_label(info.token_id, tokenizer)
+        assert info.rank == 1 + (before > before[next_ids.item()]).sum().item()
+        assert info.logprob == pytest.approx(before[info.token_id].item())
+        assert info.sampling_prob == after[info.token_id].item() > 0
+        labels, logprobs, sampling_probs = zip(*info.top_tokens, strict=True)
+        assert labels == tuple(token_label(i, tokenizer) for i in order[:5])
+        assert logprobs == pytest.approx(before[order[:5]].tolist())
+        assert sampling_probs == tuple(after[order[:5]].tolist())

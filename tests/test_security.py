@@ -1,6 +1,6 @@
 """What nobody may do: run code in a page, reach or leave files, come in without the password.
 
-One app without a password and one with the README's, both with the shipped weights.
+One app without a password and one with that of support/README.md, both with the shipped weights.
 """
 
 import asyncio
@@ -38,20 +38,20 @@ HOSTILE = """# *Clock* <b>bold</b> <script>document.title = "taken"</script>
 
 \ttab, caf\u00e9 \U0001f570 <b>the</b>"""
 
-# The app goes on, whatever the opening, after its story's first sentence. The story here is the
-# usual one, interrupted after every seven words, so that a text has many runs copied from it.
+# The app continues, whatever the prompt, its story's first sentence. The story here is the
+# usual one, interrupted after every seven words, so that many runs are copied from it.
 WORDS = re.findall(r"\s*\S+", (ROOT / "dataset" / "story.txt").read_text(encoding="utf-8"))
 PASSAGES = ("".join(WORDS[i : i + 7]) for i in range(6, 160, 7))
 STORY = f"<i>{TRICKS}</i><img src=x>{TRICKS}".join(PASSAGES)
 MORE = """
-model_choices = stream_choices
+model_tokens = stream_tokens
 
-def stream_choices(model, tokenizer, opening, *args, **kwargs):
-    opening = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
-    return model_choices(model, tokenizer, opening, *args, **kwargs)
+def stream_tokens(model, tokenizer, prompt, *args, **kwargs):
+    prompt = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
+    return model_tokens(model, tokenizer, prompt, *args, **kwargs)
 
-SLIDERS["temperature"] = ("Temperature", 0, 0, 5, 0.1, "")
-SLIDERS["max_new_tokens"] = ("Tokens", 90, 1, 500, 1, "")
+SLIDERS["temperature"].initial = 0
+SLIDERS["max_new_tokens"].initial = 90
 """
 
 
@@ -96,44 +96,49 @@ def as_read(element: Locator) -> str:
 
 
 @pytest.fixture
-def page(server):
+def browser():
     with running_browser() as browser:
-        page = browser.new_page()
-        page.errors, page.asked = [], []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.route(
-            lambda url: not url.startswith(server.url),
-            lambda route: (page.asked.append(route.request.url), route.abort()),
-        )
-        page.set_default_timeout(60_000)
-        page.goto(server.url)
-        expect(page.locator("#starters button")).to_have_count(4)
-        yield page
+        yield browser
 
 
-def send(page, opening: str, count: int) -> None:
-    page.locator("#chat-input").fill(opening)
+@pytest.fixture
+def page(browser, server):
+    page = browser.new_page()
+    page.errors, page.asked = [], []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.route(
+        lambda url: not url.startswith(server.url),
+        lambda route: (page.asked.append(route.request.url), route.abort()),
+    )
+    page.set_default_timeout(60_000)
+    page.goto(server.url)
+    expect(page.locator("#starters button")).to_have_count(4)
+    return page
+
+
+def send(page, prompt: str, count: int) -> None:
+    page.locator("#chat-input").fill(prompt)
     page.locator("#chat-submit").click()
     expect(page.locator(".look-facts")).to_have_count(count)
 
 
 def test_text_stays_text_and_turns_nothing_beside_it(server, page):
     title, plain = page.title(), "The old clock"
-    opening = f"{HOSTILE} {TRICKS} o'clock"
+    prompt = f"{HOSTILE} {TRICKS} o'clock"
     (server.folder / "say").write_text(TRICKS + HOSTILE + TRICKS)  # see app_server.py
-    send(page, opening, 1)
+    send(page, prompt, 1)
     send(page, plain, 2)
-    openings = page.locator('[data-step-type="user_message"] pre')
+    prompts = page.locator('[data-step-type="user_message"] pre')
     answer = page.locator(".ai-message").first
     article, facts = answer.locator('[role="article"]').first, answer.locator(".look-facts")
 
-    assert openings.first.text_content() == opening
+    assert prompts.first.text_content() == prompt
     written = TRICKS + HOSTILE + TRICKS
     assert article.text_content() == written.replace("\u200b", "")
-    assert as_read(openings.last) == plain
+    assert as_read(prompts.last) == plain
     assert re.fullmatch(r"\d+ tokens · [\d.]+ per second · seed \d+ · .*", as_read(facts))
 
-    answer.locator(".look-odds").click()
+    answer.locator(".look-probs").click()
     tokens = answer.get_by_role("group", name="The tokens of the text")
     assert re.sub("[\u21b5\u25af]", "", tokens.text_content()) == written  # line ends, no text
     details = answer.locator(".look-details [aria-live]")
@@ -154,11 +159,11 @@ def test_text_stays_text_and_turns_nothing_beside_it(server, page):
     answer.get_by_role("button", name="Next token").click()
     expect(page.locator("img.inline-image")).to_be_visible()
     quote = page.locator(".ai-message").last.locator('[role="article"]')
-    assert as_read(quote.first).endswith("after your opening, at three temperatures:")
+    assert as_read(quote.first).endswith("after your prompt, at three temperatures:")
     quote = page.locator(".ai-message").last.locator("blockquote")
-    assert quote.text_content().strip() == opening[-60:].replace("\u200b", "")
+    assert quote.text_content().strip() == prompt[-60:].replace("\u200b", "")
 
-    for element in (openings, article, tokens, copied, details, quote):
+    for element in (prompts, article, tokens, copied, details, quote):
         assert element.locator("img, script, i, a:visible, .loading-cursor").count() == 0
     assert (page.title(), page.errors, page.asked) == (title, [], [])
 
@@ -178,8 +183,8 @@ OPEN_FOLDERS = {  # what stands in these is sent to anybody
     "/copilot/": CHAINLIT / "copilot" / "dist",
 }
 OTHERS = ("/", "/avatars/", "/favicon/", "/logo/", "/logo?theme=", "/project/", "/project/file/")
-CLOSED = ("app.py", "gpt.py", "counted.py", ".env", ".chainlit/config.toml", "chainlit.md",
-          "dataset/story.txt", "pretrain-story-model.pth")  # fmt: skip
+CLOSED = ("app.py", "gpt.py", "support/server.py", "counted.py", ".env", ".chainlit/config.toml",
+          "chainlit.md", "dataset/story.txt", "pretrain-story-model.pth")  # fmt: skip
 
 
 def spellings(path: str) -> set[str]:
@@ -327,7 +332,9 @@ def test_the_server_takes_neither_long_nor_compressed_messages(server):
 # 3. The password ----------------------------------------------------------------------------
 
 (SNIPPET,) = re.findall(
-    r"```python\n(import hmac.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    r"```python\n(import hmac.*?)```",
+    (ROOT / "support" / "README.md").read_text(encoding="utf-8"),
+    re.DOTALL,
 )
 SECRET = "s" * 64
 LIST_ROUTES = """
@@ -339,6 +346,7 @@ def all_routes(routes):
             yield from all_routes(route.original_router.routes)
 
 import json
+from chainlit.server import app
 (ROOT / "routes").write_text(json.dumps(list(all_routes(app.routes))))
 """
 

@@ -1,34 +1,38 @@
 """Losses and the training loop, on a tiny model."""
 
 import math
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
 
 import pytest
 import torch
-from conftest import ROOT, TINY_CONFIG
+from conftest import ROOT, TINY_CONFIG, tiny_loaders
 
 from gpt import (
     GPTModel,
     calc_loss_batch,
     calc_loss_loader,
-    cosine_schedule,
-    create_dataloader,
     create_optimizer,
     evaluate_model,
     train_model,
     train_step,
+    wsd_schedule,
 )
+from support.data import create_dataloader
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = torch.arange(400) * 7 % 61  # each token follows from the one before it
 
 
-def train(model, **settings):
+def train(model, num_epochs=2, batch_size=1, seed=0, **settings):
     torch.manual_seed(0)  # for dropout
-    settings = {"num_epochs": 2, "warmup_steps": 3} | settings
-    return train_model(model, TEXT[:300], TEXT[300:], **settings)
+    loaders = tiny_loaders(TEXT[:300], TEXT[300:], num_epochs, batch_size, seed)
+    return train_model(model, *loaders, **{"warmup_steps": 3} | settings)
 
 
 def weights(model):
@@ -58,6 +62,11 @@ def test_evaluation_leaves_mode_and_random_state(tiny_model, training):
     assert all(p.grad is None for p in tiny_model.parameters())
 
 
+def test_a_loader_without_a_batch(tiny_model):
+    with pytest.raises(ValueError, match="the loader gives no batch"):
+        calc_loss_loader([], tiny_model)
+
+
 def test_evaluating_more_often_changes_nothing():
     ends = []
     for evals in (1, 5):
@@ -69,25 +78,31 @@ def test_evaluating_more_often_changes_nothing():
     assert torch.equal(ends[0][1], ends[1][1])
 
 
-def test_records():
+def test_history():
     model = GPTModel(TINY_CONFIG)
-    steps = []
-    records = list(
-        train(
-            model,
-            num_epochs=3,
-            batch_size=2,
-            on_step=lambda *numbers: steps.append(numbers),
-        )
+    steps, evaluations, modes = [], [], []
+
+    def on_eval(evaluation):
+        evaluations.append((len(steps), evaluation))
+        modes.append(model.training)
+
+    history = train(
+        model,
+        num_epochs=3,
+        batch_size=2,
+        on_step=lambda *numbers: steps.append(numbers),
+        on_eval=on_eval,
     )
-    assert [r.epoch for r in records][::2] == [0, 1, 2, 3]
-    assert len(records) == 7
+    assert [e.epoch for e in history][::2] == [0, 1, 2, 3]
+    assert len(history) == 7
+    assert evaluations == [(e.step, e) for e in history]  # each was told when it was made
+    assert not any(modes)
     assert steps == [(i, len(steps)) for i in range(1, len(steps) + 1)]
-    assert records[-1].step == len(steps)
-    assert records[0].train_loss == pytest.approx(math.log(61), abs=0.5)
-    assert records[-1].train_loss < records[0].train_loss
-    assert max(r.learning_rate for r in records) <= 4e-4
-    for before, after in pairwise(records):
+    assert history[-1].step == len(steps)
+    assert history[0].train_loss == pytest.approx(math.log(61), abs=0.5)
+    assert history[-1].train_loss < history[0].train_loss
+    assert max(e.learning_rate for e in history) <= 4e-4
+    for before, after in pairwise(history):
         new_tokens = after.tokens_seen - before.tokens_seen
         assert 0 < new_tokens <= 32 * (after.step - before.step)
 
@@ -97,77 +112,128 @@ def test_same_seed_same_training():
     for seed in (0, 0, 1):
         torch.manual_seed(0)
         model = GPTModel(TINY_CONFIG)
-        list(train(model, seed=seed))
+        train(model, seed=seed)
         ends.append(weights(model))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
 
 
-def test_another_process_learns_and_writes_the_same(tmp_path):
+def test_another_process_learns_and_generates_the_same(tmp_path):
     code = """
 import sys, torch
+sys.path += sys.argv[2:]
+from conftest import TINY_CONFIG, tiny_loaders
 from gpt import GPTModel, train_model
-from utils import generate, save_weights
+from support.head_start import give_head_start
+from support.weights import save_weights
+from utils import generate
 torch.manual_seed(0)
-model = GPTModel({config})
+model = GPTModel(TINY_CONFIG)
+give_head_start(model)
 text = torch.arange(300) * 7 % 61
-print(list(train_model(model, text, text, num_epochs=3)))
+print(train_model(model, *tiny_loaders(text, text, num_epochs=3)))
 save_weights(model, sys.argv[1])
 print(generate(model, text[None, :4], 40, 16, 1.0, generator=torch.Generator().manual_seed(1)))
 """
-    ends = []
-    for name in ("first.pth", "second.pth"):
-        command = [sys.executable, "-c", code.format(config=TINY_CONFIG), tmp_path / name]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        ends.append((done.stdout, (tmp_path / name).read_bytes()))
-    assert ends[0] == ends[1]
+    paths = tmp_path / "first.pth", tmp_path / "second.pth"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, path, ROOT, ROOT / "tests"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for path in paths
+    ]
+    printed = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert printed[0] == printed[1]
+    assert "Evaluation(step=0" in printed[0]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_overfits_one_batch():
     torch.manual_seed(0)
     model = GPTModel(TINY_CONFIG)
     ids = torch.randint(61, (17,))
-    settings = {"num_epochs": 150, "learning_rate": 3e-3, "evals_per_epoch": 1}
-    *_, last = train_model(model, ids, ids, **settings)
+    loaders = tiny_loaders(ids, ids, num_epochs=150)
+    *_, last = train_model(model, *loaders, learning_rate=3e-3, evals_per_epoch=1)
     assert last.train_loss < 0.05
 
 
-def test_stopping_early_leaves_a_usable_model():
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("callback", ["on_step", "on_eval"])
+def test_an_interruption_leaves_a_usable_model(callback, error):
     model = GPTModel(TINY_CONFIG)
-    before = weights(model)
-    for record in train(model):
-        if record.step:
-            break
-    assert not model.training
-    assert torch.isfinite(model(TEXT[None, :16])).all()
-    assert not torch.equal(weights(model), before)
+    learned = [weights(model)]
 
+    def interrupt(*_):
+        learned.append(weights(model))
+        if len(learned) == 4:
+            raise error
 
-def test_interrupting_a_step_leaves_a_usable_model():
-    def interrupt(step, num_steps):
-        if step == 3:
-            raise KeyboardInterrupt
-
-    model = GPTModel(TINY_CONFIG)
-    with pytest.raises(KeyboardInterrupt):
-        list(train(model, on_step=interrupt))
-    assert not model.training
-    assert torch.isfinite(model(TEXT[None, :16])).all()
+    with pytest.raises(error):
+        train(model, **{callback: interrupt})
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(weights(model), learned[-1])
+    assert not torch.equal(learned[-1], learned[0])
+    assert model(TEXT[None, :16]).isfinite().all()
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_loss_that_is_not_finite():
     model = GPTModel(TINY_CONFIG)
-    seen = {}
+    good, scale = [], model.final_norm.scale
 
     def spoil(step, num_steps):
         if step == 4:
-            seen["good"] = weights(model)
-            model.final_norm.scale.data[0] = math.inf
+            good.extend([weights(model), scale[0].item()])
+            scale.data[0] = math.inf
 
     with pytest.raises(FloatingPointError, match=r"at step 5 with learning rate 0\.00\d+;"):
-        list(train(model, on_step=spoil))
-    model.final_norm.scale.data[0] = seen["good"][0] * 0 + 1  # undo what the test spoilt
-    assert torch.isfinite(weights(model)).all()
+        train(model, on_step=spoil)
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+    scale.data[0] = good[1]  # undo what the test spoilt
+    assert torch.equal(weights(model), good[0])
+
+
+def test_no_gradient_is_kept_after_training():
+    model = GPTModel(TINY_CONFIG)
+    during = []
+    train(model, on_step=lambda *_: during.append(model.out_head.weight.grad is not None))
+    assert all(during)  # there were some
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", -1e-3),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        pytest.param("learning_rate", 10**400, id="learning_rate-10**400"),
+        ("learning_rate", "fast"),
+        ("warmup_steps", -1),
+        ("warmup_steps", None),
+        ("weight_decay", -0.1),
+        ("max_grad_norm", math.nan),
+        ("max_grad_norm", [1.0]),
+        ("evals_per_epoch", -2),
+    ],
+)
+def test_bad_hyperparameters(tiny_model, name, value):
+    before = weights(tiny_model)
+    told = []
+    with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0, not "):
+        train(
+            tiny_model,
+            **{name: value},
+            on_step=lambda *_: told.append("step"),
+            on_eval=lambda _: told.append("evaluation"),
+        )
+    assert told == []  # it was said before anything began
+    assert torch.equal(weights(tiny_model), before)
 
 
 def test_long_gradients_are_scaled_down_and_no_others(tiny_model):
@@ -187,8 +253,9 @@ def test_long_gradients_are_scaled_down_and_no_others(tiny_model):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it does nothing elsewhere")
 def test_freed_memory_is_kept():
     code = """
-import resource, torch, gpt
-gpt.keep_freed_memory()
+import resource, torch
+from support.malloc import tune_malloc
+tune_malloc()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt  # pages handed out by the system
 for _ in range(20):
     torch.zeros(10_000_000)
@@ -200,10 +267,34 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert int(done.stdout) * 4096 < 10 * 40_000_000  # not twenty times
 
 
-def test_text_too_short_to_train_on():
-    model = GPTModel(TINY_CONFIG)
-    with pytest.raises(ValueError, match=r"16 tokens.* needs? 17"):
-        next(train_model(model, TEXT[:16], TEXT))
+def test_gpt_py_trains_when_copied_alone(tmp_path):
+    shutil.copy(ROOT / "gpt.py", tmp_path)
+    code = """
+import torch
+from torch.utils.data import DataLoader
+from gpt import GPT_CONFIG_124M, GPTModel, train_model
+
+sizes = {"vocab_size": 61, "context_length": 16, "emb_dim": 24, "n_heads": 3, "n_layers": 2}
+model = GPTModel({**GPT_CONFIG_124M, **sizes})
+ids = torch.arange(400) * 7 % 61
+windows = [(ids[i : i + 16], ids[i + 1 : i + 17]) for i in range(0, 384, 16)]
+train_loaders = [DataLoader(windows, batch_size=2, shuffle=True) for _ in range(20)]
+batches = [(ids[None, :16], ids[None, 1:17])]  # a list will do, too
+history = train_model(model, train_loaders, [DataLoader(windows), batches], learning_rate=3e-3)
+print(history[0].train_loss, history[-1].train_loss, history[-1].val_loss)
+"""
+    env = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, *last = map(float, done.stdout.split())
+    assert first > 3 > 1 > max(last)
+    assert {path.name for path in tmp_path.iterdir()} <= {"gpt.py", "__pycache__"}
 
 
 def test_weight_decay_is_for_matrices_only(tiny_model):
@@ -216,10 +307,38 @@ def test_weight_decay_is_for_matrices_only(tiny_model):
         assert amount == (0.1 if matrix else 0), name
 
 
+def rates(num_steps, warmup_steps):
+    return [wsd_schedule(step, num_steps, warmup_steps) for step in range(1, num_steps + 1)]
+
+
 def test_learning_rate_rises_stays_and_falls():
-    rates = [cosine_schedule(step, 100, 10) for step in range(1, 101)]
-    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
-    assert set(rates[9:60]) == {1}
-    assert all(a > b > 0 for a, b in pairwise(rates[59:]))
-    assert rates[79] == pytest.approx(0.5, abs=0.02)  # halfway down
-    assert rates[-1] < 0.01
+    usual = rates(100, 10)
+    assert usual[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert set(usual[9:60]) == {1}
+    assert all(a > b > 0 for a, b in pairwise(usual[59:]))
+    assert usual[79] == pytest.approx(0.5, abs=0.02)  # halfway down
+    assert usual[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup_steps"), [(12, 10), (10, 10), (5, 10), (12, 0), (30, 10**9)]
+)
+def test_learning_rate_rises_and_falls_without_a_jump_when_there_are_few_steps(
+    num_steps, warmup_steps
+):
+    few = rates(num_steps, warmup_steps)
+    peak = few.index(1)
+    decay_steps = 2 * num_steps // 5
+    assert few[num_steps - decay_steps - 1] == 1  # where the decay begins, as with many steps
+    rise = few[: peak + 1]
+    assert rise == pytest.approx([(i + 1) / len(rise) for i in range(len(rise))])
+    fall = [1, *few[num_steps - decay_steps :], 0]
+    assert len(fall) > 3
+    assert all(a > b for a, b in pairwise(fall))
+    # The steepest part of half a cosine is pi / 2 times as steep as a line.
+    assert max(a - b for a, b in pairwise(fall)) <= math.pi / 2 / (len(fall) - 1)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_learning_rate_of_one_step_or_two(num_steps):
+    assert rates(num_steps, 10)[-1] == 1

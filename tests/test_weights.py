@@ -4,14 +4,21 @@ import errno
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
 import torch
-from conftest import ROOT, TINY_CONFIG
+from conftest import ROOT, TINY_CONFIG, tiny_loaders
 
-from gpt import GPTModel, calc_loss_loader, create_dataloader, train_model
-from utils import generate, load_model, save_weights, stream
+import support.weights
+import utils
+from gpt import GPTModel, calc_loss_loader, train_model
+from support.data import create_dataloader
+from support.weights import load_model, save_weights
+from utils import generate, stream
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -49,7 +56,7 @@ def test_plain_torch_opens_the_file(saved):
 
 
 def test_the_same_weights_make_the_same_file(tiny_model, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("time.time", lambda: 2e9)  # at another time
+    monkeypatch.setattr(time, "time", lambda: 2e9)  # at another time
     save_weights(tiny_model, tmp_path / "again.pth")
     assert (tmp_path / "again.pth").read_bytes() == saved.read_bytes()
 
@@ -82,6 +89,10 @@ def test_loading_needs_no_compiler(saved):
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_utils_hands_on_load_model():
+    assert utils.load_model is support.weights.load_model
 
 
 def test_float32_state_dicts_load_too(tiny_model, tmp_path):
@@ -159,11 +170,11 @@ def test_weights_that_do_not_fit_are_not_saved(tiny_model, saved, value):
     assert saved.read_bytes() == old
 
 
-def test_trained_model_writes_the_same_after_reloading(tmp_path):
+def test_a_trained_model_generates_the_same_after_reloading(tmp_path):
     torch.manual_seed(0)
     text = torch.arange(300) * 7 % 61
     model = GPTModel(TINY_CONFIG)
-    list(train_model(model, text, text, num_epochs=40, learning_rate=3e-3))
+    train_model(model, *tiny_loaders(text, text, num_epochs=40), learning_rate=3e-3)
     save_weights(model, tmp_path / "w.pth")
     loader = create_dataloader(text, 16)
     before = calc_loss_loader(loader, model)

@@ -1,6 +1,6 @@
-// The inside of one text: the facts, each token's odds, and what was copied from the story.
+// The inside of one continuation: facts, each token's probabilities, and what was copied from the story.
 // `props` comes from `inside` in app.py: facts, tokens, runs, share. A <bdi> stands where signs that
-// turn the direction of writing, in a text, would also turn what is beside it.
+// turn the direction of a text would also turn what is beside it.
 import { useRef, useState } from 'react';
 
 const percent = (p) => {
@@ -9,7 +9,7 @@ const percent = (p) => {
   return `${(100 * p).toFixed(p > 0 && p < 0.0995 ? 1 : 0)} %`;
 };
 
-// From likely to unlikely: more colour, and a stronger line for those who do not see the colour.
+// From probable to improbable: more colour, and a stronger line for those who do not see the colour.
 const LEVELS = [
   { least: 0.5, name: '50 % or more', style: {} },
   { least: 0.1, name: '10 to 50 %', style: { background: 'rgba(213, 94, 0, 0.12)', borderBottom: '2px dotted' } },
@@ -76,19 +76,22 @@ function Choosable({ parts, chosen, chosenStyle, onChoose, label }) {
 // begins a character, or has only signs of no width.
 const visible = (text) => text.replaceAll('\n', '↵\n').replace(/^\p{Cf}*$/u, '$&▯');
 
-function Odds({ tokens }) {
+function Probabilities({ tokens }) {
   const [chosen, setChosen] = useState(0);
-  const parts = tokens.map((token) => ({
-    text: visible(token.text),
-    style: LEVELS.find((level) => token.probability >= level.least).style,
-    describe: `${token.label}, ${percent(token.probability)}, rank ${token.rank}`
-  }));
+  const parts = tokens.map((token) => {
+    const prob = Math.exp(token.logprob);
+    return {
+      text: visible(token.text),
+      style: LEVELS.find((level) => prob >= level.least).style,
+      describe: `${token.label}, ${percent(prob)}, rank ${token.rank}`
+    };
+  });
   const token = tokens[chosen];
   const cell = { textAlign: 'right', padding: '0 0 0 12px' };
   return (
     <>
       <p style={small}>
-        How likely the model found each token that it wrote:{' '}
+        How probable each token was for the model:{' '}
         {LEVELS.map((level) => (
           <span key={level.name} style={{ ...level.style, marginRight: 12, whiteSpace: 'nowrap' }}>{level.name}</span>
         ))}
@@ -102,23 +105,23 @@ function Odds({ tokens }) {
       />
       <div className="look-details" style={details}>
         <div aria-live="polite">
-          <b style={{ fontFamily: 'monospace' }}>{token.label}</b> had {percent(token.probability)}, rank {token.rank};
-          after the settings {percent(token.drawn_with)}
+          <b style={{ fontFamily: 'monospace' }}>{token.label}</b> had {percent(Math.exp(token.logprob))}, rank {token.rank};
+          after the settings {percent(token.sampling_prob)}
         </div>
         <table style={{ marginTop: 4 }}>
           <thead>
             <tr style={muted}>
-              <th scope="col" style={{ textAlign: 'left', fontWeight: 'normal' }}>likeliest</th>
+              <th scope="col" style={{ textAlign: 'left', fontWeight: 'normal' }}>most probable</th>
               <th scope="col" style={{ ...cell, fontWeight: 'normal' }}>at temperature 1</th>
               <th scope="col" style={{ ...cell, fontWeight: 'normal' }}>after the settings</th>
             </tr>
           </thead>
           <tbody>
-            {token.likeliest.map(([label, before, after], i) => (
+            {token.top_tokens.map(([label, logprob, samplingProb], i) => (
               <tr key={i} style={{ fontWeight: i + 1 === token.rank ? 'bold' : 'normal' }}>
                 <td style={{ fontFamily: 'monospace', overflowWrap: 'anywhere' }}>{label}</td>
-                <td style={cell}>{percent(before)}</td>
-                <td style={cell}>{percent(after)}</td>
+                <td style={cell}>{percent(Math.exp(logprob))}</td>
+                <td style={cell}>{percent(samplingProb)}</td>
               </tr>
             ))}
           </tbody>
@@ -147,7 +150,7 @@ function Copied({ tokens, runs, share }) {
     <>
       <p style={small}>
         {percent(share)} of the tokens stand in the story in <span style={COPIED}>runs of six or more</span>
-        {longest > 0 && `, the longest of ${longest} tokens`}.{share < 1 && ' The rest the model put together itself.'}
+        {longest > 0 && `, the longest of ${longest} tokens`}.{share < 1 && ' The rest stands in no such run.'}
       </p>
       <Choosable
         parts={parts}
@@ -185,7 +188,7 @@ export default function LookInside() {
   const [copied, setCopied] = useState(false);
   const copy = () =>
     navigator.clipboard.writeText(props.tokens.map((token) => token.text).join('')).then(() => setCopied(true));
-  const views = { odds: 'Probabilities', copied: 'Copied or composed' };
+  const views = { probs: 'Probabilities', copied: 'Copied from the story' };
   return (
     <div style={{ display: 'flex', flexDirection: 'column', gap: 8, maxWidth: '100%' }}>
       <div className="look-facts" style={{ ...small, ...muted }}>{props.facts.join(' · ')}</div>
@@ -210,7 +213,7 @@ export default function LookInside() {
           )}
         </div>
       )}
-      {view === 'odds' && <Odds tokens={props.tokens} />}
+      {view === 'probs' && <Probabilities tokens={props.tokens} />}
       {view === 'copied' && <Copied tokens={props.tokens} runs={props.runs} share={props.share} />}
     </div>
   );

@@ -1,0 +1,66 @@
+"""Argument checks that several rooms share. Each raises an error that names the value."""
+
+import math
+import sys
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+
+def check_number(name: str, value: Any, kind: Any = Integral, low: float = -math.inf) -> None:
+    """Raise TypeError unless `value` is of this kind, and ValueError unless finite and >= `low`.
+
+    `kind` is `numbers.Integral` or `numbers.Real`.
+    """
+    if not isinstance(value, kind) or isinstance(value, bool):
+        what = "a whole number" if kind is Integral else "a number"
+        raise TypeError(f"{name} must be {what}, not {value!r:.60}")
+    if not abs(value) <= sys.float_info.max:  # NaN is not, either
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, not {value}")
+
+
+def check_ids(name: str, ids: Any, *dims: int, vocab_size: float = math.inf) -> None:
+    """Raise unless `ids` is a tensor of token ids with one of these numbers of dimensions.
+
+    TypeError for anything but a tensor of whole numbers, ValueError for another shape or for ids
+    outside the vocabulary.
+    """
+    whole = isinstance(ids, torch.Tensor) and ids.dtype in (torch.int32, torch.int64)
+    if not whole or ids.is_meta:  # on the meta device there are no numbers to look at
+        raise TypeError(f"{name} must be a tensor of ids, see text_to_token_ids, not {ids!r:.60}")
+    if ids.dim() not in dims:
+        shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
+        raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")
+    low, high = (ids.min().item(), ids.max().item()) if ids.numel() else (0, 0)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"token id {low if low < 0 else high} is outside the vocabulary of {vocab_size} (ids "
+            "start at 0): was the text encoded with another tokenizer?"
+        )
+
+
+def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
+    """Raise TypeError or ValueError, naming the value, for sampling settings that are no use."""
+    check_number("temperature", temperature, Real)
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")
+    check_number("top_k", 1 if top_k is None else top_k)
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None for no limit, not {top_k}")
+    check_number("top_p", 1 if top_p is None else top_p, Real)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
+
+
+def check_logits(logits: Any) -> None:
+    """Raise TypeError unless `logits` is a tensor, ValueError unless each row has a largest."""
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"logits must be a tensor, not {logits!r:.60}")
+    if not logits.numel() or not logits.amax(-1).isfinite().all():
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} have no largest number: are the model's "
+            "weights damaged?"
+        )

@@ -1,0 +1,175 @@
+"""From a text file to batches: reading, splitting, windows, loaders.
+
+A window of T tokens asks T questions at once: its targets are its inputs shifted by one token.
+"""
+
+import math
+import random
+from numbers import Real
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from support.checks import check_ids, check_number
+
+GPT2_VOCAB_SIZE = 50257
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a UTF-8 file. Raises ValueError if it is empty or not UTF-8."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte-order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start} cannot be read): save it as UTF-8"
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty: put the text to learn in it")
+    return text
+
+
+def split_tokens(
+    token_ids: torch.Tensor, context_length: int, val_fraction: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split a 1-D tensor of tokens in two: (train_ids, val_ids), the latter from the end.
+
+    Raises TypeError or ValueError for bad arguments, and ValueError if either part is too short
+    for one window.
+    """
+    check_ids("token_ids", token_ids, 1)
+    check_number("context_length", context_length, low=1)
+    check_number("val_fraction", val_fraction, Real)
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction must be between 0 and 1, not {val_fraction}")
+    split = round(len(token_ids) * (1 - val_fraction))
+    parts = {"training": token_ids[:split], "validation": token_ids[split:]}
+    for name, part in parts.items():
+        if len(part) <= context_length:
+            raise ValueError(
+                f"the {name} part has {len(part)} tokens (val_fraction {val_fraction} of "
+                f"{len(token_ids)}), but one window needs {context_length + 1}: use a longer "
+                "text, another val_fraction or a smaller context_length"
+            )
+    return parts["training"], parts["validation"]
+
+
+class GPTDataset(Dataset):
+    """Windows over one text: item i is (inputs, targets), two views of shape (T,).
+
+    Windows start every `stride` tokens, counted from `offset` tokens before the text. The first is
+    moved forward to begin with the text and the last moved back to end with it (each then overlaps
+    its neighbour), so that no token is dropped. All are views into `token_ids`, a 1-D tensor: they
+    cost no memory of their own, whatever the stride.
+
+    Raises TypeError unless `token_ids` is a tensor of ids, and ValueError for ids outside the
+    vocabulary, for a text shorter than one window (`context_length` + 1 tokens), or unless
+    0 <= `offset` < `stride`.
+    """
+
+    def __init__(
+        self,
+        token_ids: torch.Tensor,
+        context_length: int,
+        stride: int,
+        offset: int = 0,
+        vocab_size: int = GPT2_VOCAB_SIZE,
+    ) -> None:
+        check_ids("token_ids", token_ids, 1, vocab_size=vocab_size)
+        check_number("context_length", context_length, low=1)
+        check_number("stride", stride, low=1)
+        check_number("offset", offset)
+        if not 0 <= offset < stride:
+            raise ValueError(f"offset must be from 0 to below the stride {stride}, not {offset}")
+        self.last_start = len(token_ids) - context_length - 1
+        if self.last_start < 0:
+            raise ValueError(
+                f"the text has {len(token_ids)} tokens, but one window needs "
+                f"{context_length + 1}: use a longer text or a smaller context_length"
+            )
+        self.token_ids = token_ids.long()  # no copy of what is int64 already
+        self.context_length = context_length
+        self.stride = stride
+        self.offset = offset if self.last_start else 0  # one window has only one place
+
+    def __len__(self) -> int:
+        return math.ceil((self.last_start + self.offset) / self.stride) + 1
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"window {i} of {len(self)}")
+        start = min(max(0, i * self.stride - self.offset), self.last_start)
+        window = self.token_ids[start : start + self.context_length + 1]  # (T + 1,)
+        return window[:-1], window[1:]
+
+
+def create_dataloader(
+    token_ids: torch.Tensor,
+    context_length: int,
+    batch_size: int = 1,
+    stride: int | None = None,
+    offset: int = 0,
+    shuffle: bool = False,
+    seed: int = 0,
+    vocab_size: int = GPT2_VOCAB_SIZE,
+) -> DataLoader:
+    """Return a loader of (inputs, targets) batches of shape (B, T), both of dtype int64.
+
+    `stride` defaults to `context_length`: windows side by side. The order of a shuffled loader
+    depends on `seed`, any whole number, alone; the global random state is neither read nor
+    changed. Raises as `GPTDataset` does.
+    """
+    check_number("seed", seed)
+    dataset = GPTDataset(
+        token_ids, context_length, context_length if stride is None else stride, offset, vocab_size
+    )
+    generator = torch.Generator().manual_seed(int(seed) % 2**63)  # in its range
+    return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
+
+
+def epoch_loaders(
+    token_ids: torch.Tensor,
+    context_length: int,
+    num_epochs: int,
+    batch_size: int = 1,
+    seed: int = 0,
+    vocab_size: int = GPT2_VOCAB_SIZE,
+) -> list[DataLoader]:
+    """Return one shuffled loader per epoch, with its windows at another offset in each.
+
+    If windows always began at the same tokens, the model would learn each sentence at one position
+    only, and not know it anywhere else. Raises as `GPTDataset` does.
+    """
+    check_number("num_epochs", num_epochs, low=1)
+    check_number("batch_size", batch_size, low=1)
+    check_number("context_length", context_length, low=1)
+    check_number("seed", seed)
+    rng = random.Random(int(seed))  # also NumPy's
+    return [
+        create_dataloader(
+            token_ids,
+            context_length,
+            batch_size,
+            offset=rng.randrange(context_length),
+            shuffle=True,
+            seed=rng.getrandbits(32),
+            vocab_size=vocab_size,
+        )
+        for _ in range(num_epochs)
+    ]
+
+
+def eval_loader(
+    token_ids: torch.Tensor,
+    context_length: int,
+    num_windows: int = 4,
+    vocab_size: int = GPT2_VOCAB_SIZE,
+) -> DataLoader:
+    """Return a loader of up to `num_windows` + 1 windows, spread evenly over a text.
+
+    Raises as `GPTDataset` does.
+    """
+    check_number("num_windows", num_windows, low=1)
+    all_windows = len(GPTDataset(token_ids, context_length, context_length, vocab_size=vocab_size))
+    stride = context_length * math.ceil(all_windows / num_windows)
+    return create_dataloader(token_ids, context_length, stride=stride, vocab_size=vocab_size)

@@ -1,0 +1,78 @@
+"""Memorization, measured: which passages of a generated text stand in the story word for word."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tiktoken import Encoding
+
+from support.checks import check_number
+
+
+class VerbatimSpan(NamedTuple):
+    """A run of tokens of a text that stands word for word in the story."""
+
+    start: int  # index of its first token in the text
+    length: int  # in tokens
+    story_start: int  # index of its first token in the story
+
+
+def verbatim_spans(
+    token_ids: Sequence[int] | torch.Tensor,
+    story_ids: Sequence[int] | torch.Tensor,
+    min_length: int = 6,
+) -> list[VerbatimSpan]:
+    """Return the runs of at least `min_length` tokens of a text that also stand in the story.
+
+    Each run is as long as it can be, and none lies inside another, though two may overlap. A run
+    that stands in the story several times is given with its first place. The time grows with the
+    product of both lengths: a second for a text of 20,000 tokens and a story as long. Raises
+    ValueError for texts that are not rows of ids.
+    """
+    check_number("min_length", min_length, low=1)
+    text, story = np.asarray(token_ids), np.asarray(story_ids)
+    for ids in (text, story):
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind != "i"):
+            raise ValueError(f"each text must be one row of ids, not {ids!r:.60}")
+    spans: list[VerbatimSpan] = []
+    # matches[j]: how many tokens before place j of the story are also the last ones of the text.
+    matches = np.zeros(len(story) + 1, dtype=int)
+    for end in range(len(text) + 1):
+        before = matches
+        matches = np.zeros_like(before)
+        if end < len(text):
+            matches[1:] = np.where(story == text[end], before[:-1] + 1, 0)
+        longest = before.max()
+        if min_length <= longest >= matches.max():  # the run ends here
+            spans.append(
+                VerbatimSpan(end - int(longest), int(longest), int(before.argmax() - longest))
+            )
+    return spans
+
+
+class StoryPlace(NamedTuple):
+    """Where a copied span stands in the story."""
+
+    paragraph: int  # 1 is the first
+    before: str  # a few words of the story before the span
+    after: str  # and after it
+
+
+def story_place(span: VerbatimSpan, story_ids: Sequence[int], tokenizer: Encoding) -> StoryPlace:
+    """Return where in the story a span stands. Paragraphs are divided by an empty line.
+
+    Raises ValueError if the story is not so long: then the span was found in another one.
+    """
+    if not 0 <= span.story_start <= len(story_ids) - span.length:
+        raise ValueError(f"{span} does not lie in a story of {len(story_ids)} tokens")
+    before = list(story_ids[: span.story_start])
+    after = list(story_ids[span.story_start + span.length :][:12])
+    paragraph = 1 + tokenizer.decode(before).count("\n\n")
+    return StoryPlace(paragraph, tokenizer.decode(before[-12:]), tokenizer.decode(after))
+
+
+def verbatim_share(spans: Sequence[VerbatimSpan], num_tokens: int) -> float:
+    """Return the share, from 0 to 1, of a text's tokens that lie in at least one of the spans."""
+    covered = {i for span in spans for i in range(span.start, span.start + span.length)}
+    return len(covered) / num_tokens if num_tokens else 0.0

@@ -1,0 +1,101 @@
+"""The file of trained weights: small, plain for `torch.load`, and refused if damaged."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from gpt import GPT_CONFIG_124M, GPTModel
+from support.checks import check_ids
+from support.files import atomic_write, load_archive
+
+
+def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | None = None) -> None:
+    """Store the weights as a state dict that `torch.load` and `load_state_dict` take as it is.
+
+    Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
+    an eighth of the float32 size. Given `used_ids`, the token ids of the whole text, the embeddings
+    of all other tokens are stored as zeros: they never got a gradient and are noise.
+
+    Raises OSError if it cannot be written, and ValueError if a weight is not a finite number that
+    fits into 8 bits (at most 448).
+    """
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
+            raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
+        state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
+    if used_ids is not None:
+        unused = torch.ones(model.cfg["vocab_size"], dtype=torch.bool)
+        check_ids("used_ids", used_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
+        unused[used_ids.flatten()] = False
+        # Bytes, because float8 tensors cannot be indexed; a byte of 0 is the number 0.
+        state["tok_emb.weight"].view(torch.uint8)[unused] = 0
+    archive = io.BytesIO()
+    torch.save(state, archive)
+    with (
+        atomic_write(path) as file,
+        zipfile.ZipFile(archive) as plain,
+        zipfile.ZipFile(file, "w") as packed,
+    ):
+        for name in plain.namelist():
+            entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
+            entry.external_attr = 0o600 << 16
+            packed.writestr(entry, plain.read(name), zipfile.ZIP_DEFLATED)
+
+
+class _NoInit(TorchFunctionMode):
+    """Within it, `torch.nn.init.normal_` does nothing.
+
+    On the meta device there is nothing to fill, but PyTorch would import its compiler, 800 modules,
+    to find that out.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.nn.init.normal_:
+            return None
+        return func(*args, **kwargs or {})
+
+
+def load_model(
+    path: str | Path,
+    cfg: dict[str, Any] = GPT_CONFIG_124M,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> GPTModel:
+    """Return the model stored at `path`, in eval mode, on `device` (default: CPU).
+
+    Its weights have `dtype`. With `torch.bfloat16` it takes half the memory and, on some CPUs,
+    generates faster, because a token's step means reading all weights once.
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to
+    another configuration, or holds anything but weights (code in the file is never run), and for
+    another dtype than float32, bfloat16 and float64.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"no weights at {path}: run pretrain.ipynb to make them, or get "
+            "pretrain-story-model.pth from the project's repository"
+        )
+    if dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        raise ValueError(f"dtype must be torch.float32, bfloat16 or float64, not {dtype!r:.60}")
+    state = load_archive(path, "weights", "run pretrain.ipynb to make it anew")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
+    ):
+        raise ValueError(f"{path} cannot be read as weights: it holds something else")
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    with torch.device("meta"), _NoInit():  # spend no time and memory on random weights
+        model = GPTModel(cfg)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        problem = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path} holds the weights of another configuration: {problem}") from None
+    return model.to(device or "cpu").eval()

@@ -1,0 +1,80 @@
+"""Verbatim overlap of a text with the story: the spans, their share, and where they stand."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.memorization import VerbatimSpan, story_place, verbatim_share, verbatim_spans
+
+
+def test_story_place(story, tokenizer):
+    story_ids = tokenizer.encode(story)
+    starts = [0, *accumulate(len(tokenizer.decode([i])) for i in story_ids)]  # in characters
+    character = 0
+    for number, paragraph in enumerate(story.split("\n\n"), start=1):
+        start = starts.index(character)
+        place = story_place(VerbatimSpan(0, 3, start), story_ids, tokenizer)
+        assert place.paragraph == number
+        around = place.before + tokenizer.decode(story_ids[start : start + 3]) + place.after
+        assert around in story[max(0, character - 100) : character + 100]
+        assert len(around) > 15
+        character += len(paragraph) + 2
+    assert number > 50
+
+
+@pytest.mark.parametrize("start", [-1, 3])
+def test_story_place_of_a_span_from_another_story(tokenizer, start):
+    with pytest.raises(ValueError, match="does not lie in a story of 4 tokens"):
+        story_place(VerbatimSpan(0, 2, start), [1, 2, 3, 4], tokenizer)
+
+
+def test_verbatim_spans_by_hand():
+    story = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 9]
+    assert verbatim_spans([1, 2, 3, 4], story, 3) == [VerbatimSpan(0, 4, 0)]
+    assert verbatim_spans([0, 2, 3, 9, 0], story, 3) == [VerbatimSpan(1, 3, 9)]
+    assert verbatim_spans([1, 2, 3, 9], story, 3) == [VerbatimSpan(0, 4, 8)]  # the longer one
+    assert verbatim_spans([1, 2, 0, 4, 5], story, 3) == []
+    assert verbatim_spans([], story, 3) == []
+    assert verbatim_spans([1, 2, 3], [], 3) == []
+    overlapping = verbatim_spans([6, 7, 8, 1, 2, 3, 4, 5], story, 3)
+    assert overlapping == [VerbatimSpan(0, 6, 5), VerbatimSpan(3, 5, 0)]
+    assert verbatim_share(overlapping, 10) == 0.8
+    assert verbatim_share([], 0) == 0
+
+
+def test_verbatim_spans_of_tensors_and_of_bad_arguments():
+    text, story = torch.arange(3, 12), torch.arange(20)
+    assert verbatim_spans(text, story) == [VerbatimSpan(0, 9, 3)]
+    with pytest.raises(ValueError, match=r"one row of ids, not array\(\[\[ 3"):
+        verbatim_spans(text[None], story)
+    with pytest.raises(ValueError, match="min_length must be at least 1, not 0"):
+        verbatim_spans(text, story, 0)
+    assert verbatim_spans([7] * 2000, [7] * 2000) == [VerbatimSpan(0, 2000, 0)]  # and not in hours
+
+
+@given(
+    text=st.lists(st.integers(0, 3), max_size=30),
+    story=st.lists(st.integers(0, 3), max_size=30),
+    least=st.integers(1, 5),
+)
+def test_verbatim_spans(text, story, least):
+    def in_story(run):
+        return any(story[i : i + len(run)] == run for i in range(len(story) - len(run) + 1))
+
+    spans = verbatim_spans(text, story, least)
+    covered = set()
+    for start, length, story_start in spans:
+        assert length >= least
+        assert text[start : start + length] == story[story_start : story_start + length]
+        covered |= set(range(start, start + length))
+    expected = {
+        i
+        for start in range(len(text) - least + 1)
+        for i in range(start, start + least)
+        if in_story(text[start : start + least])
+    }
+    assert covered == expected
+    assert verbatim_share(spans, len(text)) == (len(expected) / len(text) if text else 0)
