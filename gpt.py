@@ -253,7 +253,7 @@ def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) 
     The batch is moved to the model's device. On a CUDA GPU, matrix products are computed in
     bfloat16, which is several times as fast there.
     """
-    device = model.out_head.weight.device
+    device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         logits = model(input_batch.to(device))  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten())
@@ -392,6 +392,7 @@ def train_model(
     evals_per_epoch: int = 2,
     on_step: Callable[[int, int], object] = lambda step, num_steps: None,
     on_eval: Callable[[Evaluation], object] = lambda evaluation: None,
+    take_step: Callable[..., None] = train_step,
     state: TrainState | None = None,
 ) -> list[Evaluation]:
     """Train `model` in place; return the history, whose first line is from before the first step.
@@ -399,7 +400,7 @@ def train_model(
     - `train_loaders`: a loader of (inputs, targets) batches for each epoch.
     - `eval_loaders`: two loaders, for the training loss and for the validation loss.
     - `learning_rate` (the peak), `warmup_steps`: see `wsd_schedule`.
-    - `weight_decay`, `max_grad_norm`: see `create_optimizer` and `train_step`.
+    - `weight_decay`, `max_grad_norm`: see `create_optimizer` and `train_step`, or your `take_step`.
     - `on_step(step, num_steps)` is called after each step, `on_eval(evaluation)` after each
       evaluation: before the first step, and `evals_per_epoch` times in each epoch.
     - `state`: how far an earlier call came, to go on from there; it is kept up to date.
@@ -438,7 +439,7 @@ def train_model(
             tokens_seen += batch[0].numel()
             lr = float(learning_rate) * wsd_schedule(step, num_steps, warmup_steps)
             if step > state.step:  # else it was taken before an interruption
-                train_step(model, optimizer, batch, step, lr, max_grad_norm)
+                take_step(model, optimizer, batch, step, lr, max_grad_norm)
                 state.step, state.optimizer = step, optimizer.state_dict()
                 on_step(step, num_steps)
             if due and step >= state.step and step > state.history[-1].step:

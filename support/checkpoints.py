@@ -27,7 +27,10 @@ def run_config(train_ids: torch.Tensor, val_ids: torch.Tensor, **settings: Any) 
         raise TypeError(f"no such settings: {', '.join(sorted(unknown))}")
     config: RunConfig = {"lm_head_lr_mult": LM_HEAD_LR_MULT}
     for name, ids in (("training text", train_ids), ("validation text", val_ids)):
-        config[name] = hashlib.sha256(ids.long().cpu().numpy().tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for piece in ids.split(1_000_000):  # of a text that may be larger than memory
+            digest.update(piece.long().cpu().numpy().tobytes())
+        config[name] = digest.hexdigest()[:16]
     for name, value in (numbers | settings).items():
         if name != "evals_per_epoch":  # evaluating more often changes nothing
             config[name] = value.item() if hasattr(value, "item") else value  # also NumPy's
@@ -74,8 +77,17 @@ def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> Tra
     Raises ValueError if the file is damaged, holds code, or belongs to another model or to a run
     with other texts or hyperparameters.
     """
+    content = read_checkpoint(path)
+    return restore(path, content, model, config) if content else TrainState()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
+    """Return what `save_checkpoint` stored, or None without such a file, for `restore`.
+
+    Raises ValueError if the file is damaged, holds code, or is something else.
+    """
     if not Path(path).exists():
-        return TrainState()
+        return None
     content = load_archive(path, "a checkpoint", "if so, delete it to start again")
     keys = {
         "config",
@@ -89,6 +101,13 @@ def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> Tra
     }
     if not isinstance(content, dict) or content.keys() != keys:
         raise ValueError(f"{path} cannot be read as a checkpoint: save_checkpoint did not make it")
+    return content
+
+
+def restore(
+    path: str | Path, content: dict[str, Any], model: GPTModel, config: RunConfig
+) -> TrainState:
+    """Give `model` the weights of what `read_checkpoint` returned; else as `load_checkpoint`."""
     if content["config"] != model.cfg:
         raise ValueError(
             f"{path} belongs to a model with the configuration {content['config']}, not {model.cfg}"

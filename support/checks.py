@@ -22,19 +22,23 @@ def check_number(name: str, value: Any, kind: Any = Integral, low: float = -math
         raise ValueError(f"{name} must be at least {low}, not {value}")
 
 
-def check_ids(name: str, ids: Any, *dims: int, vocab_size: float = math.inf) -> None:
+def check_ids(
+    name: str, ids: Any, *dims: int, vocab_size: float = math.inf, packed: bool = False
+) -> None:
     """Raise unless `ids` is a tensor of token ids with one of these numbers of dimensions.
 
-    TypeError for anything but a tensor of whole numbers, ValueError for another shape or for ids
-    outside the vocabulary.
+    TypeError for anything but a tensor of whole numbers (int32, int64 or, where `packed` ids will
+    do, uint16), ValueError for another shape or for ids outside the vocabulary.
     """
-    whole = isinstance(ids, torch.Tensor) and ids.dtype in (torch.int32, torch.int64)
+    dtypes = {torch.int32, torch.int64} | ({torch.uint16} if packed else set())
+    whole = isinstance(ids, torch.Tensor) and ids.dtype in dtypes
     if not whole or ids.is_meta:  # on the meta device there are no numbers to look at
         raise TypeError(f"{name} must be a tensor of ids, see text_to_token_ids, not {ids!r:.60}")
     if ids.dim() not in dims:
         shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")
-    low, high = (ids.min().item(), ids.max().item()) if ids.numel() else (0, 0)
+    numbers = ids.numpy() if ids.dtype == torch.uint16 else ids  # PyTorch finds no least of these
+    low, high = (numbers.min().item(), numbers.max().item()) if ids.numel() else (0, 0)
     if low < 0 or high >= vocab_size:
         raise ValueError(
             f"token id {low if low < 0 else high} is outside the vocabulary of {vocab_size} (ids "

@@ -37,7 +37,7 @@ def split_tokens(
     Raises TypeError or ValueError for bad arguments, and ValueError if either part is too short
     for one window.
     """
-    check_ids("token_ids", token_ids, 1)
+    check_ids("token_ids", token_ids, 1, packed=True)
     check_number("context_length", context_length, low=1)
     check_number("val_fraction", val_fraction, Real)
     if not 0 < val_fraction < 1:
@@ -59,8 +59,8 @@ class GPTDataset(Dataset):
 
     Windows start every `stride` tokens, counted from `offset` tokens before the text. The first is
     moved forward to begin with the text and the last moved back to end with it (each then overlaps
-    its neighbour), so that no token is dropped. All are views into `token_ids`, a 1-D tensor: they
-    cost no memory of their own, whatever the stride.
+    its neighbour), so that no token is dropped. All are views into `token_ids`, a 1-D tensor (or,
+    if that is not int64, made when asked for): they cost no memory, whatever the stride.
 
     Raises TypeError unless `token_ids` is a tensor of ids, and ValueError for ids outside the
     vocabulary, for a text shorter than one window (`context_length` + 1 tokens), or unless
@@ -75,7 +75,7 @@ class GPTDataset(Dataset):
         offset: int = 0,
         vocab_size: int = GPT2_VOCAB_SIZE,
     ) -> None:
-        check_ids("token_ids", token_ids, 1, vocab_size=vocab_size)
+        check_ids("token_ids", token_ids, 1, vocab_size=vocab_size, packed=True)
         check_number("context_length", context_length, low=1)
         check_number("stride", stride, low=1)
         check_number("offset", offset)
@@ -87,7 +87,7 @@ class GPTDataset(Dataset):
                 f"the text has {len(token_ids)} tokens, but one window needs "
                 f"{context_length + 1}: use a longer text or a smaller context_length"
             )
-        self.token_ids = token_ids.long()  # no copy of what is int64 already
+        self.token_ids = token_ids
         self.context_length = context_length
         self.stride = stride
         self.offset = offset if self.last_start else 0  # one window has only one place
@@ -99,7 +99,7 @@ class GPTDataset(Dataset):
         if not 0 <= i < len(self):
             raise IndexError(f"window {i} of {len(self)}")
         start = min(max(0, i * self.stride - self.offset), self.last_start)
-        window = self.token_ids[start : start + self.context_length + 1]  # (T + 1,)
+        window = self.token_ids[start : start + self.context_length + 1].long()  # (T + 1,)
         return window[:-1], window[1:]
 
 

@@ -1,0 +1,150 @@
+"""What pretrain.py can be told, and its help."""
+
+import argparse
+import ast
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from gpt import GPT_CONFIG_124M, check_config
+from support.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE
+
+STORY = Path(__file__).parent.parent / "dataset" / "story.txt"
+SIZES = {  # of GPT-2; the other keys are those of GPT_CONFIG_124M
+    "gpt2": {"emb_dim": 768, "n_heads": 12, "n_layers": 12},
+    "gpt2-medium": {"emb_dim": 1024, "n_heads": 16, "n_layers": 24},
+    "gpt2-large": {"emb_dim": 1280, "n_heads": 20, "n_layers": 36},
+    "gpt2-xl": {"emb_dim": 1600, "n_heads": 25, "n_layers": 48},
+}
+
+HELP = """\
+Train a GPT on a text of yours, from random weights or from others.
+
+Without arguments it trains on the story of this project, as pretrain.ipynb does, in minutes on
+two cores. While it trains you see both losses and what the model writes. Files beside the weights,
+with their name, are kept up to date:
+
+  mine.pth   the trained weights, for load_model; written at the end
+  mine.csv   the history: both losses, at each evaluation
+  mine.png   the same as a plot
+  mine.ckpt  the checkpoint, from which an interrupted training goes on; about 12 bytes a weight
+
+Ctrl-C (and SIGTERM) ends it after the current step and saves. To go on, run the same command again.
+"""
+EXAMPLES = """\
+examples:
+  python pretrain.py dataset/mine.txt --epochs 3 --batch-size 4
+      train on your text, four windows at a time
+  python pretrain.py dataset/mine.txt --config emb_dim=192,n_heads=6,n_layers=4
+      a small model, in a few minutes
+  python pretrain.py dataset/mine.txt --start-from pretrain-story-model.pth
+      go on from trained weights instead of random ones
+  torchrun --nproc-per-node 2 pretrain.py dataset/mine.txt --device cuda
+      on two GPUs; each step takes --batch-size windows on each of them
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, once on each machine."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, "" if LOCAL_RANK else f"{self.prog}: {message} (see --help)\n")
+
+
+def at_least(low: float, kind: type = int) -> Callable[[str], float]:
+    """Return a function that turns an argument into such a number."""
+
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number < math.inf:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {what} of at least {low}, not {text!r}")
+        return number
+
+    return parse
+
+
+def model_config(text: str) -> dict[str, Any]:
+    """Return the configuration that an argument such as gpt2-medium,drop_rate=0 describes."""
+    cfg = dict(GPT_CONFIG_124M)
+    for item in text.split(","):
+        key, _, value = item.partition("=")
+        try:
+            cfg |= SIZES[item] if item in SIZES else {key: ast.literal_eval(value)}
+        except (ValueError, SyntaxError):
+            raise argparse.ArgumentTypeError(
+                f"{item!r} is neither KEY=VALUE, such as n_layers=4, nor one of {', '.join(SIZES)}"
+            ) from None
+    try:
+        check_config(cfg)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return cfg
+
+
+def device(text: str) -> torch.device:
+    """Return the device of this process."""
+    try:
+        place = torch.device(text)
+        if place.type == "cuda" and LOCAL_WORLD_SIZE > 1:
+            if torch.cuda.device_count() < LOCAL_WORLD_SIZE:
+                raise RuntimeError(f"{LOCAL_WORLD_SIZE} processes need as many GPUs")
+            place = torch.device("cuda", LOCAL_RANK)
+        if place.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("it is neither cpu nor cuda nor mps")
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"cannot use {text!r}: {reason}") from None
+    return place
+
+
+def weights_path(text: str) -> Path:
+    """Return the path of the weights, whose ending tells them from the files beside them."""
+    if not text.endswith(".pth"):
+        raise argparse.ArgumentTypeError(f"must end in .pth, not {text!r}")
+    return Path(text)
+
+
+# fmt: off
+def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
+    """Return the parser, to tell of errors, and the arguments."""
+    parser = Parser(
+        "pretrain.py", description=HELP, epilog=EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what to train, on what").add_argument
+    add("text", nargs="?", type=Path, default=STORY, help="UTF-8 (default: the story)")
+    add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
+    add("--config", type=model_config, metavar="SIZE", default="gpt2",
+        help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256)")
+    add("--start-from", metavar="WEIGHTS", help="weights of this project, for the same --config")
+    add("--no-head-start", dest="head_start", action="store_false",
+        help="begin with random numbers alone; see support/head_start.py")
+    add = parser.add_argument_group("how to train").add_argument
+    add("--epochs", type=at_least(1), default=6, metavar="N", help="times through the text (6)")
+    add("--batch-size", type=at_least(1), default=1, metavar="N",
+        help="windows that each process takes in each step (1)")
+    add("--learning-rate", type=at_least(0, float), metavar="RATE",
+        help="the highest (4e-4, or 5e-5 with --start-from)")
+    add = parser.add_argument_group("where it computes, and how").add_argument
+    add("--device", type=device, default="cpu", help="cpu, cuda or mps (cpu, as the lesson)")
+    add("--precision", choices=("highest", "high", "medium"), default="medium",
+        help="of float32 products (medium: in bfloat16, as the lesson)")
+    add("--compile", action="store_true", help="compile the model first: a minute, then faster")
+    add = parser.add_argument_group("what you see, and when").add_argument
+    add("--prompt", help="what its samples continue (default: the text's first words)")
+    add("--evals-per-epoch", type=at_least(1), metavar="N", help="(2, or every 500 steps)")
+    add("--save-every", type=at_least(0, float), default=5, metavar="MINUTES",
+        help="how often to write the checkpoint (5)")
+    args = parser.parse_args(argv)
+    args.weights = args.weights or Path(f"{args.text.stem}.pth")
+    if args.learning_rate is None:
+        args.learning_rate = 5e-5 if args.start_from else 4e-4
+    return parser, args
