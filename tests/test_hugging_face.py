@@ -140,7 +140,7 @@ def test_ctranslate2_takes_it(tmp_path, tokenizer, model):
 
 
 def test_what_llama_cpps_converter_reads(tmp_path):
-    """The converter is no package; it was run by hand on such a folder, and raises without these."""
+    """The converter is no package: it was run by hand, and it asks for these."""
     save_hugging_face(ours(vocab_size=50257), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     names = ("architectures", "n_ctx", "n_embd", "n_head", "n_layer", "layer_norm_epsilon")
