@@ -1,6 +1,7 @@
 """Things that several test files share: a tiny model, the tokenizer, the story."""
 
 import multiprocessing
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -134,3 +135,11 @@ def small_disk(tmp_path):
         pytest.skip("only root can make a small disk")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def git_checkout():
+    """Return the project's folder, where Git can tell what is in it."""
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("this is no Git checkout, or Git is not installed")
+    return ROOT
