@@ -12,14 +12,12 @@
 Shapes: B rows, T tokens in a row, V tokens in the vocabulary.
 """
 
-import codecs
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tiktoken import Encoding
@@ -110,25 +108,32 @@ def next_token_probs(
     """
     check_sampling(temperature, top_k, top_p)
     check_logits(logits)
-    return _probs(logits, temperature, top_k, top_p)
+    probs, ids = _candidates(logits, temperature, top_k, top_p)
+    if ids is None:
+        return probs
+    return torch.zeros_like(logits, dtype=probs.dtype).scatter(-1, ids, probs)
 
 
-def _probs(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    if temperature == 0:
-        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+def _candidates(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> tuple[Tensor, Tensor | None]:
+    # The tokens that the settings leave, best first: probabilities (B, K) and ids (B, K). The ids
+    # are None if K is V and the tokens are in the vocabulary's order.
+    ids = logits.argmax(-1, keepdim=True) if temperature == 0 else None
+    if ids is not None:
+        return torch.ones_like(ids, dtype=torch.float32), ids
     if top_k is not None and top_k < logits.size(-1):
-        top = logits.topk(top_k)
-        logits = torch.full_like(logits, -math.inf).scatter(-1, top.indices, top.values)
+        logits, ids = logits.topk(top_k)
+    elif top_p is not None and top_p < 1:
+        logits, ids = logits.sort(descending=True, stable=True)
     # Beyond these bounds float32 overflows, and nothing would change: greedy, or all the same.
     probs = (logits.float() / min(max(temperature, 1e-6), 1e6)).softmax(-1)
     if top_p is not None and top_p < 1:
-        indices = logits.argsort(descending=True, stable=True)  # probs can be equal, if it is hot
-        ordered = probs.gather(-1, indices)
-        keep = ordered.cumsum(-1) - ordered < top_p  # while those before are not yet enough
+        keep = probs.cumsum(-1) - probs < top_p  # while those before are not yet enough
         keep[..., 0] = True
-        probs = torch.zeros_like(probs).scatter(-1, indices, ordered * keep)
+        probs = probs * keep
         probs = probs / probs.sum(-1, keepdim=True)
-    return probs
+    return probs, ids
 
 
 def sample_next_token(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -193,11 +198,20 @@ def stream(
     and TypeError for what is not a number or not a tensor of ids; later, ValueError for weights
     that are not finite.
     """
-    steps = _checked_steps(
-        model, idx, max_new_tokens, context_size, temperature, top_k, eos_id, top_p, generator,
-        draft_ids,
-    )  # fmt: skip
-    return ((ids, logits) for ids, logits, *_ in steps)
+    check_prompt(model, idx, max_new_tokens, context_size, eos_id)
+    check_sampling(temperature, top_k, top_p)
+    drafter = None
+    if draft_ids is not None:
+        check_ids("draft_ids", draft_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
+        if len(idx) != 1:
+            raise ValueError(f"draft_ids are for one prompt, and there are {len(idx)}")
+        drafter = Drafter(draft_ids.flatten().tolist(), idx[0, -context_size:].tolist())
+    draw = partial(
+        draw_token, generator=generator, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    return _decode(
+        model, idx[:, -context_size:], max_new_tokens, context_size, draw, eos_id, drafter
+    )
 
 
 def check_prompt(
@@ -219,41 +233,26 @@ def check_prompt(
         raise ValueError(f"the prompt has shape {tuple(idx.shape)}: no token to go on from")
 
 
-def _checked_steps(
-    model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int, temperature: float,
-    top_k: int | None, eos_id: int | None, top_p: float | None,
-    generator: torch.Generator | None, draft_ids: Tensor | None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, bool]]:  # fmt: skip
-    check_prompt(model, idx, max_new_tokens, context_size, eos_id)
-    check_sampling(temperature, top_k, top_p)
-    drafter = None
-    if draft_ids is not None:
-        check_ids("draft_ids", draft_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
-        if len(idx) != 1:
-            raise ValueError(f"draft_ids are for one prompt, and there are {len(idx)}")
-        drafter = Drafter(draft_ids.flatten().tolist(), idx[0, -context_size:].tolist())
-    draw = partial(_draw, generator=generator, temperature=temperature, top_k=top_k, top_p=top_p)
-    return _decode(
-        model, idx[:, -context_size:], max_new_tokens, context_size, draw, eos_id, drafter
-    )
-
-
-def _draw(
+def draw_token(
     logits: Tensor, generator: torch.Generator | None, temperature: float, **limits: Any
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
+    """Return the next ids (B, 1): see `next_token_probs` for the settings, which are checked."""
     check_logits(logits)
-    probs = _probs(logits, temperature, **limits)  # (B, V)
-    greedy = temperature == 0
-    return probs.argmax(-1, True) if greedy else sample_next_token(probs, generator), probs
+    probs, ids = _candidates(logits, temperature, **limits)
+    if temperature == 0:
+        drawn = torch.zeros_like(probs, dtype=torch.long)
+    else:
+        drawn = sample_next_token(probs, generator)
+    return drawn if ids is None else ids.gather(-1, drawn)
 
 
 @torch.no_grad()
 def _decode(
     model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int,
-    draw: Callable[[Tensor], tuple[Tensor, Tensor]], eos_id: int | None, drafter: Drafter | None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, bool]]:  # fmt: skip
-    # Yields ids, logits, their probabilities after the settings, and whether a draft had the token.
-    # Draws when it is asked for a token, so that nobody's generator is ahead.
+    draw: Callable[[Tensor], Tensor], eos_id: int | None, drafter: Drafter | None,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    # A function of its own, so that `stream` checks its arguments when it is called. It draws only
+    # when it is asked for a token, so that the generator is never ahead.
     new_ids = idx = idx.to(model.out_head.weight.device)
     finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
     cache = KVCache(model, batch_size=idx.size(0), max_length=context_size)
@@ -270,14 +269,14 @@ def _decode(
             logits = model.out_head(x)  # (B, 1 + draft, V)
         cache.length -= len(draft)
         for step_logits, guess in zip(logits.unbind(1), [*draft, None], strict=True):
-            new_ids, probs = draw(step_logits)
+            new_ids = draw(step_logits)
             if eos_id is not None:
                 new_ids = new_ids.masked_fill(finished, eos_id)
                 finished = finished | (new_ids == eos_id)
             idx = torch.cat([idx, new_ids], dim=1)  # (B, T + 1)
             max_new_tokens -= 1
             accepted = guess is not None and int(new_ids) == guess
-            yield new_ids, step_logits, probs, accepted
+            yield new_ids, step_logits
             if drafter:
                 drafter.append(int(new_ids))
             if finished.all():
@@ -310,75 +309,3 @@ def generate(
         top_p=top_p, generator=generator, draft_ids=draft_ids,
     )  # fmt: skip
     return torch.cat([idx.to(model.out_head.weight.device), *(ids for ids, _ in steps)], dim=1)
-
-
-class TokenInfo(NamedTuple):
-    """One generated token: how probable it was, and what else it could have been."""
-
-    token_id: int
-    text: str  # the characters that it completes: none, if it ends within one
-    label: str  # see `token_label`
-    rank: int  # 1 is the most probable token
-    logprob: float  # ln of the probability that the model gave it
-    sampling_prob: float  # its probability after temperature, top-k and top-p
-    top_tokens: list[tuple[str, float, float]]  # (label, logprob, sampling_prob), best first
-    from_draft: bool  # accepted from a draft, see `stream`
-
-
-def stream_tokens(
-    model: GPTModel,
-    tokenizer: Encoding,
-    idx: Tensor,
-    max_new_tokens: int,
-    context_size: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    *,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-    draft_ids: Tensor | None = None,
-) -> Iterator[TokenInfo]:
-    """Yield a `TokenInfo` for each token that `stream` generates after one prompt, idx (1, T).
-
-    Their texts, put together, are what `generate` gives, without half a character at the end.
-    Raises as `stream` does, and ValueError for several prompts.
-    """
-    steps = _checked_steps(
-        model, idx, max_new_tokens, context_size, temperature, top_k, None, top_p, generator,
-        draft_ids,
-    )  # fmt: skip
-    if len(idx) != 1:
-        raise ValueError(f"the prompt has {len(idx)} rows; pass one, such as idx[:1]")
-    decoder = begin_text(idx, tokenizer)
-    return (
-        token_info(tokenizer, decoder, int(ids), logits[0], probs[0], from_draft)
-        for ids, logits, probs, from_draft in steps
-    )
-
-
-def begin_text(idx: Tensor, tokenizer: Encoding) -> codecs.IncrementalDecoder:
-    """Return the decoder that `token_info` continues: a prompt may end within a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(tokenizer.decode_bytes(idx[0].tolist()))
-    return decoder
-
-
-def token_info(
-    tokenizer: Encoding, decoder: codecs.IncrementalDecoder, token_id: int, logits: Tensor,
-    probs: Tensor, from_draft: bool,
-) -> TokenInfo:  # fmt: skip
-    """Return what is to be known of a token, given logits and probabilities of shape (V,)."""
-    log_total, logit = logits.float().logsumexp(-1), logits[token_id]
-    top = logits.topk(min(5, len(logits)))
-    labels = [token_label(i, tokenizer) for i in top.indices.tolist()]
-    logprobs = (top.values - log_total).tolist()
-    return TokenInfo(
-        token_id=token_id,
-        text=decoder.decode(tokenizer.decode_single_token_bytes(token_id)),
-        label=token_label(token_id, tokenizer),
-        rank=1 + int((logits > logit).sum()),
-        logprob=float(logit - log_total),
-        sampling_prob=float(probs[token_id]),
-        top_tokens=list(zip(labels, logprobs, probs[top.indices].tolist(), strict=True)),
-        from_draft=from_draft,
-    )
