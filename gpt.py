@@ -65,7 +65,7 @@ class KVCache:
     """
 
     def __init__(self, model: "GPTModel", batch_size: int = 1, max_length: int | None = None):
-        cfg, weight = model.cfg, model.out_head.weight
+        cfg, weight = model.cfg, model.pos_emb.weight
         self.max_length = min(max_length or cfg["context_length"], cfg["context_length"])
         head_dim = cfg["emb_dim"] // cfg["n_heads"]
         shape = (cfg["n_layers"], 2, batch_size, cfg["n_heads"], self.max_length, head_dim)
@@ -127,14 +127,19 @@ class MultiHeadAttention(nn.Module):
         )
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D) with S >= T
-        T, S = q.size(2), k.size(2)
-        mask = None
-        if 1 < T < S:  # several new tokens after cached ones: is_causal would align them wrongly
-            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-        # Dropout on the attention weights would cost (B, H, T, T) random numbers a layer and keep
-        # PyTorch from its fused kernel. The block applies dropout to the result instead.
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=T == S)
-        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+        return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return (B, H, T, D): what the last T of S tokens gather with queries, keys and values."""
+    T, S = q.size(2), k.size(2)
+    if 1 < T < S:  # some are cached: one by one, to the same bits as in steps of one token
+        ends = range(S - T + 1, S + 1)
+        one_by_one = zip(q.split(1, dim=2), ends, strict=True)
+        return torch.cat([attend(x, k[:, :, :end], v[:, :, :end]) for x, end in one_by_one], dim=2)
+    # Dropout on the attention weights would cost (B, H, T, T) random numbers a layer and keep
+    # PyTorch from its fused kernel. The block applies dropout to the result instead.
+    return F.scaled_dot_product_attention(q, k, v, is_causal=T == S)
 
 
 class FeedForward(nn.Module):
