@@ -88,7 +88,7 @@ def race() -> dict[str, list[Part]]:
     on until it is at the goal, for five more at most. Each has the precision of its users.
     """
     rounds = {OURS: (12, 12), PLAIN: (12, 12), BOOK: (20, 30)}  # at least, and at most
-    results: dict[str, list[Part]] = {name: [] for name in rounds}
+    results: dict[str, list[Part]] = {name: [] for name in rounds if name in KINDS["recipe"]}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(started("recipe", name)) for name in results}
         while processes:
