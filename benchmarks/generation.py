@@ -6,11 +6,11 @@ from typing import Any
 import tiktoken
 import torch
 from common import CONFIG, LENGTH, WEIGHTS, Round, generated, prompts, story_ids, timed
-from support.batching import Batch
 from torch.nn import functional as F
 from training import matrix_shapes
 
 import utils
+from support.batching import Batch
 
 
 def our_texts(

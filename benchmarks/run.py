@@ -217,11 +217,17 @@ def start(rounds: int) -> list[str]:
     ]
 
 
+def page(rounds: int) -> list[str]:
+    command = [sys.executable, str(HERE / "app.py")]
+    return subprocess.run(command, stdout=-1, text=True, check=True).stdout.splitlines()
+
+
 SECTIONS: dict[str, tuple[str, Callable[[int], list[str]]]] = {
     "train": ("A training step", train),
     "recipe": ("A whole training", recipe),
     "generate": ("Generation, alone", generate),
     "together": ("Generation, many at once", together),
+    "page": ("The page", page),
     "profile": ("Where the time goes", profile),
     "windows": ("From text to windows", windows),
     "start": ("Starting", start),
