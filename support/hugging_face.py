@@ -245,6 +245,6 @@ def _their_configs(cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if cfg["vocab_size"] <= END_OF_TEXT:
         return {"config.json": config | {"bos_token_id": None, "eos_token_id": None}}
     config |= {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT}
-    tokenizer = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-    tokenizer |= {"tokenizer_class": "GPT2Tokenizer", "model_max_length": cfg["context_length"]}
+    names = ("bos_token", "eos_token", "unk_token")
+    tokenizer = {"model_max_length": cfg["context_length"]} | dict.fromkeys(names, "<|endoftext|>")
     return {"config.json": config, "tokenizer_config.json": tokenizer}

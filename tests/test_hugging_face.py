@@ -84,7 +84,9 @@ def same_weights(one, other):
 def test_what_we_write_is_the_same_model_to_transformers_and_to_us(tmp_path, settings):
     model, folder = ours(**settings), tmp_path / "not" / "there yet"
     save_hugging_face(model, folder)
-    assert_same(model, AutoModelForCausalLM.from_pretrained(folder))
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert_same(model, theirs)
+    assert not theirs.config.tie_word_embeddings
     back = load_hugging_face(folder)
     assert back.cfg == model.cfg and not back.training
     assert same_weights(back, model)
@@ -448,22 +450,25 @@ def test_another_model_is_not_overwritten(tmp_path, other):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_full_disk_leaves_all_files_as_they_were(small_disk):
-    save_hugging_face(ours(n_layers=4), small_disk)
-    before = {path.name: path.read_bytes() for path in small_disk.iterdir()}
-    used = sum((len(content) + 4095) // 4096 * 4096 for content in before.values())
-    ends = []
-    for left in range(0, used + 16_384, 8192):
-        (small_disk / "other").write_bytes(bytes(DISK - used - 8192 - left))
+@pytest.mark.parametrize("older", [True, False])
+def test_a_full_disk_leaves_all_files_as_they_were(small_disk, older):
+    new, folder, ends = ours(seed=1, n_layers=4), small_disk / "model", []
+    save_hugging_face(new, folder)
+    size = sum((path.stat().st_size + 4095) // 4096 * 4096 for path in folder.iterdir())
+    shutil.rmtree(folder)
+    if older:
+        save_hugging_face(ours(n_layers=4), folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()} if older else {}
+    for left in range(0, size + 8192, 4096):
+        (small_disk / "other").write_bytes(bytes(DISK - older * size - left))
         try:
-            save_hugging_face(ours(seed=1, n_layers=4), small_disk)
+            save_hugging_face(new, folder)
         except OSError as error:
             assert re.search(r"No space left on device.*unchanged", str(error))
-            (small_disk / "other").unlink()
-            assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == before
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
             ends.append("full")
         else:
-            assert same_weights(load_hugging_face(small_disk), ours(seed=1, n_layers=4))
+            assert same_weights(load_hugging_face(folder), new)
             ends.append("saved")
             break
     assert ends == ["full"] * (len(ends) - 1) + ["saved"] and len(ends) > 3
