@@ -1,7 +1,7 @@
 """Measure this project beside what people would use instead, on this machine.
 
     python benchmarks/run.py                    everything; close everything else
-    python benchmarks/run.py generate together  only these sections
+    python benchmarks/run.py generate eight     only these sections
     python benchmarks/run.py generate --rounds 1
 
 installs the peers into benchmarks/peers, measures, and writes benchmarks/results-MACHINE.md and
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import peers
@@ -34,7 +35,6 @@ from tables import (
     Results,
     bars,
     profile_rows,
-    ratio,
     recipe_rows,
     speed_rows,
     text_rows,
@@ -163,8 +163,6 @@ def recipe(rounds: int) -> list[str]:
 def generate(rounds: int) -> list[str]:
     results = compare("generate", rounds or 3)
     save_chart("generate", "200 tokens after the story's first sentence, greedy", results)
-    on = compare("past the context", 1) if BOOK in KINDS["past the context"] else {}
-    past = f"{ratio(on, (OURS, 'highest'), (BOOK, 'highest')):.1f}" if on else "?"
     return [
         "200 tokens after the nine of the story's first sentence, greedy, with the shipped weights "
         f"(medians of {rounds or 3}). Drafts are looked up in the story. The limit is reading all "
@@ -172,23 +170,28 @@ def generate(rounds: int) -> list[str]:
         "`generate` has no cache.",
         "",
         *text_rows(results, OTHERS),
-        "600 tokens, past the context of 256 (once): this project goes on from the last 128 then, "
-        f"the textbook computes the last 256 anew for each token. {past} times as fast.",
-        "",
     ]
 
 
-def together(rounds: int) -> list[str]:
-    lines = [
-        "Many prompts of nine tokens from all over the story, at once, greedy; tokens/s of all "
-        f'together (medians of {rounds or 3}). "Rows" are rows of `generate`, the others of this '
-        "project the page's batches; the peers have their own batching.",
+def past(rounds: int) -> list[str]:
+    results = compare("past the context", 1)
+    return [
+        "600 tokens, past the context of 256, in float32 (once). This project goes on from the "
+        "last 128 then, the textbook computes the last 256 anew for each token: so the texts part.",
         "",
+        *text_rows(results, {f"times {BOOK}": BOOK}),
     ]
-    for kind, new in (("8 at once", 100), ("30 at once", 50)):
-        results = compare(kind, rounds or 3)
-        lines += [f"**{kind}**, {new} tokens each", "", *text_rows(results, OTHERS)]
-    return lines
+
+
+def together(kind: str, new: int, rounds: int) -> list[str]:
+    results = compare(kind, rounds or 3)
+    return [
+        f"Prompts of nine tokens from all over the story, at once, {new} tokens each, greedy; "
+        f'tokens/s of all together (medians of {rounds or 3}). "Rows" are rows of `generate`, the '
+        "others of this project the page's batches; the peers have their own batching.",
+        "",
+        *text_rows(results, OTHERS),
+    ]
 
 
 def profile(rounds: int) -> list[str]:
@@ -226,7 +229,9 @@ SECTIONS: dict[str, tuple[str, Callable[[int], list[str]]]] = {
     "train": ("A training step", train),
     "recipe": ("A whole training", recipe),
     "generate": ("Generation, alone", generate),
-    "together": ("Generation, many at once", together),
+    "past": ("Generation, past the context", past),
+    "eight": ("Generation, 8 at once", partial(together, "8 at once", 100)),
+    "thirty": ("Generation, 30 at once", partial(together, "30 at once", 50)),
     "page": ("The page", page),
     "profile": ("Where the time goes", profile),
     "windows": ("From text to windows", windows),
