@@ -57,7 +57,7 @@ def check_config(cfg: dict[str, Any]) -> None:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, so that each is computed only once.
+    """Keys and values of the tokens seen so far, so that they need not be computed again.
 
     Hand the same cache to `GPTModel.forward` with each further piece of a text. Memory is allocated
     at once, for `batch_size` rows of `max_length` tokens (default, and at most: the context).
@@ -73,7 +73,7 @@ class KVCache:
         self.length = 0  # the model adds T to it, after its last layer
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values, (B, H, T, D); return views of all its so far."""
+        """Store one layer's new keys and values, (B, H, T, D); return views of all it holds."""
         end = self.length + k.size(2)
         self.kv[layer, 0, :, :, self.length : end] = k
         self.kv[layer, 1, :, :, self.length : end] = v
@@ -193,7 +193,7 @@ class GPTModel(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        # Sizes chosen by measuring. Embeddings of size 1 tell tokens apart from the first step on;
+        # Chosen by measuring. Embeddings of std 1 tell tokens apart from the first step on;
         # small matrices keep the first logits near 0 and the first loss near ln(V). Two matrices of
         # each block add to x: their sum should not outgrow the embeddings (GPT-2, section 2.3).
         for name, parameter in self.named_parameters():
@@ -303,7 +303,7 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class TrainState:
-    """How far a training run has come; with the weights, all that it needs to go on later."""
+    """How far a training run has come. With weights and random state, enough to go on later."""
 
     step: int = 0  # optimizer steps taken
     history: list[Evaluation] = field(default_factory=list)
@@ -314,7 +314,7 @@ LM_HEAD_LR_MULT = 4.0  # the output head learns best from larger steps than the 
 
 
 def create_optimizer(model: GPTModel, weight_decay: float) -> AdamW:
-    """Return AdamW with weight decay on matrices alone; `train_step` uses each group's `lr_mult`.
+    """Return AdamW with weight decay on the matrices of blocks and head. See `train_step`.
 
     Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101
     """

@@ -33,7 +33,7 @@ os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(__file__).parent / "dataset
 
 # 1. Tokens and text -------------------------------------------------------------------------
 
-PIECE = 1_000_000  # characters; of a text that is encoded at once
+PIECE = 1_000_000  # characters that are encoded at once, at least
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")  # where GPT-2's tokenizer always begins a token
 
 
@@ -104,7 +104,7 @@ def next_token_probs(
     - `top_p` then keeps the fewest tokens whose probabilities add up to p, at least one
       (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751).
 
-    Raises TypeError or ValueError for bad settings, and for logits without a largest.
+    Raises TypeError or ValueError for bad settings, and ValueError for logits that are not finite.
     """
     check_sampling(temperature, top_k, top_p)
     check_logits(logits)
@@ -154,7 +154,7 @@ def generate_text_simple(
     """Append the most probable next token, again and again: (B, T) -> (B, T + max_new_tokens).
 
     The plainest way to generate: it runs the whole text through the model for each new token.
-    `generate` gives the same tokens much faster. Call `model.eval()` first.
+    `generate` gives the same tokens, within the context, much faster. Call `model.eval()` first.
     """
     for _ in range(max_new_tokens):
         with torch.no_grad():

@@ -18,7 +18,7 @@ from support.quantization import quantize
 def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | None = None) -> None:
     """Store the weights as a state dict that `torch.load` and `load_state_dict` take as it is.
 
-    Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
+    Weights are quantized to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
     an eighth of the float32 size. Given `used_ids`, the token ids of the whole text, the embeddings
     of all other tokens are stored as zeros: they never got a gradient and are noise.
 

@@ -28,7 +28,7 @@ import gpt
 import support
 import utils
 from gpt import Evaluation, GPTModel, KVCache
-from support import checkpoints, checks, data, head_start, memorization, plots
+from support import attention, checkpoints, checks, data, head_start, memorization, plots
 from support.batching import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,13 +123,13 @@ def test_the_limit_is_lifted_afterwards():
     assert signal.alarm(0) == 0  # none was running
 
 
-# What is called, and what it promises --------------------------------------------------------
+# What is called, and what must be true of the result ---------------------------------------------
 
 
 class Case(NamedTuple):
     call: Callable
     arguments: dict[str, tuple[list, list]]
-    promise: Callable[..., bool]  # given the result, and the arguments by name
+    holds: Callable[..., bool]  # given the result, and the arguments by name
     draws: bool = False  # from the global random state, as its docstring says
 
 
@@ -279,6 +279,11 @@ CASES = {
         lambda r, model, batch_size, max_length: r.length == 0 < r.max_length <= T,
     ),
     "GPTModel": Case(GPTModel, {"cfg": CONFIGS}, lambda r, cfg: r.cfg == cfg, draws=True),
+    "attention_weights": Case(
+        attention.attention_weights,
+        {"model": MODELS, "idx": ROWS},
+        lambda r, model, idx: torch.allclose(r.sum(-1), torch.ones(2, 3, *idx.shape[1:])),
+    ),
     "give_head_start": Case(
         run_head_start, {"cfg": (SMALL, [])}, lambda r, cfg: r.isfinite().all(), draws=True
     ),
@@ -448,7 +453,7 @@ def try_one(name, rng):
         worked = False
     else:
         worked = True
-        assert case.promise(result, **arguments), f"{name}({arguments})"
+        assert case.holds(result, **arguments), f"{name}({arguments})"
     after, random_state_after = state_of_the_world()
     assert after == before
     assert case.draws or torch.equal(random_state_after, random_state)
