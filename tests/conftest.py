@@ -1,6 +1,7 @@
 """Things that several test files share: a tiny model, the tokenizer, the story."""
 
 import multiprocessing
+import shutil
 import socket
 from pathlib import Path
 
@@ -94,3 +95,11 @@ def fork():
         return process
 
     return start
+
+
+@pytest.fixture
+def git_checkout():
+    """Return the project's folder, where Git can tell what is in it."""
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("this is no Git checkout, or Git is not installed")
+    return ROOT
