@@ -2,23 +2,21 @@
 
     chainlit run app.py
 
-Settings, generation, what a click does. The page itself keeps the texts and shows them (`public/`);
-the app gets token ids and sends tokens. One thread, `inference_executor`, does all the work of the
-model, one token at a time: people take turns token by token, the page never freezes, and Stop costs
-at most one token more. `background_executor` does what else takes long.
+Generation, and what a click does. The page itself keeps the texts and shows them (`public/`); the
+app gets token ids and sends tokens. One thread, `inference_executor`, does all the work of the
+model, a step at a time for everybody (support/turns.py): the page never freezes, and Stop costs at
+most one step more. `background_executor` does what else takes long.
 """
 
 import asyncio
 import math
-import re
-import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chainlit as cl
 import tiktoken
@@ -26,9 +24,12 @@ import torch
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from support import inside, server
+from support.batching import Batch, TokenInfo
 from support.data import read_text
 from support.server import background_executor, inference_executor, run_in, safely, state
-from utils import TokenInfo, load_model, stream_tokens, text_to_token_ids
+from support.settings import LIMITS, Settings, read_number, read_settings
+from support.turns import Turns
+from utils import load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent
 STORY = ROOT / "dataset" / "story.txt"
@@ -37,58 +38,12 @@ CONFIG = GPT_CONFIG_124M
 CONTEXT = CONFIG["context_length"]
 SEND_EVERY = 0.04  # seconds: tokens are sent in groups
 MAX_SHOWN = 1000  # tokens of a prompt: of a longer one, only the end comes back to the page
+MAX_RUNS = 3  # continuations of one text at once
 MAX_IDS = 20_000  # of a text that the page sends
-
-# 1. Settings --------------------------------------------------------------------------------
-
-
-class Limit(NamedTuple):
-    lowest: float
-    highest: float
-    usual: float
-
-
-LIMITS = {  # as in public/page/settings.js
-    "temperature": Limit(0, 5, 1),
-    "top_k": Limit(0, 200, 50),
-    "top_p": Limit(0.05, 1, 1),
-    "max_new_tokens": Limit(1, 500, 120),
-}
 
 server.protect(ROOT, (*LIMITS, "seed"))
 
-
-class Settings(NamedTuple):
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    max_new_tokens: int
-    seed: int
-
-
-def read_number(raw: dict[str, Any], name: str) -> float:
-    """Return a setting, moved into its limits; its usual value if it is not a number."""
-    limit = LIMITS[name]
-    try:
-        value = float(raw[name])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return limit.usual
-    return limit.usual if math.isnan(value) else min(max(value, limit.lowest), limit.highest)
-
-
-def read_settings(new_seed: bool = False) -> Settings:
-    """Return valid settings from what the page has sent, whatever that is."""
-    raw = cl.user_session.get("chat_settings") or {}
-    temperature, top_k, top_p, max_new_tokens = (read_number(raw, name) for name in LIMITS)
-    seed = str(raw.get("seed")).strip()
-    if new_seed or not re.fullmatch("[0-9]{1,30}", seed):
-        seed = str(secrets.randbelow(2**32))
-    seed_in_range = int(seed) % 2**63  # of PyTorch's generators
-    limits = round(top_k) or None, top_p if top_p < 1 else None
-    return Settings(temperature, *limits, round(max_new_tokens), seed_in_range)
-
-
-# 2. Generation ------------------------------------------------------------------------------
+# 1. Generation ------------------------------------------------------------------------------
 
 tokenizer = tiktoken.get_encoding("gpt2")
 
@@ -96,11 +51,14 @@ tokenizer = tiktoken.get_encoding("gpt2")
 def load() -> GPTModel:
     """Return the trained model, loaded once. Raises OSError or ValueError if it cannot be."""
     if state.model is None:
-        state.model = load_model(WEIGHTS, CONFIG).eval()
+        state.model = load_model(WEIGHTS, CONFIG, dtype=torch.int8).eval()  # fast, and exact
+        state.turns = Turns(Batch(state.model, tokenizer, story_ids))
     return state.model
 
 
-state.model = None  # `chainlit run -w` reads this file again: one model in memory at a time
+state.model = state.turns = (
+    None  # `chainlit run -w` reads this file again: one model in memory at a time
+)
 story_text = read_text(STORY)
 story_ids = (
     background_executor.submit(text_to_token_ids, story_text, tokenizer).result()[0].tolist()
@@ -119,6 +77,7 @@ class Continuation:
     context: list[int]  # token ids
     tokens: list[dict[str, Any]] = field(default_factory=list)  # generated so far
     sent: int = 0  # how many of them the page has got
+    sent_at: float = -math.inf
     seconds: float = 0.0  # a coarse clock may see none pass
     stopped: bool = False  # by the person, or because another request has come
     finished: bool = False
@@ -135,37 +94,30 @@ class Request:
     task: asyncio.Task | None = None  # asyncio itself does not keep its tasks alive
 
 
-def token_stream(model: GPTModel, continuation: Continuation) -> Callable[[], Awaitable[Any]]:
-    """Return a function that gives the next `TokenInfo` each time, and None at the end."""
-    settings = continuation.settings
-    tokens = stream_tokens(
-        model, tokenizer, torch.tensor([continuation.context]), settings.max_new_tokens, CONTEXT,
-        settings.temperature, settings.top_k, top_p=settings.top_p,
-        generator=torch.Generator().manual_seed(settings.seed),
-    )  # fmt: skip
-    return partial(run_in, inference_executor, next, tokens, None)
-
-
 def as_shown(token: TokenInfo, seen: int) -> dict[str, Any]:
     """Return a token for the page; `seen` is how many tokens the model had read before it."""
     return {
         "id": token.token_id, "text": token.text, "label": token.label, "rank": token.rank,
         "logprob": round(token.logprob, 4), "prob": round(token.sampling_prob, 4), "seen": seen,
+        "draft": token.from_draft,
     }  # fmt: skip
 
 
-async def generate(request: Request, model: GPTModel, continuation: Continuation) -> None:
-    """Let the model continue a text; send its tokens, a few at a time, and at last all of them."""
+async def generate(request: Request, run: str, settings: Settings, ids: list[int]) -> None:
+    """Let the model continue a text; send its tokens as they come, and at last all of them."""
+    # One more than the model reads, so that a cropped text can be told from a full one.
+    continuation = Continuation(run, settings, ids[-CONTEXT - 1 :])
     request.continuations.append(continuation)
-    next_token = token_stream(model, continuation)
-    seen = min(len(continuation.context), CONTEXT)
-    start = sent_at = time.perf_counter()
-    while not request.stopped and (token := await next_token()):
-        continuation.tokens.append(as_shown(token, seen))
-        seen = seen + 1 if seen < CONTEXT else CONTEXT // 2  # see `stream`
-        if (now := time.perf_counter()) - sent_at >= SEND_EVERY or len(continuation.tokens) == 1:
-            await send_new(continuation)
-            sent_at = now
+    start = time.perf_counter()
+    steps = state.turns.tokens(
+        torch.tensor([continuation.context]), settings.max_new_tokens, CONTEXT,
+        settings.temperature, settings.top_k, top_p=settings.top_p,
+        generator=torch.Generator().manual_seed(settings.seed),
+    )  # fmt: skip
+    async with aclosing(steps):
+        while not request.stopped and (tokens := await anext(steps, None)):
+            await take(continuation, tokens)
+    await send_new(continuation)
     continuation.seconds = time.perf_counter() - start
     continuation.stopped = request.stopped
     ids = [token["id"] for token in continuation.tokens]
@@ -175,10 +127,28 @@ async def generate(request: Request, model: GPTModel, continuation: Continuation
         await show(continuation)
 
 
+async def take(continuation: Continuation, tokens: list[TokenInfo]) -> None:
+    """Note new tokens; send them, but not more often than the page can show."""
+    for token in tokens:
+        seen = tokens_read(len(continuation.context), len(continuation.tokens))
+        continuation.tokens.append(as_shown(token, seen))
+    if (now := time.perf_counter()) - continuation.sent_at >= SEND_EVERY:
+        await send_new(continuation)
+        continuation.sent_at = now
+
+
+def tokens_read(context: int, generated: int) -> int:
+    """Return how many tokens the model has read before the next one, see `utils.stream`."""
+    if context + generated <= CONTEXT:
+        return context + generated
+    over = generated - max(0, CONTEXT - context) - 1  # since the cache was full for the first time
+    return CONTEXT // 2 + over % (CONTEXT - CONTEXT // 2 + 1)
+
+
 async def send_new(continuation: Continuation) -> None:
-    tokens = continuation.tokens[continuation.sent :]
-    continuation.sent = len(continuation.tokens)
-    await emit("tokens", run=continuation.run, tokens=tokens)
+    if tokens := continuation.tokens[continuation.sent :]:
+        continuation.sent = len(continuation.tokens)
+        await emit("tokens", run=continuation.run, tokens=tokens)
 
 
 async def show(continuation: Continuation) -> None:
@@ -194,10 +164,12 @@ async def emit(event: str, **data: Any) -> None:
 def facts(continuation: Continuation) -> list[str]:
     """Return the line below a continuation: its length and speed, and how to make it again."""
     settings, length = continuation.settings, len(continuation.tokens)
+    drafted = sum(token["draft"] for token in continuation.tokens)
     random = settings.temperature > 0
     lines = [
         "1 token" if length == 1 else f"{length} tokens",
         continuation.seconds and f"{length / continuation.seconds:.1f} per second",
+        drafted and f"{drafted} from drafts",
         random and f"seed {settings.seed}",
         f"temperature {settings.temperature:g}",
         random and settings.top_k and f"top-k {settings.top_k}",
@@ -216,7 +188,7 @@ def stop_generation(left: bool = False) -> None:
         request.stopped = True
 
 
-# 3. What a click does -----------------------------------------------------------------------
+# 2. What a click does -----------------------------------------------------------------------
 
 STARTERS = [
     "Everyone knew who the Babbingtons were.",
@@ -260,13 +232,12 @@ async def find_model() -> GPTModel | None:
 async def continue_prompt(request: Request, prompt: str) -> None:
     if not prompt:
         await cl.ErrorMessage("Type the beginning of a text first: a word is enough.").send()
-    elif model := await find_model():
+    elif await find_model():
         ids = (await run_in(background_executor, text_to_token_ids, prompt, tokenizer))[0].tolist()
         shown = await run_in(background_executor, inside.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
         run = str(uuid.uuid4())
         await emit("prompt", run=run, tokens=shown, before=len(ids) - len(shown))
-        # One more than the model reads, so that a cropped prompt can be told from a full one.
-        await generate(request, model, Continuation(run, read_settings(), ids[-CONTEXT - 1 :]))
+        await generate(request, run, settings_now(), ids)
 
 
 def read_ids(payload: dict[str, Any]) -> list[int]:
@@ -279,25 +250,23 @@ def read_ids(payload: dict[str, Any]) -> list[int]:
     return ids
 
 
-def read_run(payload: dict[str, Any]) -> str:
-    return str(payload.get("run"))[:100]
+def settings_now(new_seed: bool = False) -> Settings:
+    return read_settings(cl.user_session.get("chat_settings") or {}, new_seed)
 
 
-async def continue_text(request: Request, ids: list[int], run: str, new_seed: bool) -> None:
-    if model := await find_model():
-        settings = read_settings(new_seed)
-        await generate(request, model, Continuation(run, settings, ids[-CONTEXT - 1 :]))
+def read_runs(payload: dict[str, Any]) -> list[tuple[str, Settings]]:
+    """Return the page's name for each continuation that it asks for, with its settings."""
+    settings, runs = settings_now(payload.get("new_seed") is True), []
+    for run in payload["runs"][:MAX_RUNS]:
+        temperature = read_number(run.get("temperature", settings.temperature), "temperature")
+        runs.append((str(run["run"])[:100], settings._replace(temperature=temperature)))
+    return runs
 
 
-async def compare(request: Request, ids: list[int], runs: list[tuple[str, float]]) -> None:
-    """Continue one text several times, each at a temperature of its own."""
-    if model := await find_model():
-        settings = read_settings()
-        await asyncio.gather(*(
-            generate(request, model, Continuation(
-                run, settings._replace(temperature=temperature), ids[-CONTEXT - 1 :]))
-            for run, temperature in runs
-        ))  # fmt: skip
+async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, Settings]]) -> None:
+    """Continue one text, once or at several temperatures."""
+    if await find_model():
+        await asyncio.gather(*(generate(request, *run, ids) for run in runs))
 
 
 def look(what: str, model: GPTModel, ids: list[int]) -> Any:
@@ -320,22 +289,14 @@ async def on_look(action: cl.Action) -> Any:
 
 @cl.action_callback("generate")
 async def on_generate(action: cl.Action) -> None:
-    payload = action.payload
-    new_seed = payload.get("new_seed") is True
-    await start(continue_text, read_ids(payload), read_run(payload), new_seed)
-
-
-@cl.action_callback("compare")
-async def on_compare(action: cl.Action) -> None:
-    runs = [(read_run(run), read_number(run, "temperature")) for run in action.payload["runs"][:3]]
-    await start(compare, read_ids(action.payload), runs)
+    await start(continue_text, read_ids(action.payload), read_runs(action.payload))
 
 
 @cl.action_callback("story")
 async def on_story(action: cl.Action) -> None:
     """Open the story at the side of the page."""
-    await cl.ElementSidebar.set_title("The story")
     await cl.ElementSidebar.set_elements([element("Story", {"text": story_text})], key="story")
+    await cl.ElementSidebar.set_title("The story")
 
 
 def element(name: str, props: dict[str, Any] | None = None) -> Any:

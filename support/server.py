@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import uvicorn
+from chainlit import server
 from chainlit.chat_context import chat_context, chat_contexts
 from chainlit.config import APP_ROOT, FILES_DIRECTORY
 from chainlit.logger import logger
@@ -94,6 +95,7 @@ def protect(root: Path, settings: Collection[str]) -> None:
         uvicorn.Config = _limiting(uvicorn.Config)  # type: ignore[misc, assignment]
         sio.eio.max_http_buffer_size = MAX_BYTES  # of messages that come by POST
         app.middleware("http")(_guard)
+        server.get_html_template = _without_others(server.get_html_template)
 
 
 def _limiting(make_config: Callable[..., uvicorn.Config]) -> Callable[..., uvicorn.Config]:
@@ -110,6 +112,12 @@ def comes_from_here(origin: str | None, host: str | None) -> bool:
     they like anyway.
     """
     return origin is None or origin.partition("://")[2].lower() == (host or "").lower() != ""
+
+
+def _without_others(make_page: Callable[[str], str]) -> Callable[[str], str]:
+    """Return Chainlit's maker of the page, without what the page would load from elsewhere."""
+    link = re.compile(r"<link\b[^>]*https://cdn[^>]*>")
+    return lambda root_path: link.sub("", make_page(root_path))
 
 
 async def _guard(request: Request, call_next: RequestResponseEndpoint) -> Response:

@@ -1,14 +1,14 @@
 // What could come at a place of the text: bars that move with the settings.
 import { useSyncExternalStore } from 'react';
 
-const SHOWN = 12;
+const SHOWN = 10;
 
 function Slider({ name, settings }) {
   const { label, min, max, step } = page.LIMITS[name];
   return (
     <label className="slider">
       {label}
-      <input type="range" min={min} max={max} step={step} value={settings[name]} onChange={(event) => page.change({ [name]: event.target.value === '' ? 0 : page.clamp(name, event.target.value) })} />
+      <input type="range" min={min} max={max} step={step} value={settings[name]} onChange={(event) => page.change({ [name]: page.clamp(name, event.target.value) })} />
       <output>{settings[name]}</output>
     </label>
   );
@@ -36,9 +36,11 @@ function Bars() {
         <h2>What could come after “…<bdi>{before.slice(-40)}</bdi>”</h2>
         <button type="button" aria-label="Close the bars" onClick={() => page.set({ bars: null })}>Close</button>
       </div>
-      <Slider name="temperature" settings={settings} />
-      {settings.temperature > 0 && <Slider name="top_k" settings={settings} />}
-      {settings.temperature > 0 && <Slider name="top_p" settings={settings} />}
+      <div className="sliders">
+        <Slider name="temperature" settings={settings} />
+        {settings.temperature > 0 && <Slider name="top_k" settings={settings} />}
+        {settings.temperature > 0 && <Slider name="top_p" settings={settings} />}
+      </div>
       {next ? (
         <table>
           <tbody>

@@ -121,7 +121,7 @@ function Token({ token, index, first, isChosen, isPrompt, isUnread, view }) {
       aria-label={`${token.label}${prob}`}
       aria-pressed={isChosen}
       tabIndex={isChosen || (first && page.state.chosen === null) ? 0 : -1}
-      style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${Math.min(0.9, 0.05 + 2 * shade)})` }}
+      style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.75 * Math.sqrt(shade)})` }}
     >
       {view === 'plain' ? token.text : visible(token.text)}
     </span>

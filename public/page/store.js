@@ -131,7 +131,7 @@ export const page = {
     const run = newRun();
     addPiece(parent, newPiece(first, { run, first }));
     page.set({ ...nothingOpen, running: run });
-    return page.request('generate', { run, ids, ...more });
+    return page.request('generate', { ids, runs: [{ run }], ...more });
   },
 
   async request(name, payload) {
@@ -175,7 +175,7 @@ export const page = {
     const compared = COMPARED.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
     page.set({ ...nothingOpen, compared, running: 'compare' });
     const runs = compared.map(({ run, temperature }) => ({ run, temperature }));
-    return page.request('compare', { ids, runs }).finally(() => page.set({ running: null }));
+    return page.request('generate', { ids, runs }).finally(() => page.set({ running: null }));
   },
 
   begin: () => page.set({ ...nothingOpen, shown: null }),
