@@ -107,8 +107,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, cfg: dict[str, Any], layer: int) -> None:
         super().__init__()
         dim = cfg["emb_dim"]
-        self.layer = layer
-        self.n_heads = cfg["n_heads"]
+        self.layer, self.n_heads = layer, cfg["n_heads"]
         self.W_query = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
         self.W_key = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
         self.W_value = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
@@ -117,8 +116,7 @@ class MultiHeadAttention(nn.Module):
 
     @staticmethod
     def _drop_mask(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
-        # The book's model stores its causal mask in its checkpoints; here none is stored.
-        state_dict.pop(prefix + "mask", None)
+        state_dict.pop(prefix + "mask", None)  # the book's checkpoints hold the causal mask
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         q, k, v = (
@@ -133,10 +131,9 @@ class MultiHeadAttention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return (B, H, T, D): what the last T of S tokens gather with queries, keys and values."""
     T, S = q.size(2), k.size(2)
-    if 1 < T < S:  # some are cached: one by one, to the same bits as in steps of one token
-        ends = range(S - T + 1, S + 1)
-        one_by_one = zip(q.split(1, dim=2), ends, strict=True)
-        return torch.cat([attend(x, k[:, :, :end], v[:, :, :end]) for x, end in one_by_one], dim=2)
+    if 1 < T < S:  # after cached tokens, one by one: the same bits as in steps of one token
+        ends = zip(q.split(1, dim=2), range(S - T + 1, S + 1), strict=True)
+        return torch.cat([attend(x, k[:, :, :end], v[:, :, :end]) for x, end in ends], dim=2)
     # Dropout on the attention weights would cost (B, H, T, T) random numbers a layer and keep
     # PyTorch from its fused kernel. The block applies dropout to the result instead.
     return F.scaled_dot_product_attention(q, k, v, is_causal=T == S)
@@ -227,8 +224,7 @@ class GPTModel(nn.Module):
             raise ValueError(
                 f"{end} tokens do not fit: {what} {room}; pass fewer, such as in_idx[:, -{room}:]"
             )
-        x = self.tok_emb(in_idx) + self.pos_emb.weight[start:end]  # (B, T, C) + (T, C)
-        x = self.drop_emb(x)
+        x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb.weight[start:end])  # (B, T, C)
         for block in self.trf_blocks:
             x = block(x, cache)
         if cache is not None:

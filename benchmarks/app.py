@@ -28,11 +28,13 @@ ROUNDS = 3
 
 
 async def do_everything(server: Server) -> None:
-    """Use the app once, its chart included: what is measured is an app that has been in use."""
+    """Use the app once, all that it can show included: what is measured is an app that has been in use."""
     async with Person(server) as person:
         await person.set(max_new_tokens=1)
         await person.send(PROMPTS[0])
-        assert await person.press((await person.continuation()).buttons["next_token"]) == 200
+        shown = await person.continuation()
+        for what in ("next", "scores", "attention", "copied"):
+            assert (await person.act("look", what=what, ids=person.prompt + shown.ids))[0] == 200
 
 
 async def generate_once(
@@ -44,9 +46,10 @@ async def generate_once(
         await ready.wait()
         sent = time.perf_counter()
         await person.send(prompt)
-        await person.expect("stream_start")
+        event, _ = await person.expect("tokens", "finished")  # short ones come as a whole
         first = time.perf_counter()
-        await person.continuation()
+        if event == "tokens":
+            await person.expect("finished")
         return sent, first, time.perf_counter()
 
 

@@ -9,7 +9,7 @@ has the same bits whatever else is computed beside it, on any machine.
 import torch
 from torch import Tensor, nn
 
-EXACT = 1024  # products of two 8-bit numbers whose sum float32 still holds exactly: 2**24 / 127**2
+EXACT = 1024  # so many products of 8-bit numbers add up exactly in float32: 2**24 > 1024 * 127**2
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,10 +20,13 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def int8_product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b, exactly, for 8-bit integers: (N, K), (K, M) -> (N, M)."""
-    if a.device.type == "cpu":
-        return torch._int_mm(a, b)
-    pairs = zip(a.split(EXACT, 1), b.split(EXACT), strict=True)  # GPUs take large products alone
-    return sum(x.float() @ y.float() for x, y in pairs)
+    return torch._int_mm(a, b) if a.device.type == "cpu" else exact_product(a, b)
+
+
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return what `int8_product` does, where PyTorch has no such operator for any shape."""
+    pieces = zip(a.split(EXACT, dim=1), b.split(EXACT), strict=True)
+    return torch.stack([(x.float() @ y.float()).int() for x, y in pieces]).sum(0)
 
 
 class Int8Linear(nn.Module):
