@@ -28,7 +28,7 @@ ROUNDS = 3
 
 
 async def do_everything(server: Server) -> None:
-    """Use the app once, all that it can show included: what is measured is an app that has been in use."""
+    """Use all of the app once: what is measured is an app that has been in use."""
     async with Person(server) as person:
         await person.set(max_new_tokens=1)
         await person.send(PROMPTS[0])
