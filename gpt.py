@@ -57,7 +57,7 @@ def check_config(cfg: dict[str, Any]) -> None:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, so that each is computed only once.
+    """Keys and values of the tokens seen so far, so that they need not be computed again.
 
     Hand the same cache to `GPTModel.forward` with each further piece of a text. Memory is allocated
     at once, for `batch_size` rows of `max_length` tokens (default, and at most: the context).
@@ -65,7 +65,7 @@ class KVCache:
     """
 
     def __init__(self, model: "GPTModel", batch_size: int = 1, max_length: int | None = None):
-        cfg, weight = model.cfg, model.out_head.weight
+        cfg, weight = model.cfg, model.pos_emb.weight
         self.max_length = min(max_length or cfg["context_length"], cfg["context_length"])
         head_dim = cfg["emb_dim"] // cfg["n_heads"]
         shape = (cfg["n_layers"], 2, batch_size, cfg["n_heads"], self.max_length, head_dim)
@@ -73,7 +73,7 @@ class KVCache:
         self.length = 0  # the model adds T to it, after its last layer
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values, (B, H, T, D); return views of all its so far."""
+        """Store one layer's new keys and values, (B, H, T, D); return views of all it holds."""
         end = self.length + k.size(2)
         self.kv[layer, 0, :, :, self.length : end] = k
         self.kv[layer, 1, :, :, self.length : end] = v
@@ -107,8 +107,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, cfg: dict[str, Any], layer: int) -> None:
         super().__init__()
         dim = cfg["emb_dim"]
-        self.layer = layer
-        self.n_heads = cfg["n_heads"]
+        self.layer, self.n_heads = layer, cfg["n_heads"]
         self.W_query = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
         self.W_key = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
         self.W_value = nn.Linear(dim, dim, bias=cfg["qkv_bias"])
@@ -117,8 +116,7 @@ class MultiHeadAttention(nn.Module):
 
     @staticmethod
     def _drop_mask(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
-        # The book's model stores its causal mask in its checkpoints; here none is stored.
-        state_dict.pop(prefix + "mask", None)
+        state_dict.pop(prefix + "mask", None)  # the book's checkpoints hold the causal mask
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         q, k, v = (
@@ -127,14 +125,18 @@ class MultiHeadAttention(nn.Module):
         )
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D) with S >= T
-        T, S = q.size(2), k.size(2)
-        mask = None
-        if 1 < T < S:  # several new tokens after cached ones: is_causal would align them wrongly
-            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-        # Dropout on the attention weights would cost (B, H, T, T) random numbers a layer and keep
-        # PyTorch from its fused kernel. The block applies dropout to the result instead.
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=T == S)
-        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+        return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return (B, H, T, D): what the last T of S tokens gather with queries, keys and values."""
+    T, S = q.size(2), k.size(2)
+    if 1 < T < S:  # after cached tokens, one by one: the same bits as in steps of one token
+        ends = zip(q.split(1, dim=2), range(S - T + 1, S + 1), strict=True)
+        return torch.cat([attend(x, k[:, :, :end], v[:, :, :end]) for x, end in ends], dim=2)
+    # Dropout on the attention weights would cost (B, H, T, T) random numbers a layer and keep
+    # PyTorch from its fused kernel. The block applies dropout to the result instead.
+    return F.scaled_dot_product_attention(q, k, v, is_causal=T == S)
 
 
 class FeedForward(nn.Module):
@@ -191,7 +193,7 @@ class GPTModel(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        # Sizes chosen by measuring. Embeddings of size 1 tell tokens apart from the first step on;
+        # Chosen by measuring. Embeddings of std 1 tell tokens apart from the first step on;
         # small matrices keep the first logits near 0 and the first loss near ln(V). Two matrices of
         # each block add to x: their sum should not outgrow the embeddings (GPT-2, section 2.3).
         for name, parameter in self.named_parameters():
@@ -222,8 +224,7 @@ class GPTModel(nn.Module):
             raise ValueError(
                 f"{end} tokens do not fit: {what} {room}; pass fewer, such as in_idx[:, -{room}:]"
             )
-        x = self.tok_emb(in_idx) + self.pos_emb.weight[start:end]  # (B, T, C) + (T, C)
-        x = self.drop_emb(x)
+        x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb.weight[start:end])  # (B, T, C)
         for block in self.trf_blocks:
             x = block(x, cache)
         if cache is not None:
@@ -302,7 +303,7 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class TrainState:
-    """How far a training run has come; with the weights, all that it needs to go on later."""
+    """How far a training run has come. With weights and random state, enough to go on later."""
 
     step: int = 0  # optimizer steps taken
     history: list[Evaluation] = field(default_factory=list)
@@ -313,7 +314,7 @@ LM_HEAD_LR_MULT = 4.0  # the output head learns best from larger steps than the 
 
 
 def create_optimizer(model: GPTModel, weight_decay: float) -> AdamW:
-    """Return AdamW with weight decay on matrices alone; `train_step` uses each group's `lr_mult`.
+    """Return AdamW with weight decay on the matrices of blocks and head. See `train_step`.
 
     Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101
     """

@@ -1,8 +1,9 @@
-"""Time the page over its socket, without a browser: one person alone, then twenty at once.
+"""Time the page over its socket, without a browser: one person alone, then many at once.
 
     python benchmarks/app.py
 
-Needs what the tests need (tests/requirements.txt); takes about a minute.
+prints a table (`benchmarks/run.py page` puts it into the results). Needs what the tests need
+(tests/requirements.txt); takes about two minutes.
 """
 
 import asyncio
@@ -20,45 +21,63 @@ from app_server import Person, Server, running_app  # noqa: E402
 
 THREADS = {"OMP_NUM_THREADS": str(os.cpu_count())}  # as the page has them in use, not in tests
 
-PROMPT = "Everyone knew who the Babbingtons were."
+# One begins the story, one is not in it: every second person has the other.
+PROMPTS = ["Everyone knew who the Babbingtons were.", "The mountains were quiet that night, and"]
+TOKENS = 60  # for each person
+ROUNDS = 3
 
 
 async def do_everything(server: Server) -> None:
-    """Use the app once, its chart included: what is measured is an app that has been in use."""
+    """Use all of the app once: what is measured is an app that has been in use."""
     async with Person(server) as person:
         await person.set(max_new_tokens=1)
-        await person.send(PROMPT)
-        assert await person.press((await person.continuation()).buttons["next_token"]) == 200
+        await person.send(PROMPTS[0])
+        shown = await person.continuation()
+        for what in ("next", "scores", "attention", "copied"):
+            assert (await person.act("look", what=what, ids=person.prompt + shown.ids))[0] == 200
 
 
-async def continue_once(server: Server, tokens: int) -> tuple[float, float]:
-    """Return the seconds from sending a prompt to the first token and to the last."""
+async def generate_once(
+    server: Server, prompt: str, ready: asyncio.Barrier
+) -> tuple[float, float, float]:
+    """Return when a prompt was sent, when its first token came, and when its last, in seconds."""
     async with Person(server) as person:
-        await person.set(max_new_tokens=tokens)
-        start = time.perf_counter()
-        await person.send(PROMPT)
-        await person.expect("stream_start")
-        first = time.perf_counter() - start
-        await person.continuation()
-        return first, time.perf_counter() - start
+        await person.set(max_new_tokens=TOKENS)
+        await ready.wait()
+        sent = time.perf_counter()
+        await person.send(prompt)
+        event, _ = await person.expect("tokens", "finished")  # short ones come as a whole
+        first = time.perf_counter()
+        if event == "tokens":
+            await person.expect("finished")
+        return sent, first, time.perf_counter()
 
 
-async def twenty(server: Server, tokens: int) -> tuple[float, float]:
-    """Return the slowest first token, and the seconds until all have their continuations."""
-    start = time.perf_counter()
-    times = await asyncio.gather(*(continue_once(server, tokens) for _ in range(20)))
-    return max(first for first, _ in times), time.perf_counter() - start
+async def together(server: Server, prompts: list[str]) -> tuple[float, float, float]:
+    """Return the slowest first token, the slowest person's tokens/s, and all people's."""
+    ready = asyncio.Barrier(len(prompts))
+    times = await asyncio.gather(*(generate_once(server, prompt, ready) for prompt in prompts))
+    seconds = max(last for _, _, last in times) - min(sent for sent, _, _ in times)
+    return (
+        max(first - sent for sent, first, _ in times),
+        min(TOKENS / (last - sent) for sent, _, last in times),
+        TOKENS * len(prompts) / seconds,
+    )
 
 
 def main() -> None:
+    print(f"{TOKENS} tokens for each person, with the page's own settings (medians of {ROUNDS}).\n")
+    print("| people at once | slowest first token | slowest person | all together |")
+    print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, running_app(Path(folder), **THREADS) as server:
         asyncio.run(do_everything(server))
-        alone = [asyncio.run(continue_once(server, 60)) for _ in range(5)]
-        first, last = (statistics.median(times) for times in zip(*alone, strict=True))
-        print(f"alone: first token after {first:.2f} s, {60 / last:.1f} tokens/s (median of 5)")
-        first, last = asyncio.run(twenty(server, 20))
-        print(f"20 people: slowest first token {first:.2f} s, {400 / last:.1f} tokens/s in all")
-        print(f"memory: {server.memory() / 1000:.1f} GB")
+        groups = {f"one, {prompt!r}": [prompt] for prompt in PROMPTS}
+        groups |= {str(people): (PROMPTS * people)[:people] for people in (8, 20, 30)}
+        for name, prompts in groups.items():
+            rounds = [asyncio.run(together(server, prompts)) for _ in range(ROUNDS)]
+            first, slowest, speed = map(statistics.median, zip(*rounds, strict=True))
+            print(f"| {name} | {first:.2f} s | {slowest:.1f} tokens/s | {speed:.1f} tokens/s |")
+        print(f"\nThe process takes {server.memory() / 1000:.1f} GB then.")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from gpt import GPTModel, TransformerBlock
+from gpt import GPTModel, TransformerBlock, eval_mode
+from support.checks import check_ids
 
 
 @torch.no_grad()
@@ -14,8 +15,13 @@ def attention_weights(model: GPTModel, idx: Tensor) -> Tensor:
 
     `[layer, head, i, j]` is the share of its attention that token i gives to token j; those of a
     token add up to 1. The model itself does not keep them: its fused kernel never forms the matrix
-    softmax(Q K^T / sqrt(D) + mask) as a whole. Call `model.eval()` first.
+    softmax(Q K^T / sqrt(D) + mask) as a whole. Dropout is off.
+
+    Raises TypeError or ValueError for anything but one row of ids that fits the context.
     """
+    check_ids("idx", idx, 2, vocab_size=model.cfg["vocab_size"])
+    if len(idx) != 1 or not 1 <= idx.size(1) <= model.cfg["context_length"]:
+        raise ValueError(f"idx has shape {tuple(idx.shape)}; pass one row that fits the context")
     x = model.tok_emb(idx) + model.pos_emb.weight[: idx.size(1)]  # (1, T, C)
     future = torch.ones(idx.size(1), idx.size(1), dtype=torch.bool, device=x.device).triu(1)
     layers = []
@@ -28,5 +34,6 @@ def attention_weights(model: GPTModel, idx: Tensor) -> Tensor:
         )
         scores = q @ k.mT / math.sqrt(q.size(-1))  # (H, T, T)
         layers.append(scores.float().masked_fill(future, -math.inf).softmax(-1))
-        x = block(x)
+        with eval_mode(model):
+            x = block(x)
     return torch.stack(layers)

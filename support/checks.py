@@ -47,7 +47,7 @@ def check_ids(
 
 
 def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
-    """Raise TypeError or ValueError, naming the value, for sampling settings that are no use."""
+    """Raise TypeError or ValueError, naming the value, for sampling settings out of range."""
     check_number("temperature", temperature, Real)
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")

@@ -14,7 +14,7 @@ def give_head_start(model: GPTModel) -> None:
     grows such "previous token heads" (Elhage et al. 2021, "A Mathematical Framework for
     Transformer Circuits"), but on one short story this takes longer than all of the training here.
 
-    It overwrites, in place, with random numbers from the global state for the last of these:
+    It overwrites, in place (only the last of these draws random numbers, from the global state):
 
     - the positions: sines and cosines of the position at different frequencies (Vaswani et al.
       2017, section 3.5) in the first channels, as many as a head has (64 of 768), zeros elsewhere;

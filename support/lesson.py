@@ -46,7 +46,10 @@ def run_lesson(path: Path = NOTEBOOK) -> Any:
 
 
 def main() -> None:
-    print("This trains the model and runs all experiments: six to twelve minutes on two cores.")
+    print(
+        "This trains the model and runs all experiments: six to twelve minutes on two cores.",
+        flush=True,
+    )
     start = time.perf_counter()
     nbformat.write(run_lesson(), NOTEBOOK)
     print(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes. Read it: {NOTEBOOK.name}")

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 import uvicorn
+from chainlit import server
 from chainlit.chat_context import chat_context, chat_contexts
-from chainlit.config import APP_ROOT, FILES_DIRECTORY, config
+from chainlit.config import APP_ROOT, FILES_DIRECTORY
 from chainlit.logger import logger
 from chainlit.message import ErrorMessage
 from chainlit.server import app, sio
 from chainlit.session import WebsocketSession, ws_sessions_id
-from chainlit.socket import change_settings, connect, edit_message, message
+from chainlit.socket import change_settings, connect, message
 from chainlit.user_session import user_sessions
 from socketio.exceptions import ConnectionRefusedError
 from starlette.middleware.base import RequestResponseEndpoint
@@ -88,12 +89,13 @@ def protect(root: Path, settings: Collection[str]) -> None:
         )
     sio.on("connect", _connect)
     sio.on("client_message", _cropping(message))
-    sio.on("edit_message", _cropping(edit_message))
+    sio.on("edit_message", _ignore)  # the page has no pencil
     sio.on("chat_settings_change", _only_known(settings, change_settings))
     if not reloading:
         uvicorn.Config = _limiting(uvicorn.Config)  # type: ignore[misc, assignment]
         sio.eio.max_http_buffer_size = MAX_BYTES  # of messages that come by POST
         app.middleware("http")(_guard)
+        server.get_html_template = _without_others(server.get_html_template)
 
 
 def _limiting(make_config: Callable[..., uvicorn.Config]) -> Callable[..., uvicorn.Config]:
@@ -102,13 +104,30 @@ def _limiting(make_config: Callable[..., uvicorn.Config]) -> Callable[..., uvico
     return lambda *args, **kwargs: make_config(*args, **kwargs | limits)
 
 
+def comes_from_here(origin: str | None, host: str | None) -> bool:
+    """Return whether a browser sends this from the app's own page.
+
+    Browsers name the origin of the page that sends, and the host that they ask. Another site's page
+    has another origin. Programs that are no browsers name none, and are let in: they can say what
+    they like anyway.
+    """
+    return origin is None or origin.partition("://")[2].lower() == (host or "").lower() != ""
+
+
+def _without_others(make_page: Callable[[str], str]) -> Callable[[str], str]:
+    """Return Chainlit's maker of the page, without what the page would load from elsewhere."""
+    link = re.compile(r"<link\b[^>]*https://cdn[^>]*>")
+    return lambda root_path: link.sub("", make_page(root_path))
+
+
 async def _guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
     """Refuse, unread, what the page never sends; let the browser load nothing from elsewhere."""
     length = request.headers.get("content-length", "")
     in_pieces = "transfer-encoding" in request.headers  # then it may be longer than it says
     short = length.isdecimal() and int(length) <= MAX_BYTES and not in_pieces
     only_asks = request.method in ("GET", "HEAD", "OPTIONS")
-    if only_asks or (short and request.url.path.endswith(SENDS_TO)):
+    own = comes_from_here(request.headers.get("origin"), request.headers.get("host"))
+    if own and (only_asks or (short and request.url.path.endswith(SENDS_TO))):
         response = await call_next(request)
     else:
         response = Response("The page does not send this.", status_code=403)
@@ -127,6 +146,8 @@ async def _connect(sid: str, environ: dict[str, Any], auth: Any) -> bool:
     session_id = auth.get("sessionId") if isinstance(auth, dict) else None
     if not re.fullmatch("[0-9a-f-]{36}", str(session_id)):
         raise ConnectionRefusedError("no session id")
+    if not comes_from_here(environ.get("HTTP_ORIGIN"), environ.get("HTTP_HOST")):
+        raise ConnectionRefusedError("another site's page")
     accepted = await connect(sid, environ, auth)
     if (session := WebsocketSession.get(sid)) and session.restored:
         session.chat_started = False
@@ -134,6 +155,10 @@ async def _connect(sid: str, environ: dict[str, Any], auth: Any) -> bool:
 
 
 Handler = Callable[[str, Any], Awaitable[None]]
+
+
+async def _ignore(sid: str, payload: Any = None) -> None:
+    """Do nothing."""
 
 
 def _cropping(handler: Handler) -> Handler:
@@ -177,29 +202,11 @@ def freeze_memory() -> None:
         gc.freeze()
 
 
-def make_files_directory() -> None:
-    """Make the folder that Chainlit writes elements to: another app that ended here removed it."""
-    FILES_DIRECTORY.mkdir(exist_ok=True)
-
-
 def forget_who_left() -> None:
     """Let go of what Chainlit keeps in memory of people whose session has ended."""
     for kept in (chat_contexts, user_sessions):
         for session_id in kept.keys() - ws_sessions_id.keys():
             del kept[session_id]
-
-
-def answer_unknown_edits(answer: Callable[[], Awaitable[None]]) -> None:
-    """Call `answer` when a prompt was edited that is no longer known, after a new start.
-
-    Chainlit has no message then, and what it makes of `on_message` would fail without a word.
-    """
-    on_message = config.code.on_message
-
-    async def on_message_or_none(message: Any) -> None:
-        await (on_message(message) if message else answer())
-
-    config.code.on_message = on_message_or_none
 
 
 # 4. Messages --------------------------------------------------------------------------------

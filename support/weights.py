@@ -12,12 +12,13 @@ from torch.overrides import TorchFunctionMode
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.checks import check_ids
 from support.files import atomic_write, load_archive
+from support.quantization import quantize
 
 
 def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | None = None) -> None:
     """Store the weights as a state dict that `torch.load` and `load_state_dict` take as it is.
 
-    Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
+    Weights are quantized to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
     an eighth of the float32 size. Given `used_ids`, the token ids of the whole text, the embeddings
     of all other tokens are stored as zeros: they never got a gradient and are noise.
 
@@ -26,6 +27,8 @@ def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | Non
     """
     state = {}
     for name, tensor in model.state_dict().items():
+        if tensor.dtype == torch.int8:
+            raise ValueError(f"{name} has 8-bit weights, for generation alone: nothing saved")
         if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
             raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
         state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
@@ -71,26 +74,29 @@ def load_model(
 ) -> GPTModel:
     """Return the model stored at `path`, in eval mode, on `device` (default: CPU).
 
-    Its weights have `dtype`. With `torch.bfloat16` it takes half the memory and, on some CPUs,
-    generates faster, because a token's step means reading all weights once.
+    Its weights have `dtype`. A token's step means reading all weights once: so with
+    `torch.bfloat16`, half the bytes, it generates faster on some CPUs, and with `torch.int8`, a
+    quarter, on most. 8-bit weights are for generation alone: see support/quantization.py.
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to
     another configuration, or holds anything but weights (code in the file is never run), and for
-    another dtype than float32, bfloat16 and float64.
+    another dtype than these and float64.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
             f"no weights at {path}: run pretrain.ipynb to make them, or get "
             "pretrain-story-model.pth from the project's repository"
         )
-    if dtype not in (torch.float32, torch.bfloat16, torch.float64):
-        raise ValueError(f"dtype must be torch.float32, bfloat16 or float64, not {dtype!r:.60}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8):
+        choice = "torch.float32, bfloat16, float64 or int8"
+        raise ValueError(f"dtype must be {choice}, not {dtype!r:.60}")
     state = load_archive(path, "weights", "run pretrain.ipynb to make it anew")
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
     ):
         raise ValueError(f"{path} cannot be read as weights: it holds something else")
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    state_dtype = torch.float32 if dtype == torch.int8 else dtype
+    state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
     with torch.device("meta"), _NoInit():  # spend no time and memory on random weights
         model = GPTModel(cfg)
     try:
@@ -98,4 +104,6 @@ def load_model(
     except RuntimeError as error:
         problem = str(error).splitlines()[1].strip()
         raise ValueError(f"{path} holds the weights of another configuration: {problem}") from None
+    if dtype == torch.int8:
+        quantize(model)
     return model.to(device or "cpu").eval()

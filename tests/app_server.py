@@ -23,6 +23,7 @@ from conftest import ROOT
 from playwright.sync_api import Browser, Error, sync_playwright
 
 WEIGHTS = "pretrain-story-model.pth"
+ELEMENTS = ("Connection", "Start", "Toolbar", "Text", "Token", "Bars", "Compare", "Settings")
 
 # On a busy machine, threads of PyTorch that wait for each other take ten times as long.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -48,24 +49,28 @@ from pathlib import Path
 
 from chainlit.chat_context import chat_contexts
 from chainlit.user_session import user_sessions
+from support.batching import Sequence
 
-count, generated, say = 0, app.stream_tokens, Path("say")
+count, take, say = 0, Sequence.take, Path("say")
 
-def counted(*args, **kwargs):
+def counted(sequence, *args):
     global count
-    text = say.read_text() if say.exists() else None
-    for i, token in enumerate(generated(*args, **kwargs)):
-        count += 1
-        Path("count").write_text(str(count))
-        messages = [message for kept in chat_contexts.values() for message in kept]
-        elements = sum(len(getattr(message, "elements", [])) for message in messages)
-        people = len(chat_contexts.keys() | user_sessions.keys())
-        settings = [session.get("chat_settings") for session in user_sessions.values()]
-        kept = {"people": people, "messages": len(messages), "elements": elements}
-        Path("kept").write_text(json.dumps(kept | {"settings": settings}))
-        yield token if text is None else token._replace(text=text[4 * i : 4 * i + 4])
+    tokens = take(sequence, *args)
+    if say.exists():
+        text, done = say.read_text(), getattr(sequence, "said", 0)
+        sequence.said = done + len(tokens)
+        tokens = [t._replace(text=text[4 * i : 4 * i + 4]) for i, t in enumerate(tokens, done)]
+    count += len(tokens)
+    Path("count").write_text(str(count))
+    messages = [message for kept in chat_contexts.values() for message in kept]
+    elements = sum(len(getattr(message, "elements", [])) for message in messages)
+    people = len(chat_contexts.keys() | user_sessions.keys())
+    settings = [dict(session.get("chat_settings") or {}) for session in user_sessions.values()]
+    kept = {"people": people, "messages": len(messages), "elements": elements}
+    Path("kept").write_text(json.dumps(kept | {"settings": settings}))
+    return tokens
 
-app.stream_tokens = counted
+Sequence.take = counted
 """
 
 
@@ -89,15 +94,15 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
-    def post(self, path: str, payload: Any) -> int:
-        """Return the status of a POST request."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(payload).encode(), {"Content-Type": "application/json"}
-        )
+    def post(self, path: str, payload: Any, **headers: str) -> tuple[int, Any]:
+        """Return the status of a POST request, and what the answer says."""
+        headers = {"Content-Type": "application/json", **headers}
+        request = urllib.request.Request(self.url + path, json.dumps(payload).encode(), headers)
         try:
-            return urllib.request.urlopen(request, timeout=60).status
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
-            return error.code
+            return error.code, None
 
 
 def copy_app(
@@ -203,8 +208,8 @@ def running_browser(ways: Sequence[dict[str, Any]] = BROWSERS) -> Iterator[Brows
 class Person:
     """Somebody at the page, over socket.io. `async with Person(server) as person: ...`"""
 
-    def __init__(self, server: Server, cookie: str = "") -> None:
-        self.server, self.headers = server, {"Cookie": cookie}
+    def __init__(self, server: Server, cookie: str = "", **headers: str) -> None:
+        self.server, self.headers = server, {"Cookie": cookie, **headers}
         self.session = str(uuid.uuid4())
         self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
@@ -228,7 +233,8 @@ class Person:
 
     async def __aenter__(self) -> "Person":
         await self.connect()
-        await self.expect("chat_settings")
+        for _ in ELEMENTS:
+            await self.expect("element")
         return self
 
     async def __aexit__(self, *error: Any) -> None:
@@ -242,39 +248,39 @@ class Person:
                 return event, data
 
     async def set(self, **settings: Any) -> None:
-        """Change settings, as the page's Confirm button does; wait until the app knows them."""
+        """Change settings, as the page does; wait until the app knows them."""
         await self.client.call("chat_settings_change", settings)
 
-    async def send(self, prompt: Any, edit: bool = False, **fields: Any) -> None:
-        """Send a prompt, with other fields beside it; or edit the last one."""
-        if not edit:
-            self.message_id = str(uuid.uuid4())
+    async def send(self, prompt: Any, **fields: Any) -> None:
+        """Send a prompt, with other fields beside it."""
         message = {
-            "id": self.message_id, "createdAt": "2026-01-01T00:00:00Z", "output": prompt,
+            "id": str(uuid.uuid4()), "createdAt": "2026-01-01T00:00:00Z", "output": prompt,
             "name": "User", "type": "user_message", **fields,
         }  # fmt: skip
-        event = "edit_message" if edit else "client_message"
-        await self.client.emit(event, {"message": message, "fileReferences": []})
+        await self.client.emit("client_message", {"message": message, "fileReferences": []})
 
-    async def press(self, action: dict[str, Any]) -> int:
-        """Press a button below a continuation; return the answer's status at the end."""
-        request = {"sessionId": self.session, "action": action}
+    async def act(self, name: str, **payload: Any) -> tuple[int, Any]:
+        """Do what a button does; return the answer's status and what it says, at the end."""
+        request = {"sessionId": self.session, "action": {"name": name, "payload": payload}}
         return await asyncio.to_thread(self.server.post, "/project/action", request)
 
+    async def generate(self, ids: list[int], run: str = "run", **payload: Any) -> "Shown":
+        """Let the model continue these ids, as Continue does."""
+        acting = asyncio.create_task(self.act("generate", ids=ids, runs=[{"run": run}], **payload))
+        shown = await self.continuation()
+        assert (await acting)[0] == 200
+        return shown
+
     async def continuation(self) -> "Shown":
-        """Wait for a continuation to be finished, with all that stands below it."""
-        shown, inside, buttons = None, None, {}
-        while shown is None or inside is None or len(buttons) < 3:
-            event, data = await self.expect("update_message", "new_message", "element", "action")
-            if event == "new_message":
+        """Wait for a continuation to be finished."""
+        while True:
+            event, data = await self.expect("prompt", "finished", "new_message")
+            if event == "prompt":
+                self.prompt = [token["id"] for token in data["tokens"]]
+            elif event == "finished":
+                return Shown(**data)
+            elif data["type"] == "assistant_message":
                 assert not data["isError"], data["output"]
-            elif event == "update_message":
-                shown = as_shown(data["output"])
-            elif event == "action":
-                buttons[data["name"]] = data
-            elif data["name"] == "LookInside":
-                inside = data["props"]
-        return Shown(shown, inside, buttons)
 
     async def error(self) -> str:
         """Wait for an error message; return its text."""
@@ -285,11 +291,20 @@ class Person:
 
 
 class Shown(NamedTuple):
-    """A continuation on the page: as shown, what is inside, and the buttons below it, by name."""
+    """A finished continuation, as the app sends it."""
 
-    text: str
-    inside: dict[str, Any]
-    buttons: dict[str, dict[str, Any]]
+    run: str
+    tokens: list[dict[str, Any]]
+    facts: list[str]
+    share: float
+
+    @property
+    def text(self) -> str:
+        return "".join(token["text"] for token in self.tokens)
+
+    @property
+    def ids(self) -> list[int]:
+        return [token["id"] for token in self.tokens]
 
 
 def as_shown(markdown: str) -> str:

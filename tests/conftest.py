@@ -1,7 +1,9 @@
 """Things that several test files share: a tiny model, the tokenizer, the story."""
 
 import multiprocessing
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 ROOT = Path(__file__).parent.parent
+DISK = 2**19  # bytes of the disk that `small_disk` makes
 TINY_CONFIG = {
     **GPT_CONFIG_124M,
     "vocab_size": 61,
@@ -75,6 +78,13 @@ def story() -> str:
     return read_text(ROOT / "dataset" / "story.txt")
 
 
+def save_again_and_again(save, models, path):
+    torch.set_num_threads(1)
+    while True:
+        for model in models:
+            save(model, path)
+
+
 def begin(begun, function, args):
     begun.set()
     function(*args)
@@ -84,7 +94,7 @@ def begin(begun, function, args):
 def fork():
     """Return a function that calls another in a process of its own, which has imported PyTorch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.checkpoints"])
+    context.set_forkserver_preload(["support.checkpoints", "support.hugging_face"])
 
     def start(function, *args):
         begun = context.Event()
@@ -94,3 +104,42 @@ def fork():
         return process
 
     return start
+
+
+def damaged(content, rng):
+    """Return a file's content, cut off or with some bits or bytes changed."""
+    how, content = rng.choice(["cut", "bits", "bytes", "insert", "remove"]), bytearray(content)
+    at = rng.randrange(len(content))
+    if how == "cut":
+        return bytes(content[:at])
+    for _ in range(rng.choice([1, 1, 3, 50])):
+        at = rng.randrange(len(content))
+        if how == "bits":
+            content[at] ^= 1 << rng.randrange(8)
+        elif how == "bytes":
+            content[at] = rng.randrange(256)
+        elif how == "insert":
+            content.insert(at, rng.randrange(256))
+        else:
+            del content[at]
+    return bytes(content)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a folder on a disk of its own, of `DISK` bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can make a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def git_checkout():
+    """Return the project's folder, where Git can tell what is in it."""
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("this is no Git checkout, or Git is not installed")
+    return ROOT

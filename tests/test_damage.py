@@ -5,12 +5,11 @@ import os
 import pickle
 import random
 import re
-import subprocess
 import zipfile
 
 import pytest
 import torch
-from conftest import TINY_CONFIG
+from conftest import DISK, TINY_CONFIG, damaged
 
 from gpt import Evaluation, GPTModel, TrainState
 from support.checkpoints import load_checkpoint, save_checkpoint
@@ -20,7 +19,6 @@ from support.weights import load_model, save_weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = torch.arange(16)[None]
-DISK = 2**19  # bytes
 
 
 def model_of(seed):
@@ -32,25 +30,6 @@ HISTORY = [Evaluation(0, 0.0, 0, 4.0, 4.1, 0.0), Evaluation(4, 1.0, 64, 2.5, 3.0
 AVERAGES = {0: {"exp_avg": torch.arange(99.0), "step": torch.tensor(4.0)}}
 STATE = TrainState(4, HISTORY, {"state": AVERAGES, "param_groups": []})
 RUN_CONFIG = {"seed": 0}
-
-
-def damaged(content, rng):
-    """Return a file's content, cut off or with some bits or bytes changed."""
-    how, content = rng.choice(["cut", "bits", "bytes", "insert", "remove"]), bytearray(content)
-    at = rng.randrange(len(content))
-    if how == "cut":
-        return bytes(content[:at])
-    for _ in range(rng.choice([1, 1, 3, 50])):
-        at = rng.randrange(len(content))
-        if how == "bits":
-            content[at] ^= 1 << rng.randrange(8)
-        elif how == "bytes":
-            content[at] = rng.randrange(256)
-        elif how == "insert":
-            content.insert(at, rng.randrange(256))
-        else:
-            del content[at]
-    return bytes(content)
 
 
 def forged(content, rng):
@@ -200,18 +179,6 @@ def test_processes_that_save_to_one_path(tmp_path, fork, kind, times):
     for process in processes:
         process.kill()
         process.join()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Return a folder on a disk of its own, of `DISK` bytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root can make a small disk")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize("kind", ["weights", "checkpoint"])

@@ -28,7 +28,8 @@ import gpt
 import support
 import utils
 from gpt import Evaluation, GPTModel, KVCache
-from support import checkpoints, checks, data, head_start, memorization, plots
+from support import attention, checkpoints, checks, data, head_start, memorization, plots
+from support.batching import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,13 +123,13 @@ def test_the_limit_is_lifted_afterwards():
     assert signal.alarm(0) == 0  # none was running
 
 
-# What is called, and what it promises --------------------------------------------------------
+# What is called, and what must be true of the result ---------------------------------------------
 
 
 class Case(NamedTuple):
     call: Callable
     arguments: dict[str, tuple[list, list]]
-    promise: Callable[..., bool]  # given the result, and the arguments by name
+    holds: Callable[..., bool]  # given the result, and the arguments by name
     draws: bool = False  # from the global random state, as its docstring says
 
 
@@ -192,10 +193,27 @@ def same_text(result, text, tokenizer):
 
 
 SAMPLING = {"temperature": HEAT, "top_k": TOP_K, "top_p": TOP_P}
+
+
+def batched(model, **arguments):
+    """Return the tokens of one text in a batch."""
+    batch, tokens = Batch(model, TOKENIZERS[0][0], range(61)), []
+    sequence = batch.add(**arguments)
+    while batch.sequences:
+        tokens += batch.step()[0][1]
+    if sequence.error:
+        raise sequence.error
+    return tokens
+
+
 DECODING = {
     "model": MODELS, "idx": ROWS, "max_new_tokens": ([0, 1, 3, 20], [-1, 2.0, math.nan, None, "3"]),
     "context_size": ([1, 2, 5, 16], WHOLE[1]), **SAMPLING, "generator": GENERATORS,
 }  # fmt: skip
+DRAFT_IDS = (
+    [None, None, torch.arange(61), torch.arange(122)[None] % 61],
+    [[1, 2], torch.tensor(3.0)],
+)
 EOS_ID = [None], [0.5, math.nan, "3", [1], 10**400, 2**70]
 SEEDS = [0, -5, 10**30, np.int64(7)], [1.5, "seed", None]
 VOCAB_SIZES = [61, 50257, 10**9], [5, "many"]
@@ -261,6 +279,11 @@ CASES = {
         lambda r, model, batch_size, max_length: r.length == 0 < r.max_length <= T,
     ),
     "GPTModel": Case(GPTModel, {"cfg": CONFIGS}, lambda r, cfg: r.cfg == cfg, draws=True),
+    "attention_weights": Case(
+        attention.attention_weights,
+        {"model": MODELS, "idx": ROWS},
+        lambda r, model, idx: torch.allclose(r.sum(-1), torch.ones(2, 3, *idx.shape[1:])),
+    ),
     "give_head_start": Case(
         run_head_start, {"cfg": (SMALL, [])}, lambda r, cfg: r.isfinite().all(), draws=True
     ),
@@ -328,13 +351,18 @@ CASES = {
          "context_size": ([1, 16], [17])},
         continued,
     ),
-    "generate": Case(utils.generate, {**DECODING, "eos_id": EOS_ID}, continued, draws=True),
+    "generate": Case(
+        utils.generate,
+        {**DECODING, "eos_id": EOS_ID, "draft_ids": DRAFT_IDS},
+        continued, draws=True,
+    ),
     "stream": Case(
-        lambda **a: list(utils.stream(**a)), {**DECODING, "eos_id": EOS_ID},
+        lambda **a: list(utils.stream(**a)),
+        {**DECODING, "eos_id": EOS_ID, "draft_ids": DRAFT_IDS},
         lambda r, idx, max_new_tokens, **a: len(r) == max_new_tokens, draws=True,
     ),
-    "stream_tokens": Case(
-        lambda **a: list(utils.stream_tokens(tokenizer=TOKENIZERS[0][0], **a)), DECODING,
+    "Batch": Case(
+        batched, DECODING,
         lambda r, max_new_tokens, **a: len(r) == max_new_tokens
         and all(0 < t.sampling_prob <= 1 and t.logprob <= 1e-6 and t.rank >= 1 for t in r),
         draws=True,
@@ -368,6 +396,8 @@ CASES = {
 
 # Tried elsewhere: what is used inside the above, has no code of its own, or needs a file.
 ELSEWHERE = {
+    "attend", "check_prompt", "draw_token", "Drafter", "Sequence", "hidden_states", "Int8Linear",
+    "exact_product", "int8_product", "quantize", "quantize_rows",
     "LayerNorm", "MultiHeadAttention", "FeedForward", "TransformerBlock", "Evaluation",
     "TrainState", "eval_mode", "create_optimizer", "tune_malloc", "TokenInfo", "VerbatimSpan",
     "StoryPlace", "verbatim_share", "new_axes", "temperature_png", "read_text", "atomic_write",
@@ -423,7 +453,7 @@ def try_one(name, rng):
         worked = False
     else:
         worked = True
-        assert case.promise(result, **arguments), f"{name}({arguments})"
+        assert case.holds(result, **arguments), f"{name}({arguments})"
     after, random_state_after = state_of_the_world()
     assert after == before
     assert case.draws or torch.equal(random_state_after, random_state)

@@ -249,7 +249,7 @@ def test_without_a_network(no_network_at_all, tmp_path):
     assert printed.startswith("Everyone knew who the Babbingtons were.")
 
 
-def test_git_on_windows_leaves_what_must_not_change(tmp_path):
+def test_git_on_windows_leaves_what_must_not_change(tmp_path, git_checkout):
     clone = tmp_path / "clone"
     output(["git", "clone", "-q", "-c", "core.autocrlf=true", str(ROOT), str(clone)], tmp_path)
     assert b"\r\n" in (clone / "app.py").read_bytes()  # what Git may do to other files

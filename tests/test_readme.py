@@ -23,13 +23,6 @@ def blocks(language, text=README):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def files_in_git():
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    return subprocess.run(
-        listed, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-
-
 def named_in_the_table():
     table = README.split("## Files")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`[^|]+) \| (.*) \|$", table, re.MULTILINE)
@@ -43,9 +36,11 @@ def test_every_named_file_is_there():
     assert missing == []
 
 
-def test_every_top_level_file_is_named():
+def test_every_top_level_file_is_named(git_checkout):
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=git_checkout, capture_output=True, text=True, check=True)
     named = {name.split("/")[0] for name in named_in_the_table()}
-    top = {path.split("/")[0] for path in files_in_git()}
+    top = {path.split("/")[0] for path in files.stdout.splitlines()}
     assert top - named == {"README.md", ".gitignore", ".gitattributes", ".github"}
 
 

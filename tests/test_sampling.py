@@ -9,7 +9,6 @@ from conftest import TINY_CONFIG
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 
 from gpt import GPTModel
@@ -19,10 +18,6 @@ from utils import (
     next_token_probs,
     sample_next_token,
     stream,
-    stream_tokens,
-    text_to_token_ids,
-    token_ids_to_text,
-    token_label,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -208,7 +203,8 @@ def test_the_distribution_is_computed_once_for_each_token(tiny_model):
     with Recorder() as recorder:
         list(stream(tiny_model, prompt(2), 10, 16, 0.8, 20, top_p=0.9, generator=seeded()))
     names = [name for name, _ in recorder.calls]
-    assert [names.count(name) for name in ("softmax", "topk", "argsort", "multinomial")] == [10] * 4
+    assert [names.count(name) for name in ("softmax", "topk", "multinomial")] == [10] * 3
+    assert not {"sort", "argsort"} & set(names)
 
 
 def test_draws_follow_the_probabilities(tiny_model):
@@ -235,13 +231,11 @@ def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, t
     assert text.max() < 61
 
 
-def calls(model, tokenizer, change):
+def calls(model, change):
     """Return one call for each function that generates, with an argument changed."""
     arguments = {"idx": prompt(), "max_new_tokens": 3, "context_size": 16, **change}
     yield partial(generate, model, **arguments)
     yield partial(stream, model, **arguments)
-    if "eos_id" not in change:
-        yield partial(stream_tokens, model, tokenizer, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +259,9 @@ def calls(model, tokenizer, change):
         ({"eos_id": -1}, "eos_id must be at least 0, not -1"),
     ],
 )
-def test_bad_arguments(tiny_model, tokenizer, change, message):
+def test_bad_arguments(tiny_model, change, message):
     tiny_model.train()
-    for call in calls(tiny_model, tokenizer, change):
+    for call in calls(tiny_model, change):
         with pytest.raises(ValueError, match=message):
             call()  # no token is asked for
     assert tiny_model.training
@@ -289,84 +283,7 @@ def test_bad_arguments(tiny_model, tokenizer, change, message):
         ({"top_p": [0.9]}, r"top_p must be a number, not \[0.9\]"),
     ],
 )
-def test_arguments_of_the_wrong_type(tiny_model, tokenizer, change, message):
-    for call in calls(tiny_model, tokenizer, change):
+def test_arguments_of_the_wrong_type(tiny_model, change, message):
+    for call in calls(tiny_model, change):
         with pytest.raises(TypeError, match=message):
             call()
-
-
-def test_several_prompts_for_one_text(tiny_model, tokenizer):
-    with pytest.raises(ValueError, match=r"the prompt has 2 rows; pass one, such as idx\[:1\]"):
-        stream_tokens(tiny_model, tokenizer, prompt(2), 3, 16)
-
-
-@pytest.fixture(scope="module")
-def worded_model():
-    """A tiny model over GPT-2's whole vocabulary: its draws hold every kind of token."""
-    torch.manual_seed(0)
-    return GPTModel({**TINY_CONFIG, "vocab_size": 50257}).eval()
-
-
-def test_tokens_are_those_of_generate(worded_model, tokenizer):
-    idx = text_to_token_ids("The clock", tokenizer)
-    settings = {"temperature": 2.0, "top_k": 40_000, "top_p": 0.99}
-    infos = list(
-        stream_tokens(worded_model, tokenizer, idx, 200, 16, **settings, generator=seeded())
-    )
-    ids = generate(worded_model, idx, 200, 16, **settings, generator=seeded())[0, idx.size(1) :]
-    assert [info.token_id for info in infos] == ids.tolist()
-    text = "".join(info.text for info in infos)
-    assert token_ids_to_text(ids, tokenizer).rstrip("\ufffd") == text.rstrip("\ufffd")
-
-
-class Planned(GPTModel):
-    """A model whose most probable tokens are those of a plan, one after the other."""
-
-    def __init__(self, token_ids):
-        super().__init__({**TINY_CONFIG, "vocab_size": 50257, "emb_dim": 3})
-        steps = iter(one_hot(torch.tensor(token_ids), 50257).float())
-        self.out_head.register_forward_hook(lambda module, x, logits: next(steps)[None])
-
-
-def test_a_character_comes_with_the_token_that_completes_it(tokenizer):
-    clock = tokenizer.encode("\U0001f570")  # one character, several tokens
-    assert len(clock) > 1
-    plan = [*clock, 13, *clock[:1]]
-    infos = list(stream_tokens(Planned(plan), tokenizer, torch.tensor([[1]]), len(plan), 16))
-    assert [info.token_id for info in infos] == plan
-    texts = [info.text for info in infos]
-    assert texts == [*[""] * (len(clock) - 1), "\U0001f570", ".", ""]
-
-
-def test_a_character_begun_in_the_prompt_is_completed(tokenizer):
-    *begun, end = tokenizer.encode("\U0001f570")
-    (info,) = stream_tokens(Planned([end]), tokenizer, torch.tensor([begun]), 1, 16)
-    assert info.text == "\U0001f570"
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": 0.7, "top_k": 3},
-        {"temperature": 1.3, "top_p": 0.4},
-        {"temperature": 1.0},
-        {"temperature": 0},
-    ],
-)
-def test_probabilities_of_each_token(worded_model, tokenizer, settings):
-    idx = text_to_token_ids("The clock", tokenizer)
-    arguments = {"max_new_tokens": 5, "context_size": 16, **settings}
-    infos = stream_tokens(worded_model, tokenizer, idx, **arguments, generator=seeded())
-    steps = stream(worded_model, idx, **arguments, generator=seeded())
-    for info, (next_ids, logits) in zip(infos, steps, strict=True):
-        before, after = logits.log_softmax(-1)[0], next_token_probs(logits, **settings)[0]
-        order = before.argsort(descending=True).tolist()
-        assert info.token_id == next_ids.item()
-        assert info.label == token_label(info.token_id, tokenizer)
-        assert info.rank == 1 + (before > before[next_ids.item()]).sum().item()
-        assert info.logprob == pytest.approx(before[info.token_id].item())
-        assert info.sampling_prob == after[info.token_id].item() > 0
-        labels, logprobs, sampling_probs = zip(*info.top_tokens, strict=True)
-        assert labels == tuple(token_label(i, tokenizer) for i in order[:5])
-        assert logprobs == pytest.approx(before[order[:5]].tolist())
-        assert sampling_probs == tuple(after[order[:5]].tolist())

@@ -15,6 +15,7 @@ import support.weights
 import utils
 from gpt import GPTModel, calc_loss_loader, train_model
 from support.data import create_dataloader
+from support.quantization import Int8Linear, exact_product, int8_product
 from support.weights import load_model, save_weights
 from utils import generate, stream
 
@@ -80,6 +81,39 @@ def test_half_the_memory(tiny_model, saved):
         torch.testing.assert_close(logits, half(ids)[:, -1], rtol=0.05, atol=0.02)
         ids = torch.cat([ids, next_ids], dim=1)
     assert generate(half, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
+
+
+def test_eight_bits(tiny_model, saved):
+    model = load_model(saved, TINY_CONFIG, dtype=torch.int8)
+    layers = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    assert len(layers) == 2 * 6 + 1
+    assert {layer.weight.dtype for layer in layers} == {torch.int8}
+    assert not any(isinstance(m, torch.nn.Linear) for m in model.modules())
+    full = load_model(saved, TINY_CONFIG)
+    ids = torch.randint(61, (3, 16))
+    torch.testing.assert_close(model(ids), full(ids), rtol=0.05, atol=0.02)
+    assert generate(model, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
+    with pytest.raises(ValueError, match=r"has 8-bit weights, .*: nothing saved"):
+        save_weights(model, saved)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_products_of_eight_bits_are_exact_everywhere(rows):
+    a = torch.randint(-127, 128, (rows, 3072), dtype=torch.int8)
+    b = torch.randint(-127, 128, (3072, 100), dtype=torch.int8)
+    a[0], b[:, 0] = 127, 127  # the largest sum there can be
+    exact = a.long() @ b.long()
+    assert torch.equal(int8_product(a, b).long(), exact)
+    assert torch.equal(exact_product(a, b).long(), exact)  # what other devices use
+
+
+def test_a_bad_number_does_not_become_a_good_one():
+    for bad in (float("nan"), float("inf")):
+        y = Int8Linear(torch.nn.Linear(24, 5))(torch.tensor([[bad, *[1.0] * 23], [1.0] * 24]))
+        assert not y[0].isfinite().any()
+        assert y[1].isfinite().all()
+    assert torch.equal(Int8Linear(torch.nn.Linear(4, 2, bias=False))(torch.zeros(1, 4)),
+                       torch.zeros(1, 2))  # fmt: skip
 
 
 def test_loading_needs_no_compiler(saved):

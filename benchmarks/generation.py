@@ -1,0 +1,80 @@
+"""Contenders in generation: this project's ways, the textbook's, and what limits them all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tiktoken
+import torch
+from common import CONFIG, LENGTH, WEIGHTS, Round, generated, prompts, story_ids, timed
+from torch.nn import functional as F
+from training import matrix_shapes
+
+import utils
+from support.batching import Batch
+
+
+def our_texts(
+    count: int, new: int, dtype: torch.dtype = torch.float32, drafts: bool = False
+) -> Callable[[], list[list[int]]]:
+    """Return `generate`, greedy, on the shipped weights: one row for each prompt."""
+    model, idx = utils.load_model(WEIGHTS, dtype=dtype), torch.tensor(prompts(count))
+    draft_ids = story_ids() if drafts else None
+
+    def texts() -> list[list[int]]:
+        ids = utils.generate(model, idx, new, LENGTH, draft_ids=draft_ids)
+        return ids[:, idx.size(1) :].tolist()
+
+    return texts
+
+
+def our_batch(
+    count: int, new: int, dtype: torch.dtype = torch.float32, drafts: bool = False
+) -> Callable[[], list[list[int]]]:
+    """Return the page's way: texts that come forward together, each with its own cache."""
+    model, tokenizer = utils.load_model(WEIGHTS, dtype=dtype), tiktoken.get_encoding("gpt2")
+    draft_ids = story_ids().tolist() if drafts else ()
+
+    def texts() -> list[list[int]]:
+        batch = Batch(model, tokenizer, draft_ids=draft_ids)
+        ids: dict[Any, list[int]] = {
+            batch.add(torch.tensor([prompt]), new, LENGTH): [] for prompt in prompts(count)
+        }
+        while batch.sequences:
+            for sequence, tokens in batch.step():
+                ids[sequence] += [token.token_id for token in tokens]
+        return list(ids.values())
+
+    return texts
+
+
+def book_texts(new: int) -> Round:
+    """Return `generate` of the textbook's chapter 5, which has no cache, on its own model."""
+    from llms_from_scratch import ch04, ch05
+
+    model, idx = ch04.GPTModel(CONFIG).eval(), torch.tensor(prompts(1))
+    model.load_state_dict(utils.load_model(WEIGHTS).state_dict(), strict=False)  # but its masks
+    return generated(lambda: ch05.generate(model, idx, new, LENGTH)[:, idx.size(1) :].tolist())
+
+
+def read_all_weights(new: int) -> Round:
+    """Return the reading of all float32 matrices, once for each token: their sums."""
+    matrices = [torch.randn(shape) for shape in matrix_shapes()]
+
+    def read() -> None:
+        for _ in range(new):
+            for matrix in matrices:
+                matrix.sum()
+
+    return timed(read, new)
+
+
+def multiply_all_weights(new: int) -> Round:
+    """Return the product of each float32 matrix with one vector, for each token, and no more."""
+    work = [(torch.randn(1, shape[1]), torch.randn(shape)) for shape in matrix_shapes()]
+
+    def multiply() -> None:
+        for _ in range(new):
+            for vector, matrix in work:
+                F.linear(vector, matrix)
+
+    return timed(multiply, new)

@@ -1,0 +1,26 @@
+// The prompt continued at three temperatures, side by side.
+import { useSyncExternalStore } from 'react';
+
+function Compare() {
+  const { compared } = useSyncExternalStore(page.subscribe, page.get);
+  if (!compared) return null;
+  return (
+    <section id="compare" aria-label="Three temperatures">
+      <div className="row">
+        <h2>The prompt at three temperatures</h2>
+        <button type="button" aria-label="Close the comparison" onClick={() => page.set({ compared: null })}>Close</button>
+      </div>
+      <div className="columns">
+        {compared.map(({ temperature, run, tokens, share }) => (
+          <div key={run}>
+            <h3>T {temperature}</h3>
+            <p className="share">{share === undefined ? '…' : `${page.percent(share)} copied from the story`}</p>
+            <div className="prose">{tokens.map((token) => token.text).join('')}</div>
+          </div>
+        ))}
+      </div>
+    </section>
+  );
+}
+
+export default page.component('Compare', Compare);

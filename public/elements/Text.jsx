@@ -1,0 +1,205 @@
+// The text: prompt and continuations as one, each token a place that one can point at. A <bdi> stands
+// where signs that turn the direction of a text would also turn what is beside it.
+import { useEffect, useRef, useSyncExternalStore } from 'react';
+
+const CONTEXT = 256;
+const FOLDED = 120; // tokens of a longer prompt that are shown at first
+
+// From probable to improbable: more colour, and a stronger line for those who do not see the colour.
+const LEVELS = [
+  { least: 0.5, name: '50 % or more', className: '' },
+  { least: 0.1, name: '10 to 50 %', className: 'level-1' },
+  { least: 0.01, name: '1 to 10 %', className: 'level-2' },
+  { least: 0, name: 'below 1 %', className: 'level-3' }
+];
+const levelOf = (logprob) => LEVELS.find((level) => Math.exp(logprob) >= level.least);
+
+// A line end is shown by a sign, so that there is something to point at; so is a token that only
+// begins a character, or has only signs of no width.
+const visible = (text) => text.replaceAll('\n', '↵\n').replace(/^\p{Cf}*$/u, '$&▯');
+
+// What each view makes of a token: a class, and perhaps a shade from 0 to 1.
+const VIEWS = {
+  plain: () => ({}),
+  probs: (token) => ({ className: token.logprob === undefined ? '' : levelOf(token.logprob).className }),
+  drafts: (token) => ({ className: token.draft ? 'from-draft' : '' }),
+  copied: (token) => ({ className: token.runs ? 'from-story' : '' }),
+  attention: (token) => ({ shade: token.share })
+};
+
+// The tokens with what the server told of them: scores of the prompt, copied runs, attention.
+function described(shown, { view, chosen, head }) {
+  const tokens = page.tokensOf(shown).map((token) => ({ ...token }));
+  const ids = tokens.map((token) => token.id);
+  const told = { tokens };
+  if (view === 'probs') {
+    const prompt = tokens.findIndex((token) => token.logprob !== undefined);
+    const end = prompt < 0 ? tokens.length : prompt;
+    const start = Math.max(0, end - CONTEXT);
+    const scores = end > 1 ? page.look('scores', ids.slice(start, end)) : undefined;
+    scores?.tokens.forEach((score, i) => Object.assign(tokens[start + 1 + i], score));
+    told.loss = scores?.loss;
+  }
+  if (view === 'copied' && page.state.running === null) {
+    told.copied = page.look('copied', ids);
+    told.copied?.runs.forEach((run, number) => {
+      for (let i = run.start; i < run.start + run.length; i++) (tokens[i].runs ??= []).push({ ...run, number: number + 1 });
+    });
+  }
+  if (view === 'attention' && chosen !== null && chosen < tokens.length) {
+    const read = page.read(chosen, chosen + 1);
+    const weights = page.look('attention', read);
+    const heads = head ? [weights?.[head.layer]?.[head.head]] : weights?.flat();
+    if (heads?.[0])
+      heads[0].forEach((_, i) => {
+        const share = heads.reduce((sum, row) => sum + row[i], 0) / heads.length / 1000;
+        tokens[chosen + 1 - read.length + i].share = share;
+      });
+  }
+  return told;
+}
+
+const Legend = ({ view, loss, copied, chosen }) => {
+  if (view === 'probs')
+    return (
+      <p className="legend">
+        How probable each token was for the model:{' '}
+        {LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)}
+        {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
+      </p>
+    );
+  if (view === 'copied')
+    return (
+      <p className="legend">
+        {copied
+          ? `${page.percent(copied.share)} of the tokens stand in the story in runs of six or more${copied.runs.length ? `, the longest of ${Math.max(...copied.runs.map((run) => run.length))} tokens. Choose one to see where.` : '.'}`
+          : 'Looking…'}
+      </p>
+    );
+  if (view === 'drafts')
+    return <p className="legend"><span className="from-draft">These tokens</span> were guessed from the story, and accepted.</p>;
+  if (view === 'attention') return <Heads chosen={chosen} />;
+  return null;
+};
+
+function Heads({ chosen }) {
+  const { head } = page.state;
+  const { head: number = 0, layer = 0 } = head ?? {};
+  const choose = (name) => (event) => {
+    const value = event.target.value;
+    page.set({ head: value === 'mean' ? null : { layer, head: number, [name]: Number(value) } });
+  };
+  const numbers = [...Array(12).keys()].map((i) => <option key={i} value={i}>{i + 1}</option>);
+  return (
+    <p className="legend">
+      {chosen === null ? 'Choose a token: ' : 'How much the framed token attends to those before it: '}
+      <label>layer <select value={head ? layer : 'mean'} onChange={choose('layer')}><option value="mean">mean of all</option>{numbers}</select></label>{' '}
+      <label>head <select value={head ? number : 'mean'} onChange={choose('head')}><option value="mean">mean of all</option>{numbers}</select></label>
+    </p>
+  );
+}
+
+// ‹ 2/3 ›: the ways to go on that were tried here.
+const Ways = ({ piece }) =>
+  piece.children.length > 1 && (
+    <span className="ways" role="group" aria-label="Ways to go on from here">
+      <button type="button" aria-label="The way before" disabled={page.state.running !== null} onClick={() => page.show(piece, -1)}>‹</button>
+      <bdi> {piece.at + 1}/{piece.children.length} </bdi>
+      <button type="button" aria-label="The next way" disabled={page.state.running !== null} onClick={() => page.show(piece, 1)}>›</button>
+    </span>
+  );
+
+function Token({ token, index, first, isChosen, isPrompt, isUnread, view }) {
+  const { className = '', shade } = VIEWS[view](token);
+  const classes = ['token', isPrompt && 'prompt', isUnread && 'unread', className].filter(Boolean).join(' ');
+  const prob = token.logprob === undefined ? '' : `, ${page.percent(Math.exp(token.logprob))}, rank ${token.rank}`;
+  return (
+    <span
+      className={classes}
+      data-index={index}
+      role="button"
+      aria-label={`${token.label}${prob}`}
+      aria-pressed={isChosen}
+      tabIndex={isChosen || (first && page.state.chosen === null) ? 0 : -1}
+      style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.75 * Math.sqrt(shade)})` }}
+    >
+      {view === 'plain' ? token.text : visible(token.text)}
+    </span>
+  );
+}
+
+function Text() {
+  const state = useSyncExternalStore(page.subscribe, page.get);
+  const group = useRef(null);
+  const shown = page.document();
+  const { chosen, open, view, running } = state;
+  useEffect(() => {
+    if (open) group.current?.querySelector(`[data-index="${chosen}"]`)?.focus();
+  }, [chosen, open]);
+  // While the text grows, its end stays in view, unless the person has scrolled away from it.
+  const end = useRef(null);
+  const length = shown ? page.tokensOf(shown).length : 0;
+  useEffect(() => {
+    if (!running || !end.current) return;
+    const bottom = end.current.getBoundingClientRect().bottom;
+    const above = document.getElementById('settings-line')?.getBoundingClientRect().top ?? innerHeight;
+    if (bottom > above - 8 && bottom < above + 160) end.current.scrollIntoView({ block: 'center' });
+  }, [length]);
+  if (!shown) return null;
+
+  const told = described(shown, state);
+  const pieces = page.pieces(shown);
+  const inPrompt = shown.prompt;
+  const hidden = state.unfolded ? 0 : Math.max(0, inPrompt - FOLDED);
+  const pick = (event) => {
+    const token = event.target.closest('.token');
+    if (token) page.pick(Number(token.dataset.index));
+  };
+  const onKeyDown = (event) => {
+    const index = Number(event.target.dataset?.index);
+    if (Number.isNaN(index)) return;
+    const to = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: hidden, End: length - 1, Enter: index, ' ': index }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    page.pick(Math.min(Math.max(to, hidden), length - 1));
+  };
+  const facts = pieces.flatMap((piece) => piece.facts.length ? [piece.facts] : []);
+  let index = -1;
+  return (
+    <article className="document">
+      <Legend view={view} chosen={chosen} {...told} />
+      {hidden > 0 && (
+        <button type="button" id="unfold" onClick={() => page.set({ unfolded: true })}>
+          … {shown.before + hidden} more tokens of the prompt before this
+        </button>
+      )}
+      <div ref={group} id="text" role="group" aria-label="The text" onClick={pick} onKeyDown={onKeyDown}>
+        {pieces.map((piece, number) => (
+          <span key={number}>
+            {piece.tokens.map((token) => {
+              index += 1;
+              if (index < hidden) return null;
+              return (
+                <Token
+                  key={index}
+                  token={told.tokens[index]}
+                  index={index}
+                  first={index === hidden}
+                  isChosen={index === chosen}
+                  isPrompt={index < inPrompt}
+                  isUnread={index < length - CONTEXT}
+                  view={view}
+                />
+              );
+            })}
+            <Ways piece={piece} />
+          </span>
+        ))}
+        <span ref={end} className={running ? 'caret' : ''} />
+      </div>
+      <p className="facts" aria-live="polite">{facts.length > 0 && facts.at(-1).join(' · ')}</p>
+    </article>
+  );
+}
+
+export default page.component('Text', Text);

@@ -1,0 +1,70 @@
+// A document: a prompt and its continuations, as a tree of pieces. A piece holds tokens and, as
+// `children`, all that was ever tried after it; `at` is the child that is shown. Nothing is changed
+// in place but by the functions here.
+
+export const newPiece = (tokens = [], more = {}) => ({ tokens, children: [], at: 0, facts: [], ...more });
+
+export const newDocument = (id, tokens, before = 0) => ({ id, before, prompt: tokens.length, root: newPiece(tokens) });
+
+// The pieces that are shown, from the prompt on.
+export function pieces(document) {
+  const shown = [document.root];
+  while (shown.at(-1).children.length) shown.push(shown.at(-1).children[shown.at(-1).at]);
+  return shown;
+}
+
+export const tokensOf = (document) => pieces(document).flatMap((piece) => piece.tokens);
+export const idsOf = (document) => tokensOf(document).map((token) => token.id);
+export const textOf = (document) => tokensOf(document).map((token) => token.text).join('');
+
+// Add a piece after `parent` and show it.
+export function addPiece(parent, piece) {
+  parent.at = parent.children.push(piece) - 1;
+  return piece;
+}
+
+// The piece with the token at this place of the text, and where in the piece it is.
+export function pieceAt(document, index) {
+  for (const piece of pieces(document)) {
+    if (index < piece.tokens.length) return { piece, offset: index };
+    index -= piece.tokens.length;
+  }
+}
+
+// Cut the text before a token: what comes after becomes one of the ways to go on. Returns the
+// piece that ends there.
+export function cutBefore(document, index) {
+  const { piece, offset } = pieceAt(document, index);
+  if (offset === 0 && piece !== document.root) {
+    const shown = pieces(document);
+    return shown[shown.indexOf(piece) - 1];
+  }
+  const { children, at, facts, run } = piece;
+  const after = { ...newPiece(piece.tokens.slice(offset)), children, at, facts, run };
+  Object.assign(piece, { tokens: piece.tokens.slice(0, offset), children: [after], at: 0, facts: [], run: undefined });
+  return piece;
+}
+
+export function findPiece(document, run, piece = document.root) {
+  if (piece.run === run) return piece;
+  for (const child of piece.children) {
+    const found = findPiece(document, run, child);
+    if (found) return found;
+  }
+}
+
+// A document from anything, such as what stood in the browser's storage; undefined if it is none.
+export function readDocument(raw) {
+  const isToken = (token) => Number.isInteger(token?.id) && typeof token.text === 'string' && typeof token.label === 'string';
+  const readPiece = (raw, depth = 0) => {
+    if (depth > 500 || !Array.isArray(raw?.tokens) || !raw.tokens.every(isToken)) return undefined;
+    const children = Array.isArray(raw.children) ? raw.children.map((child) => readPiece(child, depth + 1)) : [];
+    if (children.includes(undefined)) return undefined;
+    const facts = Array.isArray(raw.facts) ? raw.facts.filter((fact) => typeof fact === 'string') : [];
+    const at = Number.isInteger(raw.at) && raw.at >= 0 && raw.at < children.length ? raw.at : 0;
+    return { ...newPiece(raw.tokens), children, at, facts };
+  };
+  const root = readPiece(raw?.root);
+  if (!root?.tokens.length || typeof raw.id !== 'string') return undefined;
+  return { id: raw.id, before: Number(raw.before) || 0, prompt: Number(raw.prompt) || 0, root };
+}

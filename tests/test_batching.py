@@ -1,0 +1,312 @@
+"""Many texts at once: each is what it would be alone, and what becomes of one is its own matter."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY_CONFIG
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch.nn.functional import one_hot
+
+import support.batching
+from gpt import GPTModel, train_model
+from support.batching import MAX_STEP, Batch
+from support.data import create_dataloader
+from support.quantization import quantize
+from utils import generate, next_token_probs, stream, text_to_token_ids, token_label
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXT = torch.randint(61, (300,), generator=torch.Generator().manual_seed(1))
+SETTINGS = {
+    "temperature": st.sampled_from([0, 0.5, 1.0, 1.5]),
+    "top_k": st.sampled_from([None, 3, 20]),
+    "top_p": st.sampled_from([None, 0.9]),
+}
+
+
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def trained(request):
+    """A model that has memorized most of TEXT, so that drafts hold, and some fail."""
+    torch.manual_seed(0)
+    model = GPTModel({**TINY_CONFIG, "context_length": 64, "emb_dim": 48, "drop_rate": 0.0})
+    loaders = [create_dataloader(TEXT, 32, stride=7, batch_size=8)] * 25
+    train_model(model, loaders, [loaders[0]] * 2, learning_rate=1e-2, evals_per_epoch=0)
+    if request.param == "int8":
+        quantize(model)
+    return model
+
+
+def add(batch, seed=0, start=0, length=10, n=20, context_size=64, **settings):
+    idx = TEXT[None, start : start + length]
+    generator = torch.Generator().manual_seed(seed)
+    return batch.add(idx, n, context_size, generator=generator, **settings)
+
+
+def run(batch):
+    """Return the tokens of each text until all are complete."""
+    texts = {}
+    while batch.sequences:
+        for sequence, tokens in batch.step():
+            texts.setdefault(sequence, []).extend(tokens)
+    return texts
+
+
+def alone(model, tokenizer, **arguments):
+    batch = Batch(model, tokenizer, TEXT.tolist())
+    sequence = add(batch, **arguments)
+    return run(batch).get(sequence, [])
+
+
+TEXTS = st.lists(
+    st.fixed_dictionaries({
+        "seed": st.integers(0, 9), "start": st.integers(0, 200), "length": st.integers(1, 90),
+        "n": st.integers(0, 80), "context_size": st.integers(1, 64), **SETTINGS,
+    }),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+@hypothesis_settings(max_examples=40)
+@given(
+    texts=TEXTS, joins=st.lists(st.integers(0, 12), min_size=6, max_size=6), leaves=st.booleans()
+)
+def test_alone_and_among_others(trained, tokenizer, texts, joins, leaves):
+    batch, results = Batch(trained, tokenizer, TEXT.tolist()), {}
+    stranger = add(batch, n=80, temperature=1.0)
+    for step in range(13):
+        for arguments, join in zip(texts, joins, strict=False):
+            if join == step:
+                results[add(batch, **arguments)] = ([], arguments)
+        if leaves and step == 5:
+            batch.remove(stranger)
+        for sequence, tokens in batch.step():
+            if sequence in results:
+                results[sequence][0].extend(tokens)
+    for sequence, tokens in run(batch).items():
+        if sequence in results:
+            results[sequence][0].extend(tokens)
+    for tokens, arguments in results.values():
+        expected = alone(trained, tokenizer, **arguments)
+        assert [t.token_id for t in tokens] == [t.token_id for t in expected]
+        if isinstance(trained.out_head, torch.nn.Linear):  # float32: to rounding
+            logprobs = [t.logprob for t in expected]
+            assert [t.logprob for t in tokens] == pytest.approx(logprobs, abs=1e-3)
+        else:
+            assert tokens == expected  # to the last bit
+
+
+@hypothesis_settings(max_examples=40)
+@given(
+    seed=st.integers(0, 9), start=st.integers(0, 200), length=st.integers(1, 60),
+    n=st.integers(0, 80), context_size=st.integers(1, 64), drafts=st.booleans(), **SETTINGS,
+)  # fmt: skip
+def test_tokens_are_those_of_generate(trained, tokenizer, drafts, **arguments):
+    batch = Batch(trained, tokenizer, TEXT.tolist() if drafts else ())
+    sequence = add(batch, **arguments)
+    ids = [token.token_id for token in run(batch).get(sequence, [])]
+    settings = {name: arguments[name] for name in SETTINGS}
+    generator = torch.Generator().manual_seed(arguments["seed"])
+    idx = TEXT[None, arguments["start"] : arguments["start"] + arguments["length"]]
+    expected = generate(
+        trained, idx, arguments["n"], arguments["context_size"], generator=generator, **settings
+    )
+    assert ids == expected[0, idx.size(1) :].tolist()
+    assert torch.equal(sequence.generator.get_state(), generator.get_state())
+
+
+def test_full_size_products_are_the_same_for_any_number_of_rows():
+    """With all threads, and the matrices of GPT_CONFIG_124M's layers."""
+    torch.manual_seed(0)
+    model = GPTModel({**TINY_CONFIG, "emb_dim": 768, "n_heads": 12, "vocab_size": 50257,
+                      "n_layers": 1})  # fmt: skip
+    quantize(model)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    layers = [m for m in model.modules() if type(m).__name__ == "Int8Linear"]
+    assert len(layers) == 7
+    for layer in layers:
+        x = torch.randn(MAX_STEP, layer.weight.size(1))
+        whole = layer(x)
+        for rows in (1, 2, 3, 7, 8, 16, 31, 64):
+            assert torch.equal(layer(x[-rows:]), whole[-rows:])
+    torch.set_num_threads(threads)
+
+
+def test_drafts_take_fewer_steps(trained, tokenizer):
+    batch = Batch(trained, tokenizer, TEXT.tolist())
+    add(batch, start=100, n=50)
+    tokens, steps = [], 0
+    while batch.sequences:
+        ((_, new),) = batch.step()
+        tokens += new
+        steps += 1
+    assert len(tokens) == 50
+    assert 3 <= steps <= 25
+    assert sum(token.from_draft for token in tokens) == 50 - steps  # one more with each draft
+
+
+def test_everyone_gets_a_turn(trained, tokenizer):
+    """Also when there are more tokens to do than fit into a step."""
+    batch = Batch(trained, tokenizer)
+    everyone = [add(batch, length=60, n=30) for _ in range(20)]
+    last = dict.fromkeys(everyone, 0)
+    for step in range(1, 25):
+        done = batch.step()
+        assert done
+        for sequence, _ in done:
+            last[sequence] = step
+        assert step - min(last.values()) <= 20 * 60 // MAX_STEP + 1
+
+
+def test_a_step_is_never_larger_than_it_may_be(trained, tokenizer, monkeypatch):
+    sizes = []
+    original = support.batching.hidden_states
+
+    def noted(model, pieces, caches):
+        sizes.append(sum(map(len, pieces)))
+        return original(model, pieces, caches)
+
+    monkeypatch.setattr(support.batching, "hidden_states", noted)
+    batch = Batch(trained, tokenizer, TEXT.tolist())
+    for i in range(12):
+        add(batch, start=10 * i, length=64, n=30)
+    run(batch)
+    assert max(sizes) <= MAX_STEP
+
+
+def test_whoever_is_removed_gets_nothing_more(trained, tokenizer):
+    batch = Batch(trained, tokenizer)
+    leaving, staying = add(batch), add(batch, seed=1, temperature=1.0)
+    batch.step()
+    batch.remove(leaving)
+    batch.remove(leaving)  # a second time, as when somebody presses Stop twice
+    texts = run(batch)
+    assert leaving not in texts
+    assert len(texts[staying]) == 19
+
+
+def test_one_that_fails_ends_alone(trained, tokenizer):
+    batch = Batch(trained, tokenizer)
+    failing, fine = (add(batch, temperature=1.0) for _ in range(2))
+    batch.step()
+    failing.generator = "no generator"
+    (_, nothing), (_, something) = batch.step()
+    assert isinstance(failing.error, AttributeError)
+    assert (nothing, len(something), fine.error) == ([], 1, None)
+    assert batch.sequences == [fine]
+
+
+def test_weights_that_are_not_finite(tiny_model, tokenizer):
+    with torch.no_grad():
+        tiny_model.final_norm.scale[0] = math.nan
+    batch = Batch(tiny_model, tokenizer)
+    sequence = add(batch, context_size=16)
+    assert batch.step() == [(sequence, [])]
+    assert "are the model's weights damaged?" in str(sequence.error)
+    assert batch.step() == batch.sequences == []
+
+
+def test_no_new_tokens(trained, tokenizer):
+    batch = Batch(trained, tokenizer)
+    add(batch, n=0)
+    assert batch.step() == []
+
+
+def test_a_model_in_training_mode_has_no_dropout(tiny_model, tokenizer):
+    texts = []
+    for training in (True, False):
+        tiny_model.train(training)
+        batch = Batch(tiny_model, tokenizer)
+        sequence = add(batch, context_size=16)
+        texts.append(run(batch)[sequence])
+        assert tiny_model.training is training
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"temperature": -1}, ValueError, "temperature must be 0 .* not -1"),
+        ({"top_k": 0}, ValueError, "top_k must be at least 1"),
+        ({"top_p": 2}, ValueError, "top_p must be above 0"),
+        ({"context_size": 17}, ValueError, "context_size must be from 1 to the model's 16"),
+        ({"max_new_tokens": 1.5}, TypeError, "max_new_tokens must be a whole number"),
+        ({"idx": torch.tensor([[61]])}, ValueError, "token id 61 is outside"),
+        ({"idx": TEXT[:20].view(2, 10)}, ValueError, "the prompt has 2 rows; add one at a time"),
+        ({"idx": "The clock"}, TypeError, "the prompt must be a tensor of ids"),
+    ],
+)
+def test_bad_arguments(tiny_model, tokenizer, change, error, message):
+    batch = Batch(tiny_model, tokenizer)
+    with pytest.raises(error, match=message):
+        batch.add(**{"idx": TEXT[None, :3], "max_new_tokens": 3, "context_size": 16, **change})
+    assert batch.sequences == []
+
+
+# What is told of each token ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worded_model():
+    """A tiny model over GPT-2's whole vocabulary: its draws hold every kind of token."""
+    torch.manual_seed(0)
+    return GPTModel({**TINY_CONFIG, "vocab_size": 50257}).eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7, "top_k": 3},
+        {"temperature": 1.3, "top_p": 0.4},
+        {"temperature": 1.0},
+        {"temperature": 0},
+    ],
+)
+def test_probabilities_of_each_token(worded_model, tokenizer, settings):
+    idx = text_to_token_ids("The clock", tokenizer)
+    batch = Batch(worded_model, tokenizer)
+    sequence = batch.add(idx, 5, 16, generator=torch.Generator().manual_seed(0), **settings)
+    steps = stream(worded_model, idx, 5, 16, generator=torch.Generator().manual_seed(0), **settings)
+    for info, (next_ids, logits) in zip(run(batch)[sequence], steps, strict=True):
+        before, after = logits.log_softmax(-1)[0], next_token_probs(logits, **settings)[0]
+        order = before.argsort(descending=True).tolist()
+        assert info.token_id == next_ids.item()
+        assert info.label == token_label(info.token_id, tokenizer)
+        assert info.rank == 1 + (logits > logits[0, next_ids]).sum().item()
+        assert info.logprob == pytest.approx(before[info.token_id].item())
+        assert info.sampling_prob == pytest.approx(after[info.token_id].item())
+        labels, logprobs, sampling_probs = zip(*info.top_tokens, strict=True)
+        assert labels == tuple(token_label(i, tokenizer) for i in order[:5])
+        assert logprobs == pytest.approx(before[order[:5]].tolist())
+        assert sampling_probs == pytest.approx(after[order[:5]].tolist())
+
+
+def planned(token_ids):
+    """Return a model whose most probable tokens are those of a plan, one after the other."""
+    model = GPTModel({**TINY_CONFIG, "vocab_size": 50257, "emb_dim": 3})
+    steps = iter(one_hot(torch.tensor(token_ids), 50257).float())
+    model.out_head.register_forward_hook(lambda module, x, logits: next(steps)[None])
+    return model
+
+
+def texts_of(plan, prompt, tokenizer):
+    batch = Batch(planned(plan), tokenizer)
+    sequence = batch.add(torch.tensor([prompt]), len(plan), 16)
+    tokens = run(batch)[sequence]
+    assert [token.token_id for token in tokens] == plan
+    return [token.text for token in tokens]
+
+
+def test_a_character_comes_with_the_token_that_completes_it(tokenizer):
+    clock = tokenizer.encode("\U0001f570")  # one character, several tokens
+    assert len(clock) > 1
+    texts = texts_of([*clock, 13, *clock[:1]], [1], tokenizer)
+    assert texts == [*[""] * (len(clock) - 1), "\U0001f570", ".", ""]
+
+
+def test_a_character_begun_in_the_prompt_is_completed(tokenizer):
+    *begun, end = tokenizer.encode("\U0001f570")
+    assert texts_of([end], begun, tokenizer) == ["\U0001f570"]
