@@ -177,7 +177,8 @@ def test_a_visit(server, open_page, size, theme):
     names = page.evaluate(
         "[...document.querySelectorAll('button, input, select, textarea')].filter("
         "  (e) => e.checkVisibility() && !e.ariaLabel && !e.textContent.trim()"
-        "    && !e.labels?.length && !e.title && !e.querySelector('.sr-only')).map((e) => e.outerHTML)"
+        "    && !e.labels?.length && !e.title && !e.querySelector('.sr-only'))"
+        ".map((e) => e.outerHTML)"
     )
     assert names == [], "controls without a name"
     assert page.errors == []
@@ -313,7 +314,7 @@ def test_streaming_stop_continue_again_and_back(server, open_page):
         page.wait_for_function(
             "n => document.querySelectorAll('#text .token').length > n", arg=seen
         )
-        seen = page.locator("#text .token").count()
+        seen = len(text_of(page))
     page.locator("#stop-button").click()
     expect(page.locator(".facts")).to_contain_text("stopped")
     expect(page.locator(".facts")).to_contain_text("seed 11")
@@ -424,7 +425,9 @@ def test_the_modules_by_themselves():
 def test_the_page_has_the_apps_settings_and_probabilities(open_page):
     page = open_page()
     limits, usual = page.evaluate("[page.LIMITS, page.USUAL]")
-    assert {n: (l["min"], l["max"], usual[n]) for n, l in limits.items()} == LIMITS
+    assert {
+        name: (limit["min"], limit["max"], usual[name]) for name, limit in limits.items()
+    } == LIMITS
     torch.manual_seed(0)
     logits = torch.randn(1, 2000) * 3
     values = (logits - logits.max()).sort(descending=True).values[0].tolist()
