@@ -17,8 +17,9 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tiktoken import Encoding
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from gpt import GPTModel, KVCache, eval_mode
 from support.checks import check_ids, check_logits, check_number, check_sampling
+from support.drafts import Drafter
 from support.weights import load_model as load_model  # people import it from here
 
 # tiktoken looks here for GPT-2's tables before it tries to download them.
@@ -168,6 +170,7 @@ def stream(
     *,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    draft_ids: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for each new token, the next ids (B, 1) and the logits (B, V) they came from.
 
@@ -180,22 +183,27 @@ def stream(
     `context_size` tokens and cannot slide: when these are used up, the cache is filled again
     with the last `context_size // 2` tokens, and generation goes on from there.
 
+    `draft_ids`, a text's ids (1, T) or (T,), makes one prompt faster where it resembles that text:
+    a step then checks a draft, looked up there (support/drafts.py), of several tokens. Each token
+    is still drawn from its own logits, up to the first that is not the draft's: all are the same,
+    up to the rounding of logits, and so are the draws.
+
     The model is in eval mode at each step, and has the mode it had in between. When it is called,
     it raises ValueError for an empty prompt, ids outside the vocabulary and settings out of range,
     and TypeError for what is not a number or not a tensor of ids; later, ValueError for weights
     that are not finite.
     """
-    _check_prompt(model, idx, max_new_tokens, context_size, eos_id)
-    check_sampling(temperature, top_k, top_p)
-    steps = _decode(
-        model, idx, max_new_tokens, context_size, temperature, top_k, eos_id, top_p, generator
-    )
-    return ((ids, logits) for ids, logits, _ in steps)
+    steps = _checked_steps(
+        model, idx, max_new_tokens, context_size, temperature, top_k, eos_id, top_p, generator,
+        draft_ids,
+    )  # fmt: skip
+    return ((ids, logits) for ids, logits, *_ in steps)
 
 
-def _check_prompt(
-    model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int, eos_id: int | None
+def check_prompt(
+    model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int, eos_id: int | None = None
 ) -> None:
+    """Raise TypeError or ValueError for what `stream` cannot go on from."""
     check_number("max_new_tokens", max_new_tokens, low=0)
     check_number("context_size", context_size)
     longest, vocab_size = model.cfg["context_length"], model.cfg["vocab_size"]
@@ -211,41 +219,72 @@ def _check_prompt(
         raise ValueError(f"the prompt has shape {tuple(idx.shape)}: no token to go on from")
 
 
+def _checked_steps(
+    model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int, temperature: float,
+    top_k: int | None, eos_id: int | None, top_p: float | None,
+    generator: torch.Generator | None, draft_ids: Tensor | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, bool]]:  # fmt: skip
+    check_prompt(model, idx, max_new_tokens, context_size, eos_id)
+    check_sampling(temperature, top_k, top_p)
+    drafter = None
+    if draft_ids is not None:
+        check_ids("draft_ids", draft_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
+        if len(idx) != 1:
+            raise ValueError(f"draft_ids are for one prompt, and there are {len(idx)}")
+        drafter = Drafter(draft_ids.flatten().tolist(), idx[0, -context_size:].tolist())
+    draw = partial(_draw, generator=generator, temperature=temperature, top_k=top_k, top_p=top_p)
+    return _decode(
+        model, idx[:, -context_size:], max_new_tokens, context_size, draw, eos_id, drafter
+    )
+
+
+def _draw(
+    logits: Tensor, generator: torch.Generator | None, temperature: float, **limits: Any
+) -> tuple[Tensor, Tensor]:
+    check_logits(logits)
+    probs = _probs(logits, temperature, **limits)  # (B, V)
+    greedy = temperature == 0
+    return probs.argmax(-1, True) if greedy else sample_next_token(probs, generator), probs
+
+
 @torch.no_grad()
 def _decode(
-    model: GPTModel,
-    idx: Tensor,
-    max_new_tokens: int,
-    context_size: int,
-    temperature: float,
-    top_k: int | None,
-    eos_id: int | None,
-    top_p: float | None,
-    generator: torch.Generator | None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    # Yields ids, logits, and the probabilities after the settings. A function of its own, so that
-    # `stream` checks its arguments when it is called, not when the first token is asked for.
-    new_ids = idx = idx[:, -context_size:].to(model.out_head.weight.device)
+    model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int,
+    draw: Callable[[Tensor], tuple[Tensor, Tensor]], eos_id: int | None, drafter: Drafter | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, bool]]:  # fmt: skip
+    # Yields ids, logits, their probabilities after the settings, and whether a draft had the token.
+    # Draws when it is asked for a token, so that nobody's generator is ahead.
+    new_ids = idx = idx.to(model.out_head.weight.device)
     finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
     cache = KVCache(model, batch_size=idx.size(0), max_length=context_size)
-    for _ in range(max_new_tokens):
+    while max_new_tokens > 0:
         if cache.length + new_ids.size(1) > context_size:
             cache.length = 0
             new_ids = idx = idx[:, -max(1, context_size // 2) :]
+        room = min(context_size - cache.length - new_ids.size(1), max_new_tokens - 1)
+        draft = drafter.propose(room) if drafter else []
+        piece = torch.cat([new_ids, new_ids.new_tensor([draft])], dim=1) if draft else new_ids
         with eval_mode(model):
-            # Only the last position's logits are needed, so only they are computed.
-            logits = model.out_head(model.hidden_states(new_ids, cache)[:, -1])  # (B, V)
-        check_logits(logits)
-        probs = _probs(logits, temperature, top_k, top_p)  # (B, V)
-        greedy = temperature == 0
-        new_ids = probs.argmax(-1, keepdim=True) if greedy else sample_next_token(probs, generator)
-        if eos_id is not None:
-            new_ids = new_ids.masked_fill(finished, eos_id)
-            finished = finished | (new_ids == eos_id)
-        idx = torch.cat([idx, new_ids], dim=1)  # (B, T + 1)
-        yield new_ids, logits, probs
-        if finished.all():
-            return
+            # Only these positions' logits are needed, so only they are computed.
+            x = model.hidden_states(piece, cache)[:, -1 - len(draft) :]
+            logits = model.out_head(x)  # (B, 1 + draft, V)
+        cache.length -= len(draft)
+        for step_logits, guess in zip(logits.unbind(1), [*draft, None], strict=True):
+            new_ids, probs = draw(step_logits)
+            if eos_id is not None:
+                new_ids = new_ids.masked_fill(finished, eos_id)
+                finished = finished | (new_ids == eos_id)
+            idx = torch.cat([idx, new_ids], dim=1)  # (B, T + 1)
+            max_new_tokens -= 1
+            accepted = guess is not None and int(new_ids) == guess
+            yield new_ids, step_logits, probs, accepted
+            if drafter:
+                drafter.append(int(new_ids))
+            if finished.all():
+                return
+            if not accepted:
+                break
+            cache.length += 1
 
 
 def generate(
@@ -259,6 +298,7 @@ def generate(
     *,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    draft_ids: Tensor | None = None,
 ) -> Tensor:
     """Continue the prompts `idx`: (B, T) -> (B, T + n) with n up to `max_new_tokens`.
 
@@ -267,7 +307,7 @@ def generate(
     """
     steps = stream(
         model, idx, max_new_tokens, context_size, temperature, top_k, eos_id,
-        top_p=top_p, generator=generator,
+        top_p=top_p, generator=generator, draft_ids=draft_ids,
     )  # fmt: skip
     return torch.cat([idx.to(model.out_head.weight.device), *(ids for ids, _ in steps)], dim=1)
 
@@ -282,6 +322,7 @@ class TokenInfo(NamedTuple):
     logprob: float  # ln of the probability that the model gave it
     sampling_prob: float  # its probability after temperature, top-k and top-p
     top_tokens: list[tuple[str, float, float]]  # (label, logprob, sampling_prob), best first
+    from_draft: bool  # accepted from a draft, see `stream`
 
 
 def stream_tokens(
@@ -295,41 +336,49 @@ def stream_tokens(
     *,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    draft_ids: Tensor | None = None,
 ) -> Iterator[TokenInfo]:
     """Yield a `TokenInfo` for each token that `stream` generates after one prompt, idx (1, T).
 
     Their texts, put together, are what `generate` gives, without half a character at the end.
     Raises as `stream` does, and ValueError for several prompts.
     """
-    _check_prompt(model, idx, max_new_tokens, context_size, None)
-    check_sampling(temperature, top_k, top_p)
+    steps = _checked_steps(
+        model, idx, max_new_tokens, context_size, temperature, top_k, None, top_p, generator,
+        draft_ids,
+    )  # fmt: skip
     if len(idx) != 1:
         raise ValueError(f"the prompt has {len(idx)} rows; pass one, such as idx[:1]")
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(tokenizer.decode_bytes(idx[0].tolist()))  # it may end within a character, too
-    steps = _decode(
-        model, idx, max_new_tokens, context_size, temperature, top_k, None, top_p, generator
+    decoder = begin_text(idx, tokenizer)
+    return (
+        token_info(tokenizer, decoder, int(ids), logits[0], probs[0], from_draft)
+        for ids, logits, probs, from_draft in steps
     )
-    return (_token_info(tokenizer, decoder, *step) for step in steps)
 
 
-def _token_info(
-    tokenizer: Encoding,
-    decoder: codecs.IncrementalDecoder,
-    ids: Tensor,
-    logits: Tensor,
-    probs: Tensor,
-) -> TokenInfo:
-    token_id = int(ids)
-    logprobs, probs = logits[0].float().log_softmax(-1), probs[0]  # (V,)
-    top = logprobs.topk(min(5, len(logprobs))).indices
-    labels = [token_label(i, tokenizer) for i in top.tolist()]
+def begin_text(idx: Tensor, tokenizer: Encoding) -> codecs.IncrementalDecoder:
+    """Return the decoder that `token_info` continues: a prompt may end within a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(tokenizer.decode_bytes(idx[0].tolist()))
+    return decoder
+
+
+def token_info(
+    tokenizer: Encoding, decoder: codecs.IncrementalDecoder, token_id: int, logits: Tensor,
+    probs: Tensor, from_draft: bool,
+) -> TokenInfo:  # fmt: skip
+    """Return what is to be known of a token, given logits and probabilities of shape (V,)."""
+    log_total, logit = logits.float().logsumexp(-1), logits[token_id]
+    top = logits.topk(min(5, len(logits)))
+    labels = [token_label(i, tokenizer) for i in top.indices.tolist()]
+    logprobs = (top.values - log_total).tolist()
     return TokenInfo(
         token_id=token_id,
         text=decoder.decode(tokenizer.decode_single_token_bytes(token_id)),
         label=token_label(token_id, tokenizer),
-        rank=1 + int((logprobs > logprobs[token_id]).sum()),
-        logprob=float(logprobs[token_id]),
+        rank=1 + int((logits > logit).sum()),
+        logprob=float(logit - log_total),
         sampling_prob=float(probs[token_id]),
-        top_tokens=list(zip(labels, logprobs[top].tolist(), probs[top].tolist(), strict=True)),
+        top_tokens=list(zip(labels, logprobs, probs[top.indices].tolist(), strict=True)),
+        from_draft=from_draft,
     )

@@ -325,7 +325,7 @@ class Planned(GPTModel):
     def __init__(self, token_ids):
         super().__init__({**TINY_CONFIG, "vocab_size": 50257, "emb_dim": 3})
         steps = iter(one_hot(torch.tensor(token_ids), 50257).float())
-        self.out_head.register_forward_hook(lambda module, x, logits: next(steps)[None])
+        self.out_head.register_forward_hook(lambda module, x, logits: next(steps)[None, None])
 
 
 def test_a_character_comes_with_the_token_that_completes_it(tokenizer):
@@ -363,7 +363,7 @@ def test_probabilities_of_each_token(worded_model, tokenizer, settings):
         order = before.argsort(descending=True).tolist()
         assert info.token_id == next_ids.item()
         assert info.label == token_label(info.token_id, tokenizer)
-        assert info.rank == 1 + (before > before[next_ids.item()]).sum().item()
+        assert info.rank == 1 + (logits > logits[0, next_ids]).sum().item()
         assert info.logprob == pytest.approx(before[info.token_id].item())
         assert info.sampling_prob == after[info.token_id].item() > 0
         labels, logprobs, sampling_probs = zip(*info.top_tokens, strict=True)
