@@ -33,9 +33,10 @@ def check(answer: Callable) -> None:
     """Print whether a function that answers an exercise is right; if not, what came out of it.
 
     The exercise is known by the function's name. Arguments are copies: an answer may change them.
-    Raises KeyError for a function that answers no exercise.
     """
     name = answer.__name__
+    if name not in CHECKS:
+        return print(f"{name}: no exercise has this name. They are {', '.join(CHECKS)}.")
     with torch.random.fork_rng():  # the lesson's random numbers stay as they are
         torch.manual_seed(0)
         print(f"{name}: {CHECKS[name](answer) or 'right.'}")
@@ -88,8 +89,8 @@ def complaint(cases: Callable[[], list[Case]], answer: Callable) -> str | None:
                 return UNANSWERED
             if same(result, right):
                 continue
-            kind = f" of {result.dtype}" if isinstance(result, Tensor) else ""
-            return f"not yet. {call} gave {short(result)}{kind}; it should be {short(right)}."
+            kind = getattr(result, "dtype", type(result).__name__)
+            return f"not yet. {call} gave {short(result)} ({kind}); it should be {short(right)}."
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             return f"not yet. {call} should be {short(right)}, but ended with {message:.200}"

@@ -283,3 +283,13 @@ def test_a_check_changes_no_random_state(capsys):
 def test_predictions_are_told_how_far_off_they_are(guess, actual, told, capsys):
     reveal("Loss", guess, actual, " nats")
     assert capsys.readouterr().out.startswith(told)
+
+
+def test_a_function_of_another_name_is_told_the_names(capsys):
+    def perplexities(probabilities):
+        return None
+
+    check(perplexities)
+    told = capsys.readouterr().out
+    assert told.startswith("perplexities: no exercise has this name. They are ")
+    assert "perplexity" in told
