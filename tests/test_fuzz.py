@@ -402,9 +402,13 @@ ELSEWHERE = {
     "TrainState", "eval_mode", "create_optimizer", "tune_malloc", "TokenInfo", "VerbatimSpan",
     "StoryPlace", "verbatim_share", "new_axes", "temperature_png", "read_text", "atomic_write",
     "load_archive", "save_weights", "load_model", "save_checkpoint", "load_checkpoint",
+    "read_checkpoint", "restore",
 }  # fmt: skip
-# Rooms with tests of their own: those of the page and the notebook.
-COMMANDS = {"server", "lesson", "lesson_figures", "exercises"}
+# Rooms with tests of their own: those of the page, the notebook and the command.
+COMMANDS = {
+    "server", "turns", "inside", "settings", "lesson", "lesson_figures", "exercises",
+    "arguments", "distributed", "token_file", "hugging_face",
+}  # fmt: skip
 
 
 def public_names():
