@@ -69,7 +69,7 @@ TEXTS = st.lists(
 )  # fmt: skip
 
 
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=25)
 @given(
     texts=TEXTS, joins=st.lists(st.integers(0, 12), min_size=6, max_size=6), leaves=st.booleans()
 )
@@ -98,7 +98,7 @@ def test_alone_and_among_others(trained, tokenizer, texts, joins, leaves):
             assert tokens == expected  # to the last bit
 
 
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=25)
 @given(
     seed=st.integers(0, 9), start=st.integers(0, 200), length=st.integers(1, 60),
     n=st.integers(0, 80), context_size=st.integers(1, 64), drafts=st.booleans(), **SETTINGS,
