@@ -240,7 +240,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     except (Stopped, KeyboardInterrupt) as error:
-        end(f"stopped; {again}", 128 + (error.args or [signal.SIGINT])[0])
+        status = 128 + (error.args or [signal.SIGINT])[0]
+        end(f"stopped; {again}" if RANK == 0 else "", status)
     except ConnectionError as error:
         end(f"process {RANK}: {error}; {again}", 1)
     except torch.OutOfMemoryError:
@@ -252,8 +253,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def end(message: str, status: int) -> NoReturn:
-    """End the process with a line and an exit status."""
-    print(f"pretrain.py: {message}", file=sys.stderr)
+    """End the process with an exit status and a line."""
+    if message:
+        print(f"pretrain.py: {message}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -118,6 +118,8 @@ def weights_path(text: str) -> Path:
     """Return the path of the weights, whose ending tells them from the files beside them."""
     if not text.endswith(".pth"):
         raise argparse.ArgumentTypeError(f"must end in .pth, not {text!r}")
+    if not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no such folder: {str(Path(text).parent)!r}")
     return Path(text)
 
 
