@@ -11,7 +11,6 @@ most one step more. `background_executor` does what else takes long.
 import asyncio
 import math
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -229,13 +228,12 @@ async def find_model() -> GPTModel | None:
         return None
 
 
-async def continue_prompt(request: Request, prompt: str) -> None:
+async def continue_prompt(request: Request, prompt: str, run: str) -> None:
     if not prompt:
         await cl.ErrorMessage("Type the beginning of a text first: a word is enough.").send()
     elif await find_model():
         ids = (await run_in(background_executor, text_to_token_ids, prompt, tokenizer))[0].tolist()
         shown = await run_in(background_executor, inside.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
-        run = str(uuid.uuid4())
         await emit("prompt", run=run, tokens=shown, before=len(ids) - len(shown))
         await generate(request, run, settings_now(), ids)
 
@@ -324,7 +322,7 @@ async def on_chat_start() -> None:
 @cl.on_message
 async def on_message(message: cl.Message) -> None:
     cl.chat_context.clear()  # Chainlit would keep all prompts in memory
-    await start(continue_prompt, message.content)
+    await start(continue_prompt, message.content, message.id)
 
 
 @cl.on_stop

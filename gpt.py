@@ -209,8 +209,7 @@ class GPTModel(nn.Module):
     def forward(self, in_idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return logits (B, T, V) for token ids (B, T).
 
-        With a `cache`, the ids continue the tokens it holds, and it takes them in. Raises
-        ValueError for more tokens than the context, or the cache, has room for.
+        With a `cache`, the ids continue those it holds. Raises ValueError if they do not fit.
         """
         return self.out_head(self.hidden_states(in_idx, cache))
 

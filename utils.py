@@ -235,21 +235,24 @@ def check_prompt(
 
 def draw_token(
     logits: Tensor, generator: torch.Generator | None, temperature: float, **limits: Any
-) -> Tensor:
-    """Return the next ids (B, 1): see `next_token_probs` for the settings, which are checked."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the next ids (B, 1), and what they were drawn from, as `_candidates` does.
+
+    The settings, see `next_token_probs`, must have been checked.
+    """
     check_logits(logits)
     probs, ids = _candidates(logits, temperature, **limits)
     if temperature == 0:
-        drawn = torch.zeros_like(probs, dtype=torch.long)
-    else:
-        drawn = sample_next_token(probs, generator)
-    return drawn if ids is None else ids.gather(-1, drawn)
+        assert ids is not None
+        return ids, probs, ids
+    drawn = sample_next_token(probs, generator)
+    return drawn if ids is None else ids.gather(-1, drawn), probs, ids
 
 
 @torch.no_grad()
 def _decode(
     model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int,
-    draw: Callable[[Tensor], Tensor], eos_id: int | None, drafter: Drafter | None,
+    draw: Callable[[Tensor], tuple[Tensor, Any, Any]], eos_id: int | None, drafter: Drafter | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     # A function of its own, so that `stream` checks its arguments when it is called. It draws only
     # when it is asked for a token, so that the generator is never ahead.
@@ -269,7 +272,7 @@ def _decode(
             logits = model.out_head(x)  # (B, 1 + draft, V)
         cache.length -= len(draft)
         for step_logits, guess in zip(logits.unbind(1), [*draft, None], strict=True):
-            new_ids = draw(step_logits)
+            new_ids, *_ = draw(step_logits)
             if eos_id is not None:
                 new_ids = new_ids.masked_fill(finished, eos_id)
                 finished = finished | (new_ids == eos_id)

@@ -44,11 +44,11 @@ from training import GOAL
 
 HERE = Path(__file__).parent
 OTHERS = {  # columns of the tables on generation: how many times as fast as these
-    f"times {FACE}": FACE,
-    f"times {CT2}, float32": f"{CT2}, float32",
-    "8 bits": f"{CT2}, 8 bits",
-    f"times {LLAMA}, float32": f"{LLAMA}, float32",
-    "8 bits ": f"{LLAMA}, 8 bits",
+    f"times {name}": name
+    for name in (
+        FACE,
+        *(f"{peer}, {bits}" for peer in (CT2, LLAMA) for bits in ("float32", "8 bits")),
+    )
 }
 
 
@@ -248,7 +248,7 @@ def put_section(title: str, lines: list[str]) -> None:
     """Write a section into the machine's results, in its place among the others."""
     path = HERE / f"results-{machine()[0]}.md"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    sections = dict(re.findall(r"^## (.*)\n\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    sections = dict(re.findall(r"^## ([^\n]*)\n\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     sections[title] = "\n".join(lines).strip() + "\n\n"
     titles = [title for title, _ in SECTIONS.values() if title in sections]
     head = "# Measured by `python benchmarks/run.py`\n\n[How to read it](README.md)\n\n"

@@ -25,7 +25,7 @@ from torch import Tensor
 from gpt import GPTModel, KVCache, MultiHeadAttention, attend
 from support.checks import check_sampling
 from support.drafts import Drafter
-from utils import check_prompt, draw_token, next_token_probs, token_label
+from utils import check_prompt, draw_token, token_label
 
 MAX_PIECE = 64  # tokens of one text in a step
 MAX_STEP = 128  # tokens in a step; texts that do not fit are the first in the next one
@@ -79,8 +79,11 @@ class Sequence:
         self.pending = self.pending[len(piece) - len(self.draft) :]
         tokens: list[TokenInfo] = []
         for row, guess in zip(logits, [*self.draft, None][: len(logits)], strict=True):
-            token_id = int(draw_token(row[None], self.generator, **self.settings))
-            tokens.append(self.token_info(token_id, row, token_id == guess, tokenizer))
+            drawn, probs, ids = draw_token(row[None], self.generator, **self.settings)
+            token_id = int(drawn)
+            text = self.decoder.decode(tokenizer.decode_single_token_bytes(token_id))
+            info = token_info(token_id, text, row, probs, ids, token_id == guess, tokenizer)
+            tokens.append(info)
             self.ids = [*self.ids, token_id]
             self.drafter.append(token_id)
             self.remaining -= 1
@@ -90,25 +93,23 @@ class Sequence:
             self.cache.length += 1
         return tokens
 
-    def token_info(
-        self, token_id: int, logits: Tensor, from_draft: bool, tokenizer: Encoding
-    ) -> TokenInfo:
-        probs = next_token_probs(logits[None], **self.settings)[0]
-        logits = logits.float()
-        log_total, logit = logits.logsumexp(-1), logits[token_id]
-        top = logits.topk(min(5, len(logits)))
-        labels = [token_label(i, tokenizer) for i in top.indices.tolist()]
-        logprobs, top_probs = (top.values - log_total).tolist(), probs[top.indices].tolist()
-        return TokenInfo(
-            token_id=token_id,
-            text=self.decoder.decode(tokenizer.decode_single_token_bytes(token_id)),
-            label=token_label(token_id, tokenizer),
-            rank=1 + int((logits > logit).sum()),
-            logprob=float(logit - log_total),
-            sampling_prob=float(probs[token_id]),
-            top_tokens=list(zip(labels, logprobs, top_probs, strict=True)),
-            from_draft=from_draft,
-        )
+
+def token_info(
+    token_id: int, text: str, logits: Tensor, probs: Tensor, ids: Tensor | None, from_draft: bool,
+    tokenizer: Encoding,
+) -> TokenInfo:  # fmt: skip
+    """Return what is to be known of a token, given logits (V,) and what it was drawn from."""
+    logits = logits.float()
+    shown = torch.cat(
+        [torch.tensor([token_id], device=logits.device), logits.topk(min(5, len(logits)))[1]]
+    )
+    if ids is not None:  # probabilities of some tokens: those of all others are 0
+        probs = torch.zeros_like(logits)[None].scatter(-1, ids, probs)
+    logprobs = logits[shown] - logits.logsumexp(-1)
+    labels = [token_label(i, tokenizer) for i in shown.tolist()]
+    own, *top_tokens = zip(labels, logprobs.tolist(), probs[0, shown].tolist(), strict=True)
+    rank = 1 + int((logits > logits[token_id]).sum())
+    return TokenInfo(token_id, text, own[0], rank, own[1], own[2], top_tokens, from_draft)
 
 
 class Batch:
@@ -158,7 +159,7 @@ class Batch:
         if sequence in self.sequences:
             self.sequences.remove(sequence)
 
-    @torch.no_grad()
+    @torch.inference_mode()  # as no_grad, and its bookkeeping is cheaper
     def step(self) -> list[tuple[Sequence, list[TokenInfo]]]:
         """Bring each text forward; return those that took part, each with its new tokens.
 

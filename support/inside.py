@@ -43,8 +43,8 @@ def next_token(
     of nearly the same logit: [how many, logit], so that the page can work out any temperature.
     """
     with torch.no_grad():
-        hidden = model.hidden_states(torch.tensor([token_ids]))[0, -1]
-        logits = model.out_head(hidden).float()  # (V,)
+        hidden = model.hidden_states(torch.tensor([token_ids]))[:, -1]  # (1, C)
+        logits = model.out_head(hidden)[0].float()  # (V,)
     values, order = (logits - logits.max()).sort(descending=True)
     top = [
         {**plain_token(i, tokenizer), "logit": round(value, 4)}

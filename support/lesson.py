@@ -18,7 +18,9 @@ class LessonClient(NotebookClient):
     def __init__(self, path: Path) -> None:
         notebook = nbformat.read(path, as_version=4)
         folder = {"metadata": {"path": path.parent}}
-        super().__init__(notebook, timeout=None, kernel_name="python3", resources=folder)
+        super().__init__(
+            notebook, timeout=None, kernel_name="python3", resources=folder, coalesce_streams=True
+        )  # of a progress bar, only its last state is kept
         self.bar = tqdm(total=len(notebook.cells), unit="cell", file=sys.stderr, ncols=100)
         self.on_cell_start = self._show_title
         self.on_cell_complete = lambda cell, cell_index: self.bar.update(

@@ -40,7 +40,7 @@ def plot_losses(
         raise ValueError(f"{len(history)} evaluations make no curve: train for longer first")
     epochs = [line.epoch for line in history]
     best = min(history, key=lambda line: line.val_loss)
-    figure, ax = new_axes(7, 4.2)
+    figure, ax = new_axes(8, 4.2)
     ax.plot(epochs, [line.train_loss for line in history], "o-", color=BLUE, ms=3, label="training")
     validation = [line.val_loss for line in history]
     ax.plot(epochs, validation, "s--", color=ORANGE, ms=3, label="validation")
@@ -48,13 +48,11 @@ def plot_losses(
     ax.plot(best.epoch, best.val_loss, "*", ms=14, color=ORANGE, label=label)
     for name, loss in (baselines or {}).items():
         ax.axhline(loss, color="black", lw=0.8, ls=":")
-        ax.annotate(
-            f"{name}: {loss:.2f}", (epochs[-1], loss), xytext=(0, -4), textcoords="offset points",
-            ha="right", va="top", fontsize=8,
-        )  # fmt: skip
+        beside = ax.get_yaxis_transform()  # beside the axes, where it covers no line
+        ax.text(1.01, loss, f"{name}: {loss:.2f}", transform=beside, va="center", fontsize=8)
     ax.set(xlabel="epochs", ylabel="loss (nats per token)", xlim=(0, epochs[-1]), ylim=(0, None))
     _add_tokens_axis(ax, epochs, [line.tokens_seen for line in history])
-    ax.legend()
+    figure.legend(loc="outside lower center", ncols=3)  # below the axes: it covers no line
     return figure
 
 
@@ -78,11 +76,14 @@ def plot_temperature(
     tokenizer: Encoding,
     temperatures: Sequence[float] = (0.1, 1.0, 5.0),
     num_tokens: int = 10,
+    prompt: str = "",
 ) -> Figure:
-    """Return a bar chart of the most probable next tokens at each temperature, side by side.
+    """Return bar charts of the most probable next tokens at each temperature.
 
-    `logits` has shape (V,). The last group of bars is what all the other tokens have together.
-    Raises ValueError for another shape or no temperature, and as `next_token_probs` does.
+    Left, their probabilities; the last group of bars is what all other tokens have together. Right,
+    the same tokens among themselves: what each has of the probability that they have together.
+    `logits` has shape (V,); the `prompt` is named in the title. Raises ValueError for another shape
+    or no temperature, and as `next_token_probs` does.
     """
     check_number("num_tokens", num_tokens, low=1)
     check_logits(logits)
@@ -93,27 +94,39 @@ def plot_temperature(
         )
     top = logits.topk(min(num_tokens, len(logits))).indices
     labels = [token_label(i, tokenizer) for i in top.tolist()]
-    figure, ax = new_axes(8, 4)
-    width = 0.8 / len(temperatures)
-    for i, temperature in enumerate(temperatures):
-        probs = next_token_probs(logits[None], temperature)[0, top].tolist()
-        x = np.arange(len(labels) + 1) + (i - (len(temperatures) - 1) / 2) * width
-        ax.bar(
-            x, [*probs, max(0.0, 1 - sum(probs))], width, color=(BLUE, ORANGE, GREEN)[i % 3],
-            hatch=("", "//", "..")[i % 3], edgecolor="white", label=f"temperature {temperature:g}",
-        )  # fmt: skip
-    # Without parse_math=False, a token with two dollar signs would be read as a formula.
-    ax.set_xticks(
-        range(len(labels) + 1), [*labels, "all others"], rotation=30, ha="right", parse_math=False
-    )
-    ax.set(ylabel="probability", ylim=(0, 1))
-    ax.grid(False, axis="x")
-    ax.legend()
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    whole, among = figure.subplots(1, 2, sharey=True, width_ratios=(len(top) + 1, len(top)))
+    shares = {t: next_token_probs(logits[None], t)[0, top] for t in temperatures}
+    sums = {t: [*probs.tolist(), max(0.0, 1 - probs.sum().item())] for t, probs in shares.items()}
+    among_them = {t: next_token_probs(logits[None, top], t)[0].tolist() for t in temperatures}
+    _draw_bars(whole, sums, [*labels, "all others"])
+    _draw_bars(among, among_them, labels)
+    whole.set(title="among all tokens", ylabel="probability", ylim=(0, 1))
+    among.set(title=f"these {len(top)} among themselves")
+    if prompt:
+        shown = prompt if len(prompt) <= 60 else "... " + prompt[-56:]
+        figure.suptitle(f"the next token after {shown!r}", parse_math=False)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def temperature_png(logits: torch.Tensor, tokenizer: Encoding) -> bytes:
+def _draw_bars(ax: Axes, groups: Mapping[float, Sequence[float]], labels: Sequence[str]) -> None:
+    width = 0.8 / len(groups)
+    for i, (temperature, heights) in enumerate(groups.items()):
+        x = np.arange(len(labels)) + (i - (len(groups) - 1) / 2) * width
+        ax.bar(
+            x, heights, width, color=(BLUE, ORANGE, GREEN)[i % 3],
+            hatch=("", "//", "..")[i % 3], edgecolor="white", label=f"temperature {temperature:g}",
+        )  # fmt: skip
+    # Without parse_math=False, a token with two dollar signs would be read as a formula.
+    ax.set_xticks(range(len(labels)), labels, rotation=40, ha="right", parse_math=False)
+    ax.grid(alpha=0.3, axis="y")
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def temperature_png(logits: torch.Tensor, tokenizer: Encoding, prompt: str = "") -> bytes:
     """Return the figure of `plot_temperature` as a PNG."""
     png = io.BytesIO()
-    plot_temperature(logits, tokenizer).savefig(png, format="png", dpi=120)
+    plot_temperature(logits, tokenizer, prompt=prompt).savefig(png, format="png", dpi=120)
     return png.getvalue()

@@ -253,8 +253,9 @@ class Person:
 
     async def send(self, prompt: Any, **fields: Any) -> None:
         """Send a prompt, with other fields beside it."""
+        self.message_id = str(uuid.uuid4())
         message = {
-            "id": str(uuid.uuid4()), "createdAt": "2026-01-01T00:00:00Z", "output": prompt,
+            "id": self.message_id, "createdAt": "2026-01-01T00:00:00Z", "output": prompt,
             "name": "User", "type": "user_message", **fields,
         }  # fmt: skip
         await self.client.emit("client_message", {"message": message, "fileReferences": []})
@@ -271,15 +272,15 @@ class Person:
         assert (await acting)[0] == 200
         return shown
 
-    async def continuation(self) -> "Shown":
-        """Wait for a continuation to be finished."""
+    async def continuation(self, run: str | None = None) -> "Shown":
+        """Wait for a continuation to be finished; for this one, if it is named."""
         while True:
             event, data = await self.expect("prompt", "finished", "new_message")
             if event == "prompt":
                 self.prompt = [token["id"] for token in data["tokens"]]
-            elif event == "finished":
+            elif event == "finished" and run in (None, data["run"]):
                 return Shown(**data)
-            elif data["type"] == "assistant_message":
+            elif event == "new_message" and data["type"] == "assistant_message":
                 assert not data["isError"], data["output"]
 
     async def error(self) -> str:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from support.lesson import run_lesson  # noqa: E402
 
-LOSS = re.compile(r"train loss over the whole training text: ([\d.]+)")
+LOSS = re.compile(r"training loss, over all whole windows: ([\d.]+)")
 
 
 def main() -> None:

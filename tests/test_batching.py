@@ -128,7 +128,7 @@ def test_full_size_products_are_the_same_for_any_number_of_rows():
     layers = [m for m in model.modules() if type(m).__name__ == "Int8Linear"]
     assert len(layers) == 7
     for layer in layers:
-        x = torch.randn(MAX_STEP, layer.weight.size(1))
+        x = torch.randn(MAX_STEP, layer.weight.size(0))
         whole = layer(x)
         for rows in (1, 2, 3, 7, 8, 16, 31, 64):
             assert torch.equal(layer(x[-rows:]), whole[-rows:])

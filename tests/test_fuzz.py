@@ -390,20 +390,25 @@ CASES = {
          "tokenizer": TOKENIZERS,
          "temperatures": ([(1.0,), (0, 1, 5)], [(), (-1,), None, ("hot",)]),
          "num_tokens": ([1, 10, 100], WHOLE[1])},
-        lambda r, **a: len(r.axes) == 1,
+        lambda r, **a: len(r.axes) == 2,
     ),
 }  # fmt: skip
 
 # Tried elsewhere: what is used inside the above, has no code of its own, or needs a file.
 ELSEWHERE = {
-    "attend", "check_prompt", "draw_token", "Drafter", "Sequence", "hidden_states", "Int8Linear",
-    "exact_product", "int8_product", "quantize", "quantize_rows",
+    "attend", "check_prompt", "token_info", "draw_token", "Drafter", "Sequence", "hidden_states",
+    "Int8Linear", "exact_product", "int8_product", "quantize", "quantize_rows",
     "LayerNorm", "MultiHeadAttention", "FeedForward", "TransformerBlock", "Evaluation",
     "TrainState", "eval_mode", "create_optimizer", "tune_malloc", "TokenInfo", "VerbatimSpan",
     "StoryPlace", "verbatim_share", "new_axes", "temperature_png", "read_text", "atomic_write",
     "load_archive", "save_weights", "load_model", "save_checkpoint", "load_checkpoint",
+    "read_checkpoint", "restore",
 }  # fmt: skip
-COMMANDS = {"server", "lesson"}  # rooms with tests of their own: they run the page and the notebook
+# Rooms with tests of their own: those of the page, the notebook and the command.
+COMMANDS = {
+    "server", "turns", "inside", "settings", "lesson", "lesson_figures", "exercises",
+    "arguments", "distributed", "token_file", "hugging_face",
+}  # fmt: skip
 
 
 def public_names():

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from gpt import GPT_CONFIG_124M, GPTModel, train_model
 from support.hugging_face import _layout, load_hugging_face, save_hugging_face
+from support.quantization import quantize
 from support.weights import load_model
 from utils import generate, text_to_token_ids
 
@@ -433,6 +434,14 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"trf_blocks\.1\.ff\.layers\.0\.bias .*not finite"):
         save_hugging_face(model, tmp_path)
     assert same_weights(load_hugging_face(tmp_path), ours())
+
+
+def test_8_bit_weights_are_not_saved(tmp_path):
+    model = ours()
+    quantize(model)
+    with pytest.raises(ValueError, match="quantized, nothing saved"):
+        save_hugging_face(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(

@@ -35,28 +35,50 @@ def test_loss_plot_of_too_little():
         plot_losses(HISTORY[:1])
 
 
+def heights(ax):
+    return [[bar.get_height() for bar in bars] for bars in ax.containers]
+
+
 def test_temperature_plot(tokenizer):
     logits = torch.zeros(50257)
-    logits[[262, 257, 3290]] = torch.tensor([12.0, 11.0, 10.0])
-    (ax,) = plot_temperature(logits, tokenizer, (0.1, 1.0, 5.0), num_tokens=3).axes
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == [
-        "\u2423the", "\u2423a", "\u2423dog", "all others",
-    ]  # fmt: skip
-    heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
-    for group, temperature in zip(heights, (0.1, 1.0, 5.0), strict=True):
-        expected = (logits / temperature).softmax(-1)[[262, 257, 3290]].tolist()
-        assert group[:3] == pytest.approx(expected, abs=1e-5)
-        assert sum(group) == pytest.approx(1)
-    assert heights[0][0] > heights[1][0] > heights[2][0]
+    top = [262, 257, 3290]
+    logits[top] = torch.tensor([12.0, 11.0, 10.0])
+    figure = plot_temperature(logits, tokenizer, (0.1, 1.0, 5.0), num_tokens=3, prompt="a $b$")
+    whole, among = figure.axes
+    labels = ["\u2423the", "\u2423a", "\u2423dog"]
+    assert [tick.get_text() for tick in whole.get_xticklabels()] == [*labels, "all others"]
+    assert [tick.get_text() for tick in among.get_xticklabels()] == labels
+    for i, temperature in enumerate((0.1, 1.0, 5.0)):
+        probs = (logits / temperature).softmax(-1)[top]
+        assert heights(whole)[i] == pytest.approx(
+            [*probs.tolist(), 1 - probs.sum().item()], abs=1e-5
+        )
+        assert heights(among)[i] == pytest.approx((probs / probs.sum()).tolist(), abs=1e-5)
+    assert "a $b$" in figure.get_suptitle()
+
+
+def test_temperature_plot_shows_the_flattening(tokenizer):
+    logits = torch.linspace(-5, 5, 50257)  # at a high temperature the ten have next to nothing
+    _, among = plot_temperature(logits, tokenizer, (0.1, 5.0)).axes
+    cold, hot = heights(among)
+    assert max(hot) / min(hot) < max(cold) / min(cold)
+    assert min(hot) > 0.05  # high enough to be seen
+
+
+def test_legends_cover_no_line():
+    figure = plot_losses(HISTORY, {"guessing": 10.82})
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
 
 
 def test_tokens_are_not_read_as_formulas(tokenizer):
     signs = ["$$", "#$#$"]
     logits = torch.zeros(50257)
     logits[[tokenizer.encode_single_token(sign) for sign in signs]] = torch.tensor([12.0, 11.0])
-    figure = plot_temperature(logits, tokenizer, num_tokens=2)
+    figure = plot_temperature(logits, tokenizer, num_tokens=2, prompt="$$")
     figure.draw_without_rendering()
-    (ax,) = figure.axes
+    ax, _ = figure.axes
     assert [tick.get_text() for tick in ax.get_xticklabels()] == [*signs, "all others"]
 
 

@@ -44,14 +44,15 @@ WORDS = re.findall(r"\s*\S+", (ROOT / "dataset" / "story.txt").read_text(encodin
 PASSAGES = ("".join(WORDS[i : i + 7]) for i in range(6, 160, 7))
 STORY = f"<i>{TRICKS}</i><img src=x>{TRICKS}".join(PASSAGES)
 MORE = """
-model_tokens = stream_tokens
+add = Batch.add
 
-def stream_tokens(model, tokenizer, prompt, *args, **kwargs):
+def add_first_sentence(batch, idx, *args, **kwargs):
     prompt = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
-    return model_tokens(model, tokenizer, prompt, *args, **kwargs)
+    return add(batch, prompt, *args, **kwargs)
 
-SLIDERS["temperature"].initial = 0
-SLIDERS["max_new_tokens"].initial = 90
+Batch.add = add_first_sentence
+LIMITS["temperature"] = LIMITS["temperature"]._replace(usual=0)
+LIMITS["max_new_tokens"] = LIMITS["max_new_tokens"]._replace(usual=90)
 """
 
 
@@ -116,54 +117,45 @@ def page(browser, server):
     return page
 
 
-def send(page, prompt: str, count: int) -> None:
+def send(page, prompt: str) -> None:
     page.locator("#chat-input").fill(prompt)
     page.locator("#chat-submit").click()
-    expect(page.locator(".look-facts")).to_have_count(count)
+    expect(page.locator(".facts")).to_contain_text("per second")
 
 
 def test_text_stays_text_and_turns_nothing_beside_it(server, page):
-    title, plain = page.title(), "The old clock"
+    title = page.title()
     prompt = f"{HOSTILE} {TRICKS} o'clock"
-    (server.folder / "say").write_text(TRICKS + HOSTILE + TRICKS)  # see app_server.py
-    send(page, prompt, 1)
-    send(page, plain, 2)
-    prompts = page.locator('[data-step-type="user_message"] pre')
-    answer = page.locator(".ai-message").first
-    article, facts = answer.locator('[role="article"]').first, answer.locator(".look-facts")
+    said = TRICKS + HOSTILE + TRICKS  # shorter than 90 tokens of four signs: see app_server.py
+    (server.folder / "say").write_text(said)
+    page.evaluate("page.change({ temperature: 0, max_new_tokens: 90 })")
+    send(page, prompt)
+    text, facts = page.locator("#text"), page.locator(".facts")
+    assert text.text_content() == prompt + said
+    assert re.fullmatch(r"\d+ tokens · [\d.]+ per second · .*", as_read(facts))
 
-    assert prompts.first.text_content() == prompt
-    written = TRICKS + HOSTILE + TRICKS
-    assert article.text_content() == written.replace("\u200b", "")
-    assert as_read(prompts.last) == plain
-    assert re.fullmatch(r"\d+ tokens · [\d.]+ per second · seed \d+ · .*", as_read(facts))
-
-    answer.locator(".look-probs").click()
-    tokens = answer.get_by_role("group", name="The tokens of the text")
-    assert re.sub("[\u21b5\u25af]", "", tokens.text_content()) == written  # line ends, no text
-    details = answer.locator(".look-details [aria-live]")
-    for token in (0, 1, 2):
-        tokens.get_by_role("button").nth(token).click()
+    page.locator("#view-probs").click()
+    expect(page.locator("#prompt-loss")).to_be_visible()
+    assert re.sub("[\u21b5\u25af]", "", text.text_content()) == prompt + said  # signs for line ends
+    details = page.locator("#token-details [aria-live]")
+    for token in (100, 101, 102):
+        page.locator("#text .token").nth(token).click()
         assert as_read(details) == details.text_content()
+        page.keyboard.press("Escape")
 
-    answer.locator(".look-copied").click()
-    copied = answer.get_by_role("group", name="The text, with its copied runs")
-    assert as_read(copied.locator("sup").nth(9)) == "10"
-    copied.get_by_role("button").nth(1).click()
-    details = answer.locator(".look-details")
-    assert "<i>" in details.text_content()  # that is, something of the story
-    assert re.fullmatch(
-        r"\d+ tokens, from paragraph \d+ of the story:… .*[^…].* …", as_read(details), re.DOTALL
-    )
-
-    answer.get_by_role("button", name="Next token").click()
-    expect(page.locator("img.inline-image")).to_be_visible()
-    quote = page.locator(".ai-message").last.locator('[role="article"]')
-    assert as_read(quote.first).endswith("after your prompt, at three temperatures:")
-    quote = page.locator(".ai-message").last.locator("blockquote")
-    assert quote.text_content().strip() == prompt[-60:].replace("\u200b", "")
-
-    for element in (prompts, article, tokens, copied, details, quote):
+    page.locator("#view-copied").click()
+    page.locator(".from-story").first.click()
+    quote = page.locator("#token-details .quote")
+    assert "<i>" in quote.text_content()  # that is, something of the story
+    assert re.fullmatch(r"… .*[^…].* …", as_read(quote), re.DOTALL)
+    page.locator("#token-details").get_by_text("Show it in the story").click()
+    story = page.locator("#story-text")
+    expect(story).to_contain_text("<img src=x>")
+    page.keyboard.press("Escape")
+    page.locator("#next-token").click()
+    bars = page.locator("#bars")
+    expect(bars.locator("tr")).to_have_count(11)
+    for element in (text, quote, story, bars):
         assert element.locator("img, script, i, a:visible, .loading-cursor").count() == 0
     assert (page.title(), page.errors, page.asked) == (title, [], [])
 
@@ -233,22 +225,15 @@ def test_files_outside_public_cannot_be_fetched(server):
             assert not any(start in body for start in starts), target
 
 
-def test_a_file_of_one_person_is_for_nobody_else(server):
+def test_the_app_writes_no_file_of_a_person(server):
     async def scene():
-        async with Person(server) as person, Person(server) as other:
+        async with Person(server) as person:
             await person.set(max_new_tokens=1)
             await person.send("The old clock")
-            _, element = await person.expect("element")
-            file = f"/project/file/{element['chainlitKey']}"
-            for session in (other.session, "", "*", "..", str(uuid.uuid4())):
-                status, _ = call(server, "GET", f"{file}?session_id={session}")
-                assert status in (401, 404)
-            assert call(server, "GET", file)[0] == 422
-            return call(server, "GET", f"{file}?session_id={person.session}")
+            await person.continuation()
+            return list((server.folder / ".files").glob("*/*"))
 
-    status, body = asyncio.run(scene())
-    assert status == 200
-    assert json.loads(body)["facts"][0] == "1 token"
+    assert asyncio.run(scene()) == []
 
 
 def paths_below(folder: Path) -> set[Path]:
@@ -288,7 +273,7 @@ def test_nothing_is_uploaded(server):
             form = {"Content-Type": "multipart/form-data; boundary=x"}
             status, _ = call(server, "POST", "/project/file" + session, UPLOAD, **form)
             assert status == 403
-            element = {"type": "custom", "id": "x", "name": "LookInside", "display": "inline"}
+            element = {"type": "custom", "id": "x", "name": "Text", "display": "inline"}
             element |= {"props": {"facts": ["tick"]}}
             request = json.dumps({"sessionId": person.session, "element": element})
             json_type = {"Content-Type": "application/json"}
@@ -448,18 +433,51 @@ def test_a_session_is_for_one_person(locked):
 
     async def scene():
         async with Person(locked, sam) as person:
-            await person.set(max_new_tokens=1)
-            await person.send("The old clock")
-            _, element = await person.expect("element")
             with pytest.raises(ConnectionError):
                 await visit(locked, alex, person.session)
-            file = f"/project/file/{element['chainlitKey']}?session_id={person.session}"
-            return [call(locked, "GET", file, Cookie=cookie)[0] for cookie in (sam, alex, "")]
+            request = {"sessionId": person.session, "action": {"name": "story", "payload": {}}}
+            return [
+                locked.post("/project/action", request, Cookie=cookie)[0]
+                for cookie in (sam, alex, "")
+            ]
 
     assert asyncio.run(scene()) == [200, 401, 401]
 
 
-# 4. Packages --------------------------------------------------------------------------------
+# 4. Another site's page ---------------------------------------------------------------------
+
+OTHER_ORIGINS = ("http://a.example", "null", "http://127.0.0.1:1", "http://127.0.0.1", "")
+
+
+@pytest.mark.parametrize("host", [None, "story.example"])  # asked directly; behind a proxy
+def test_only_the_apps_own_page_may_use_it(server, host):
+    own = host or server.url.partition("://")[2]
+    headers = {"Host": host} if host else {}
+
+    async def visit_from(origin):
+        person = Person(server, Origin=origin, **headers)
+        await person.connect()
+        status = (await person.act("story"))[0]
+        await person.client.disconnect()
+        return status
+
+    payload = {"sessionId": str(uuid.uuid4()), "action": {"name": "story", "payload": {}}}
+    for origin in (f"http://{own}", f"https://{own}"):
+        assert asyncio.run(visit_from(origin)) == 200
+        headers_now = {**headers, "Origin": origin}
+        assert server.post("/project/action", payload, **headers_now)[0] != 403
+        assert call(server, "GET", "/project/settings", **headers_now)[0] == 200
+    for origin in (*OTHER_ORIGINS, f"http://{own}.a.example"):
+        with pytest.raises(ConnectionError):
+            asyncio.run(visit_from(origin))
+        headers_now = {**headers, "Origin": origin}
+        assert server.post("/project/action", payload, **headers_now)[0] == 403
+        assert call(server, "GET", "/project/settings", **headers_now)[0] == 403
+        polling = "/ws/socket.io/?EIO=4&transport=polling"
+        assert call(server, "POST", polling, b"x", **headers_now)[0] in (400, 403)
+
+
+# 5. Packages --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", [".", "tests", "benchmarks"])

@@ -1,5 +1,5 @@
 // What could come at a place of the text: bars that move with the settings.
-import { useSyncExternalStore } from 'react';
+import { useEffect, useRef, useSyncExternalStore } from 'react';
 
 const SHOWN = 10;
 
@@ -24,14 +24,18 @@ const Bar = ({ label, prob }) => (
 
 function Bars() {
   const { bars, settings } = useSyncExternalStore(page.subscribe, page.get);
+  const section = useRef(null);
   const shown = page.document();
+  const next = shown && bars !== null ? page.look('next', page.read(bars)) : undefined;
+  useEffect(() => {
+    section.current?.scrollIntoView({ block: 'start' }); // when it opens, and when it is filled
+  }, [bars, next === undefined]);
   if (!shown || bars === null) return null;
   const before = page.tokensOf(shown).slice(0, bars).map((token) => token.text).join('');
-  const next = page.look('next', page.read(bars));
   const logits = next && { top: next.top.map(({ logit }) => logit), rest: next.rest };
   const { probs, others } = next ? page.nextTokenProbs(logits, settings) : {};
   return (
-    <section id="bars" aria-label="The next token">
+    <section id="bars" ref={section} aria-label="The next token">
       <div className="row">
         <h2>What could come after “…<bdi>{before.slice(-40)}</bdi>”</h2>
         <button type="button" aria-label="Close the bars" onClick={() => page.set({ bars: null })}>Close</button>

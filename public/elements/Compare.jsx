@@ -1,11 +1,15 @@
 // The prompt continued at three temperatures, side by side.
-import { useSyncExternalStore } from 'react';
+import { useEffect, useRef, useSyncExternalStore } from 'react';
 
 function Compare() {
   const { compared } = useSyncExternalStore(page.subscribe, page.get);
+  const section = useRef(null);
+  useEffect(() => {
+    section.current?.scrollIntoView({ block: 'start' });
+  }, [compared]);
   if (!compared) return null;
   return (
-    <section id="compare" aria-label="Three temperatures">
+    <section id="compare" ref={section} aria-label="Three temperatures">
       <div className="row">
         <h2>The prompt at three temperatures</h2>
         <button type="button" aria-label="Close the comparison" onClick={() => page.set({ compared: null })}>Close</button>

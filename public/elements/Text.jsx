@@ -50,11 +50,11 @@ function described(shown, { view, chosen, head }) {
     const read = page.read(chosen, chosen + 1);
     const weights = page.look('attention', read);
     const heads = head ? [weights?.[head.layer]?.[head.head]] : weights?.flat();
-    if (heads?.[0])
-      heads[0].forEach((_, i) => {
-        const share = heads.reduce((sum, row) => sum + row[i], 0) / heads.length / 1000;
-        tokens[chosen + 1 - read.length + i].share = share;
-      });
+    if (heads?.[0]) {
+      const shares = heads[0].map((_, i) => heads.reduce((sum, row) => sum + row[i], 0));
+      const most = Math.max(1, ...shares);
+      shares.forEach((share, i) => (tokens[chosen + 1 - read.length + i].share = share / most));
+    }
   }
   return told;
 }
@@ -121,7 +121,7 @@ function Token({ token, index, first, isChosen, isPrompt, isUnread, view }) {
       aria-label={`${token.label}${prob}`}
       aria-pressed={isChosen}
       tabIndex={isChosen || (first && page.state.chosen === null) ? 0 : -1}
-      style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.75 * Math.sqrt(shade)})` }}
+      style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.7 * Math.sqrt(shade)})` }}
     >
       {view === 'plain' ? token.text : visible(token.text)}
     </span>

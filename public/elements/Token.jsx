@@ -121,10 +121,7 @@ function Details({ index, token, state }) {
           {index > 0 && (
             <button
               type="button"
-              onClick={() => {
-                page.set({ bars: index, open: false });
-                setTimeout(() => document.getElementById('bars')?.scrollIntoView({ block: 'center' }), 50);
-              }}
+              onClick={() => page.set({ bars: index, open: false })}
             >
               Bars here
             </button>

@@ -15,9 +15,6 @@ function Done({ id, label, done, act }) {
   return <button id={id} type="button" aria-live="polite" onClick={click}>{shown}</button>;
 }
 
-// The element that a click has filled, into view.
-const reveal = (id) => setTimeout(() => document.getElementById(id)?.scrollIntoView({ block: 'center' }), 50);
-
 function Toolbar() {
   const state = useSyncExternalStore(page.subscribe, page.get);
   const shown = page.document();
@@ -25,14 +22,7 @@ function Toolbar() {
   const busy = state.running !== null;
   const hasDrafts = page.tokensOf(shown).some((token) => token.draft);
   const views = Object.entries(VIEWS).filter(([name]) => name !== 'drafts' || hasDrafts);
-  const bars = () => {
-    page.set({ bars: page.tokensOf(shown).length, open: false });
-    reveal('bars');
-  };
-  const compare = () => {
-    page.compare();
-    reveal('compare');
-  };
+  const bars = () => page.set({ bars: page.tokensOf(shown).length, open: false });
   return (
     <div className="toolbar">
       <div role="group" aria-label="How to look at the text" className="views">
@@ -52,7 +42,7 @@ function Toolbar() {
         <button id="continue" type="button" disabled={busy} onClick={page.goOn}>Continue</button>
         <button id="again" type="button" disabled={busy} onClick={page.again}>Again</button>
         <button id="next-token" type="button" onClick={bars}>Next token</button>
-        <button id="compare-button" type="button" disabled={busy} onClick={compare}>Compare</button>
+        <button id="compare-button" type="button" disabled={busy} onClick={page.compare}>Compare</button>
         <button id="story" type="button" onClick={() => page.request('story', {})}>Story</button>
         {navigator.clipboard && ( // browsers have none where the page comes over plain HTTP from elsewhere
           <>

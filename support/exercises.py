@@ -1,0 +1,239 @@
+"""The lesson's predictions, and the checks of its exercises: what came out, what should have."""
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt import GPT_CONFIG_124M, GPTModel
+from utils import next_token_probs
+
+Case = tuple[tuple, Any]  # arguments, and the right result
+
+
+def reveal(what: str, guess: object, actual: float | str, unit: str = "") -> None:
+    """Print what was measured, and how far a guess, written down before, was from it."""
+    shown = actual if isinstance(actual, str) else f"{actual:.4g}{unit}"
+    print(f"{what}: {shown}.", end=" ")
+    if guess is None:
+        print("(No guess was written down. Write one, and run the cell again.)")
+    elif isinstance(actual, str) or not isinstance(guess, int | float):
+        right = str(guess).strip().lower() == str(actual).strip().lower()
+        print("You guessed it." if right else f"You guessed {guess!r}.")
+    else:
+        print(f"You guessed {guess:g}{unit}: off by {abs(guess - actual):.3g}{unit}.")
+
+
+def check(answer: Callable) -> None:
+    """Print whether a function that answers an exercise is right; if not, what came out of it.
+
+    The exercise is known by the function's name. Arguments are copies: an answer may change them.
+    """
+    name = answer.__name__
+    if name not in CHECKS:
+        return print(f"{name}: no exercise has this name. They are {', '.join(CHECKS)}.")
+    with torch.random.fork_rng():  # the lesson's random numbers stay as they are
+        torch.manual_seed(0)
+        print(f"{name}: {CHECKS[name](answer) or 'right.'}")
+
+
+# Complaints ---------------------------------------------------------------------------------
+
+UNANSWERED = "yours to write. (It returns None so far.)"
+
+
+def text(value: Any) -> str:
+    """Return a value as it is shown in a complaint: numbers with a few digits, not too long."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(text, value))
+        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    return repr(value)
+
+
+def short(value: Any, most: int = 160) -> str:
+    shown = text(value)
+    return shown if len(shown) <= most else shown[:most] + " ..."
+
+
+def same(result: Any, right: Any) -> bool:
+    """Return whether a result is right: numbers up to rounding, tensors of the right shape."""
+    if isinstance(right, Tensor):
+        if right.dtype == torch.bool and getattr(result, "dtype", None) != torch.bool:
+            return False
+        result = torch.as_tensor(result)
+        return result.shape == right.shape and torch.allclose(
+            result.detach().double(), right.double(), rtol=1e-4, atol=1e-6
+        )
+    if isinstance(right, list):
+        return list(result) == right
+    result = result.detach() if isinstance(result, Tensor) else result
+    return math.isclose(float(result), right, rel_tol=1e-4, abs_tol=1e-6)
+
+
+def complaint(cases: Callable[[], list[Case]], answer: Callable) -> str | None:
+    """Return what is wrong with the first case that fails, or None."""
+    for args, right in cases():
+        call = f"{answer.__name__}({', '.join(map(short, args))})"
+        try:
+            result = answer(*copy.deepcopy(args))
+            if result is None:
+                return UNANSWERED
+            if same(result, right):
+                continue
+            kind = getattr(result, "dtype", type(result).__name__)
+            return f"not yet. {call} gave {short(result)} ({kind}); it should be {short(right)}."
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            return f"not yet. {call} should be {short(right)}, but ended with {message:.200}"
+    return None
+
+
+# The exercises ------------------------------------------------------------------------------
+
+
+def merge() -> list[Case]:
+    trials = [([1, 2, 3, 1, 2], (1, 2), [9, 3, 9]), ([5, 1, 1, 1], (1, 1), [5, 9, 1])]
+    trials += [([2, 1, 2, 1], (1, 2), [2, 9, 1]), ([11, 2, 1, 2], (1, 2), [11, 2, 9])]
+    return [((ids, pair, 9), right) for ids, pair, right in [*trials, ([7], (1, 2), [7])]]
+
+
+def num_windows() -> list[Case]:
+    sizes = [(100, 10, 10), (101, 10, 10), (102, 10, 10), (50, 8, 3), (9, 8, 4)]
+    return [((n, length, stride), -((length + 1 - n) // stride) + 1) for n, length, stride in sizes]
+
+
+def cross_entropy() -> list[Case]:
+    logits = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 1.0], [1.0, 1.0, 4.0, -2.0]])
+    trials = [(logits, [0, 1, 0]), (logits[:1], [3]), (logits[1:] * 2, [2, 2])]
+    pairs = [(rows, torch.tensor(targets)) for rows, targets in trials]
+    return [((rows, ids), F.cross_entropy(rows.double(), ids).item()) for rows, ids in pairs]
+
+
+def perplexity() -> list[Case]:
+    trials = {2: [0.5, 0.5], 4: [0.5, 0.5, 0.0625], 1: [1.0], 100: [0.01] * 5}
+    return [((probs,), right) for right, probs in trials.items()]
+
+
+def bigram_probability() -> list[Case]:
+    ids = [1, 2, 1, 3, 1, 2, 2, 3, 1]
+    return [((ids, 1, 2), 2 / 3), ((ids, 2, 1), 1 / 3), ((ids, 3, 1), 1.0), ((ids, 3, 2), 0.0)]
+
+
+def attend() -> list[Case]:
+    trials = [tuple(torch.randn(3, *shape)) for shape in ((4, 2), (3, 8))]
+    rows = [(q.double()[None], k.double()[None], v.double()[None]) for q, k, v in trials]
+    right = [F.scaled_dot_product_attention(q, k, v, is_causal=True)[0] for q, k, v in rows]
+    return list(zip(trials, right, strict=True))
+
+
+def may_look() -> list[Case]:
+    return [((n,), torch.ones(n, n, dtype=torch.bool).tril()) for n in (3, 1, 5)]
+
+
+def num_parameters() -> list[Case]:
+    tiny = {**GPT_CONFIG_124M, "vocab_size": 100, "context_length": 8, "emb_dim": 12, "n_heads": 3}
+    changes = ({"n_layers": 1}, {"n_layers": 3}, {"n_layers": 2, "qkv_bias": True, "emb_dim": 24})
+    cfgs = [{**tiny, **change} for change in changes]
+    return [((cfg,), sum(p.numel() for p in GPTModel(cfg).parameters())) for cfg in cfgs]
+
+
+def descend() -> list[Case]:
+    trials = [(1.0, 2.0, 3.0, 0.1), (0.5, 3.0, 1.0, 0.01), (-1.0, 0.5, 2.0, 0.2)]
+    return [((w, x, y, lr), w - lr * 2 * (w * x - y) * x) for w, x, y, lr in trials]
+
+
+def next_probs() -> list[Case]:
+    logits, settings = torch.tensor([0.5, 3, -1, 2, 1, 2.5]), ((0.5, 3), (1.0, 6), (2.0, 1), (2, 4))
+    return [((logits, *s), next_token_probs(logits[None].double(), *s)[0]) for s in settings]
+
+
+def accepted() -> list[Case]:
+    trials = [([4, 5, 6], [4, 5, 6, 7], 3), ([4, 5, 6], [4, 9, 6, 7], 1)]
+    trials += [([4, 5], [9, 5, 6], 0), ([], [3], 0)]
+    return [((draft, choices), right) for draft, choices, right in trials]
+
+
+def longest_run() -> list[Case]:
+    story = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    trials = [([9, 1, 9], 1), ([7, 1, 5, 9, 2, 8], 4), ([6, 5, 7, 4, 1], 2), ([5, 3, 5], 3)]
+    return [((ids, story), right) for ids, right in [*trials, ([7], 0), ([0, *story[2:9], 0], 7)]]
+
+
+def entropy() -> list[Case]:
+    spread = [[0.5, 0.5], [1.0], [0.25] * 4, [0.7, 0.2, 0.1]]
+    return [((probs,), -sum(p * math.log(p) for p in probs)) for probs in spread]
+
+
+DIAGNOSES = {"A": "rate too high", "B": "overfitting", "C": "rate too low"}
+
+
+def check_diagnoses(answer: Callable) -> str | None:
+    result = answer()
+    if result is None:
+        return UNANSWERED
+    if not isinstance(result, dict) or result.keys() != DIAGNOSES.keys():
+        return f"not yet. It gave {short(result)}; it should be a dict with the keys A, B and C."
+    wrong = [key for key in DIAGNOSES if result[key] != DIAGNOSES[key]]
+    return f"not yet. Look again at {' and '.join(wrong)}." if wrong else None
+
+
+def check_continue_text(answer: Callable) -> str | None:
+    """Try a generation loop on a toy model, in which a token depends on the last one alone."""
+    table = torch.tensor(
+        [[0.1, 0.5, 0.15, 0.25], [0.54, 0.1, 0.3, 0.06], [0.2, 0.6, 0.1, 0.1], [0.9, 0.05, 0.05, 0]]
+    )
+    top_p, steps, prompt = 0.78, 500, torch.tensor([[3, 0]])
+    try:
+        result = answer(lambda ids: table.log()[ids], prompt.clone(), steps, top_p)
+        if result is None:
+            return UNANSWERED
+        found = torch.as_tensor(result)
+        if found.shape != (1, 2 + steps) or not torch.equal(found[:, :2], prompt):
+            what = f"a prompt of shape (1, 2) and {steps} tokens gave shape {tuple(found.shape)}"
+            return f"not yet. {what}; it should be (1, {2 + steps}) and begin with the prompt."
+    except Exception as error:
+        return f"not yet. It ended with {type(error).__name__}: {error}"[:300]
+    kept = next_token_probs(table.log(), 1.0, None, top_p)
+    counts = torch.zeros_like(table)
+    for before, token in found[0, 1:].unfold(0, 2, 1).tolist():
+        counts[before, token] += 1
+        if kept[before, token] == 0:
+            return (
+                f"not yet. After token {before}, with top_p {top_p} and the probabilities "
+                f"{text(table[before])}, it drew token {token}."
+            )
+    expected = counts.sum(1, keepdim=True) * kept
+    far = (counts - expected).abs() > 5 * (expected * (1 - kept)).sqrt() + 1e-3
+    if far.any():
+        row = int(far.any(1).nonzero()[0])
+        return (
+            f"not yet. After token {row} it drew each token {text(counts[row].long())} times;"
+            f" about {text(expected[row].round().long())} would be right."
+        )
+    return None
+
+
+ALL: tuple[Callable[[], list[Case]], ...] = (
+    merge,
+    num_windows,
+    cross_entropy,
+    perplexity,
+    bigram_probability,
+    may_look,
+    attend,
+)
+ALL += (num_parameters, descend, next_probs, accepted, longest_run, entropy)
+CHECKS: dict[str, Callable[[Callable], str | None]] = {
+    "continue_text": check_continue_text,
+    "diagnoses": check_diagnoses,
+    **{cases.__name__: partial(complaint, cases) for cases in ALL},
+}
