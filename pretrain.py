@@ -205,7 +205,8 @@ def pretrain(args: argparse.Namespace) -> None:
 
     size = {"batch_size": config["batch_size"], "vocab_size": vocab_size}
     loaders = epoch_loaders(texts[0], length, args.epochs, **size)
-    eval_loaders = [eval_loader(ids, length, vocab_size=vocab_size) for ids in texts]
+    whole = [ids[: 1 + (len(ids) - 1) // length * length] for ids in texts]  # windows
+    eval_loaders = [eval_loader(ids, length, vocab_size=vocab_size) for ids in whole]
     num_steps = sum(len(loader) for loader in loaders)
     run = Run(args, model, state, config, token_ids, tokenizer, num_steps)
     if args.compile:
