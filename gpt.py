@@ -405,9 +405,8 @@ def train_model(
       evaluation: before the first step, and `evals_per_epoch` times in each epoch.
     - `state`: how far an earlier call came, to go on from there; it is kept up to date.
 
-    Interrupted, by Ctrl-C or an exception in a callback, the model keeps what it has learned; it is
-    in eval mode afterwards. Raises ValueError for bad hyperparameters, before the first step,
-    and FloatingPointError, naming the step, for a loss that is not finite.
+    Interrupted, as by Ctrl-C, the model keeps what it has learned; afterwards it is in eval mode.
+    Raises ValueError for bad hyperparameters and FloatingPointError for a loss that is not finite.
     """
     for name, value in {
         "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay,

@@ -2,7 +2,8 @@
 
     python pretrain.py dataset/mine.txt --weights mine.pth --epochs 3 --batch-size 4
 
-From top to bottom: text and model, what happens while it trains, the training.
+From top to bottom: text and model, what happens while it trains, the training. The arguments are in
+support/arguments.py, what several processes need in support/distributed.py.
 """
 
 import argparse
@@ -22,22 +23,15 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from gpt import Evaluation, GPTModel, TrainState, train_model, train_step
+from gpt import GPT_CONFIG_124M, Evaluation, GPTModel, TrainState, train_model, train_step
+from support import distributed
 from support.arguments import parse_arguments
 from support.checkpoints import RunConfig, read_checkpoint, restore, run_config, save_checkpoint
 from support.data import epoch_loaders, eval_loader, read_text, split_tokens
-from support.distributed import (
-    LOCAL_RANK,
-    RANK,
-    WORLD_SIZE,
-    SharedStep,
-    any_process,
-    check_same,
-    first_of_machine_first,
-    process_group,
-)
+from support.distributed import LOCAL_RANK, RANK, WORLD_SIZE
 from support.files import atomic_write
 from support.head_start import give_head_start
+from support.hugging_face import load_hugging_face
 from support.malloc import tune_malloc
 from support.plots import plot_losses
 from support.token_file import load_token_file
@@ -65,41 +59,44 @@ def load_tokens(path: Path, tokenizer: tiktoken.Encoding) -> torch.Tensor:
 
 def new_model(args: argparse.Namespace) -> GPTModel:
     """Return the model to begin with: the lesson's untrained one, or that of --start-from."""
-    if args.start_from:
-        return load_model(args.start_from, args.config)
-    torch.manual_seed(SEED)
-    model = GPTModel(args.config).eval()
-    if args.head_start:
-        give_head_start(model)
+    cfg = args.config or GPT_CONFIG_124M
+    if args.start_from is None:
+        torch.manual_seed(SEED)
+        model = GPTModel(cfg).eval()
+        if args.head_start:
+            give_head_start(model)
+        return model
+    if not Path(args.start_from).is_dir():
+        return load_model(args.start_from, cfg)
+    model = load_hugging_face(args.start_from)
+    for key in ("emb_dim", "n_heads", "n_layers"):
+        if args.config and cfg[key] != model.cfg[key]:
+            raise ValueError(
+                f"--config has {key} {cfg[key]}, but {args.start_from} has {model.cfg[key]}"
+            )
     return model
 
 
-def describe_run(
-    args: argparse.Namespace, train_ids: torch.Tensor, val_ids: torch.Tensor, saved: RunConfig
-) -> RunConfig:
-    """Return what decides the run; `saved` is that of the checkpoint that it goes on from, if any.
+def run_config_of(args: argparse.Namespace, texts: tuple, length: int, old: RunConfig) -> RunConfig:
+    """Return what decides the run; `old` is that of the checkpoint that it goes on from, if any.
 
-    A step's windows are divided among the processes. If there are others now than at the beginning,
-    it goes on with as many windows in each step as before.
+    A step's windows are shared among the processes. If there are now more or fewer of these than at
+    the beginning, it goes on with as many windows in each step as before.
     """
-    processes = saved.get("processes", WORLD_SIZE)
-    if args.batch_size * WORLD_SIZE == saved.get("batch_size"):
-        batch_size = saved["batch_size"]
-    else:
+    processes, batch_size = old.get("processes", WORLD_SIZE), args.batch_size * WORLD_SIZE
+    if batch_size != old.get("batch_size"):
         batch_size = args.batch_size * processes
-    config = run_config(
-        train_ids, val_ids, num_epochs=args.epochs, batch_size=batch_size,
-        learning_rate=args.learning_rate, vocab_size=args.config["vocab_size"],
-    )  # fmt: skip
-    beginning = {"processes": processes, "head_start": args.head_start}
-    return config | beginning | {"start_from": args.start_from}
+    settings = {"num_epochs": args.epochs, "learning_rate": args.learning_rate}
+    beginning = {"head_start": args.head_start, "start_from": args.start_from}
+    config = run_config(*texts, batch_size=batch_size, **settings) | beginning
+    return config | {"context_length": length, "processes": processes}
 
 
 # 2. While it trains -------------------------------------------------------------------------
 
 
 class Stopped(Exception):
-    """A signal asked the training to stop, and it did, between two steps."""
+    """A signal, its argument, asked the training to stop, and it did, after a whole step."""
 
 
 class Run:
@@ -107,27 +104,24 @@ class Run:
 
     def __init__(
         self, args: argparse.Namespace, model: GPTModel, state: TrainState, config: RunConfig,
-        token_ids: torch.Tensor, tokenizer: tiktoken.Encoding,
+        token_ids: torch.Tensor, tokenizer: tiktoken.Encoding, num_steps: int,
     ) -> None:  # fmt: skip
         self.args, self.model, self.state, self.config = args, model, state, config
         self.token_ids, self.tokenizer = token_ids, tokenizer
         self.prompt = token_ids[None, :8].long()  # (1, T)
         if args.prompt:
             self.prompt = text_to_token_ids(args.prompt, tokenizer)
-        self.signal: signal.Signals | None = None
+        self.signal: int = 0  # that has come, if any
         self.saved_at = time.monotonic()
-        self.bar = tqdm(unit="step", initial=state.step, mininterval=1, disable=RANK > 0)
-
-    def path(self, ending: str) -> Path:
-        """Return the path of a file beside the weights."""
-        return self.args.weights.with_suffix(ending)
+        self.bar = tqdm(unit="step", total=num_steps, initial=state.step, disable=RANK > 0)
 
     def on_step(self, step: int, num_steps: int) -> None:
         """Move the bar; save the checkpoint if it is time to; save and stop after a signal."""
         self.bar.update()
         if time.monotonic() - self.saved_at >= 60 * self.args.save_every:
             self.save()
-        if any_process(self.signal is not None, self.args.device):
+        if distributed.any_process(self.signal > 0, self.args.device):
+            self.bar.write("Stopping: saving the checkpoint, then the weights.")
             self.save()
             self.save_weights()
             raise Stopped(self.signal or signal.SIGTERM)
@@ -136,45 +130,46 @@ class Run:
         """Show the losses and a sample; write the history and its plot."""
         if RANK:
             return
-        tqdm.write(
-            f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, "
-            f"validation loss {evaluation.val_loss:.3f}. It writes: {self.sample()!r}"
+        self.bar.write(
+            f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, validation "
+            f"loss {evaluation.val_loss:.3f}. It writes: {self.sample()!r}"
         )
         table = io.StringIO()
         csv.writer(table).writerows([Evaluation._fields, *self.state.history])
-        with atomic_write(self.path(".csv")) as file:
+        with atomic_write(self.args.weights.with_suffix(".csv")) as file:
             file.write(table.getvalue().encode())
         if len(self.state.history) > 1:
-            guessing = {"blind guessing": math.log(self.args.config["vocab_size"])}
-            with atomic_write(self.path(".png")) as file:
-                plot_losses(self.state.history, guessing).savefig(file, format="png", dpi=150)
+            level = {"blind guessing": math.log(self.model.cfg["vocab_size"])}
+            figure = plot_losses(self.state.history, level)
+            with atomic_write(self.args.weights.with_suffix(".png")) as file:
+                figure.savefig(file, format="png", dpi=150)
 
     def sample(self) -> str:
-        """Return what the model writes after the prompt, the same draws each time."""
-        draw = torch.Generator().manual_seed(SEED)
-        length = self.model.cfg["context_length"]
+        """Return what the model writes after the prompt, with the same draws each time."""
+        draw, length = torch.Generator().manual_seed(SEED), self.model.cfg["context_length"]
         ids = generate(self.model, self.prompt, 30, length, 0.8, 50, generator=draw)
         return token_ids_to_text(ids, self.tokenizer)
 
     def save(self) -> None:
         """Write the checkpoint."""
         if RANK == 0:
-            save_checkpoint(self.path(".ckpt"), self.model, self.state, self.config)
+            checkpoint = self.args.weights.with_suffix(".ckpt")
+            save_checkpoint(checkpoint, self.model, self.state, self.config)
         self.saved_at = time.monotonic()
 
     def save_weights(self) -> None:
-        """Write the weights, the embeddings of tokens that got no gradient as zeros."""
+        """Write the weights; embeddings that never got a gradient are noise, stored as zeros."""
         if RANK == 0:
             pieces = [piece.long().unique() for piece in self.token_ids.split(10_000_000)]
-            used = None if self.args.start_from else torch.cat(pieces)
-            save_weights(self.model, self.args.weights, used)
+            used_ids = None if self.args.start_from else torch.cat(pieces)
+            save_weights(self.model, self.args.weights, used_ids)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Note Ctrl-C and SIGTERM inside a `with` block; a second Ctrl-C interrupts at once."""
 
         def note(number: int, frame: Any) -> None:
-            self.signal = signal.Signals(number)
+            self.signal = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -193,35 +188,36 @@ def pretrain(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision(args.precision)
     tune_malloc()
     tokenizer = tiktoken.get_encoding("gpt2")
-    with first_of_machine_first():
+    with distributed.first_of_machine_first():
         token_ids = load_tokens(args.text, tokenizer)
-    length, vocab_size = args.config["context_length"], args.config["vocab_size"]
-    train_ids, val_ids = split_tokens(token_ids, length)
+    model = new_model(args).to(args.device)
+    vocab_size = model.cfg["vocab_size"]
+    length = min((args.config or GPT_CONFIG_124M)["context_length"], model.cfg["context_length"])
+    texts = split_tokens(token_ids, length)
 
-    checkpoint = args.weights.with_suffix(".ckpt")
-    saved = read_checkpoint(checkpoint)
-    config = describe_run(args, train_ids, val_ids, saved["run_config"] if saved else {})
-    model = GPTModel(args.config) if saved else new_model(args)
-    model.to(args.device)
+    path = args.weights.with_suffix(".ckpt")
+    saved = read_checkpoint(path)
+    config = run_config_of(args, texts, length, saved["run_config"] if saved else {})
     torch.manual_seed(SEED)  # for dropout
-    state = restore(checkpoint, saved, model, config) if saved else TrainState()
-    del saved  # 2 GB
-    check_same("the text, or the checkpoint,", (config, state.step))
+    state = restore(path, saved, model, config) if saved else TrainState()
+    del saved  # it is large
+    distributed.check_same("the text, or the checkpoint,", (config, state.step))
 
-    batch_size = config["batch_size"]
-    loaders = epoch_loaders(train_ids, length, args.epochs, batch_size, vocab_size=vocab_size)
-    eval_loaders = [eval_loader(ids, length, vocab_size=vocab_size) for ids in (train_ids, val_ids)]
+    size = {"batch_size": config["batch_size"], "vocab_size": vocab_size}
+    loaders = epoch_loaders(texts[0], length, args.epochs, **size)
+    whole = [ids[: 1 + (len(ids) - 1) // length * length] for ids in texts]  # windows
+    eval_loaders = [eval_loader(ids, length, vocab_size=vocab_size) for ids in whole]
+    num_steps = sum(len(loader) for loader in loaders)
+    run = Run(args, model, state, config, token_ids, tokenizer, num_steps)
     if args.compile:
         model.compile()
-    run = Run(args, model, state, config, token_ids, tokenizer)
-    run.bar.total = sum(len(loader) for loader in loaders)
     try:
         with run.signals():
             train_model(
                 model, loaders, eval_loaders, learning_rate=args.learning_rate,
                 evals_per_epoch=args.evals_per_epoch or max(2, len(loaders[0]) // 500),
                 on_step=run.on_step, on_eval=run.on_eval, state=state,
-                take_step=SharedStep(model) if WORLD_SIZE > 1 else train_step,
+                take_step=distributed.SharedStep(model) if WORLD_SIZE > 1 else train_step,
             )  # fmt: skip
     except ConnectionError:  # the last step is whole
         run.save()
@@ -238,27 +234,29 @@ def main(argv: list[str] | None = None) -> None:
     lock = FileLock(args.weights.with_suffix(".lock"), timeout=0)
     again = "run the same command again to go on"
     try:
-        with nullcontext() if RANK else lock, process_group(args.device):
+        with nullcontext() if RANK else lock, distributed.process_group(args.device):
             pretrain(args)
     except Timeout:
         parser.error(f"another run works on {args.weights}: wait for it, or name other --weights")
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    except Stopped as stopped:
-        tell(f"stopped; {again}", 128 + stopped.args[0])
+    except (Stopped, KeyboardInterrupt) as error:
+        status = 128 + (error.args or [signal.SIGINT])[0]
+        end(f"stopped; {again}" if RANK == 0 else "", status)
     except ConnectionError as error:
-        tell(f"process {RANK}: {error}; {again}", 1)
+        end(f"process {RANK}: {error}; {again}", 1)
     except torch.OutOfMemoryError:
-        tell("the GPU's memory is full: try a smaller --batch-size or --config", 1)
+        end(f"the memory of {args.device} is full: try a smaller --batch-size or --config", 1)
     except FloatingPointError as error:
-        tell(f"{error} (--learning-rate), and delete {args.weights.with_suffix('.ckpt')}", 1)
+        end(f"{error}: --learning-rate; delete {args.weights.with_suffix('.ckpt')} first", 1)
     except OSError as error:
-        tell(f"{error.filename}: {error.strerror}; {again}", 1)
+        end(f"{error.filename}: {error.strerror}; {again}", 1)
 
 
-def tell(message: str, status: int) -> NoReturn:
-    """End with a line and an exit status."""
-    print(f"pretrain.py: {message}", file=sys.stderr)
+def end(message: str, status: int) -> NoReturn:
+    """End the process with an exit status and a line."""
+    if message:
+        print(f"pretrain.py: {message}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -44,6 +44,8 @@ examples:
       go on from trained weights instead of random ones
   torchrun --nproc-per-node 2 pretrain.py dataset/mine.txt --device cuda
       on two GPUs; each step takes --batch-size windows on each of them
+  python pretrain.py dataset/mine.txt --start-from gpt2 --config context_length=256
+      go on from GPT-2's own weights, in the folder gpt2, in windows of 256 tokens
 """
 
 
@@ -105,10 +107,19 @@ def device(text: str) -> torch.device:
     return place
 
 
+def text_path(text: str) -> Path:
+    """Return the path of a text that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no such file: {text!r}")
+    return Path(text)
+
+
 def weights_path(text: str) -> Path:
     """Return the path of the weights, whose ending tells them from the files beside them."""
     if not text.endswith(".pth"):
         raise argparse.ArgumentTypeError(f"must end in .pth, not {text!r}")
+    if not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no such folder: {str(Path(text).parent)!r}")
     return Path(text)
 
 
@@ -116,15 +127,17 @@ def weights_path(text: str) -> Path:
 def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     """Return the parser, to tell of errors, and the arguments."""
     parser = Parser(
-        "pretrain.py", description=HELP, epilog=EXAMPLES, allow_abbrev=False,
+        "pretrain.py", usage="%(prog)s [TEXT] [options]", description=HELP, epilog=EXAMPLES,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("what to train, on what").add_argument
-    add("text", nargs="?", type=Path, default=STORY, help="UTF-8 (default: the story)")
+    add("text", nargs="?", type=text_path, default=STORY, help="UTF-8 (default: the story)")
     add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
-    add("--config", type=model_config, metavar="SIZE", default="gpt2",
+    add("--config", type=model_config, metavar="SIZE",
         help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256)")
-    add("--start-from", metavar="WEIGHTS", help="weights of this project, for the same --config")
+    add("--start-from", metavar="WEIGHTS",
+        help="weights of this project, for the same --config, or a folder of Hugging Face's GPT-2")
     add("--no-head-start", dest="head_start", action="store_false",
         help="begin with random numbers alone; see support/head_start.py")
     add = parser.add_argument_group("how to train").add_argument

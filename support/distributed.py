@@ -64,11 +64,10 @@ def _with_others() -> Iterator[None]:
     # Raises ConnectionError in place of what the backends raise when another process is gone.
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ConnectionError(f"another process of this run has ended ({reason:.120})") from error
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ConnectionError("another process of this run has ended") from error
 
 
 def any_process(yes: bool, device: torch.device) -> bool:
