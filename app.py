@@ -197,7 +197,7 @@ STARTERS = [
 ]
 ELEMENTS = ("Connection", "Start", "Toolbar", "Text", "Token", "Bars", "Compare", "Settings")
 
-TRAIN = "jupyter nbconvert --to notebook --execute --inplace pretrain.ipynb"
+TRAIN = "python -m support.lesson"
 
 
 async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -223,7 +223,7 @@ async def find_model() -> GPTModel | None:
     try:
         return state.model or await run_in(inference_executor, load)
     except (OSError, ValueError) as error:
-        remedy = f"This command makes the weights, in ten minutes:\n\n```\n{TRAIN}\n```"
+        remedy = f"This command makes the weights, in six to twelve minutes:\n\n```\n{TRAIN}\n```"
         await cl.ErrorMessage(f"{server.as_markdown(str(error))}\n\n{remedy}").send()
         return None
 
@@ -311,6 +311,7 @@ async def on_chat_start() -> None:
         props = {"Start": {"starters": STARTERS}}
         page = cl.Message("", elements=[element(name, props.get(name)) for name in ELEMENTS])
         await page.send()
+        page.elements = []  # Chainlit keeps messages: these would fill the memory
         await find_model()
     elif request := cl.user_session.get("request"):
         request.left = False
