@@ -8,7 +8,7 @@ function Slider({ name, settings }) {
   return (
     <label className="slider">
       {label}
-      <input type="range" min={min} max={max} step={step} value={settings[name]} onChange={(event) => page.change({ [name]: page.clamp(name, event.target.value) })} />
+      <input type="range" aria-label={label} min={min} max={max} step={step} value={settings[name]} onChange={(event) => page.change({ [name]: page.clamp(name, event.target.value) })} />
       <output>{settings[name]}</output>
     </label>
   );
