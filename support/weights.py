@@ -66,6 +66,12 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
+def _by_columns(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    # The same matrix, in memory column by column: PyTorch's float32 products with one row of
+    # tokens, which are most of generation, are a quarter faster so. Embeddings are read by rows.
+    return tensor if tensor.dim() != 2 or "_emb" in name else tensor.t().contiguous().t()
+
+
 def load_model(
     path: str | Path,
     cfg: dict[str, Any] = GPT_CONFIG_124M,
@@ -96,6 +102,8 @@ def load_model(
     ):
         raise ValueError(f"{path} cannot be read as weights: it holds something else")
     state_dtype = torch.float32 if dtype == torch.int8 else dtype
+    if dtype == torch.float32:
+        state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
     state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
     with torch.device("meta"), _NoInit():  # spend no time and memory on random weights
         model = GPTModel(cfg)
