@@ -210,6 +210,7 @@ class Person:
 
     def __init__(self, server: Server, cookie: str = "", **headers: str) -> None:
         self.server, self.headers = server, {"Cookie": cookie, **headers}
+        self.transports = ["polling", "websocket"]  # first this, then that
         self.session = str(uuid.uuid4())
         self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
@@ -226,6 +227,7 @@ class Person:
             self.server.url,
             self.headers,
             auth=auth,
+            transports=self.transports,
             socketio_path="/ws/socket.io",
             wait_timeout=60,  # usually a second, which is short on a busy machine
         )

@@ -37,9 +37,10 @@ function Bars() {
   return (
     <section id="bars" ref={section} aria-label="The next token">
       <div className="row">
-        <h2>What could come after “…<bdi>{before.slice(-40)}</bdi>”</h2>
+        <h2>What could come after</h2>
         <button type="button" aria-label="Close the bars" onClick={() => page.set({ bars: null })}>Close</button>
       </div>
+      <div className="quote">{before.slice(-60)}</div>
       <div className="sliders">
         <Slider name="temperature" settings={settings} />
         {settings.temperature > 0 && <Slider name="top_k" settings={settings} />}

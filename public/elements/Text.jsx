@@ -1,5 +1,5 @@
-// The text: prompt and continuations as one, each token a place that one can point at. A <bdi> stands
-// where signs that turn the direction of a text would also turn what is beside it.
+// The text: prompt and continuations as one, each token a place that one can point at. It is a block
+// of its own, so that signs in it that turn the direction of writing turn nothing beside it.
 import { useEffect, useRef, useSyncExternalStore } from 'react';
 
 const CONTEXT = 256;
@@ -104,7 +104,7 @@ const Ways = ({ piece }) =>
   piece.children.length > 1 && (
     <span className="ways" role="group" aria-label="Ways to go on from here">
       <button type="button" aria-label="The way before" disabled={page.state.running !== null} onClick={() => page.show(piece, -1)}>‹</button>
-      <bdi> {piece.at + 1}/{piece.children.length} </bdi>
+      <span> {piece.at + 1}/{piece.children.length} </span>
       <button type="button" aria-label="The next way" disabled={page.state.running !== null} onClick={() => page.show(piece, 1)}>›</button>
     </span>
   );

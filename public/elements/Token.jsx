@@ -37,13 +37,12 @@ function Alternatives({ index, token, next, settings, busy }) {
   );
 }
 
-// Where the text is copied from.
+// Where the text is copied from. The quote is a block of its own: signs in it that turn the direction
+// of writing end there, which they do not at the end of a <bdi>.
 const FromStory = ({ run }) => (
   <div className="from">
     <div>{run.length} tokens, from paragraph {run.paragraph} of the story:</div>
-    <div className="quote">
-      … <bdi>{run.before}<b>{run.story_text}</b>{run.after}</bdi> …
-    </div>
+    <div className="quote">{run.before}<b>{run.story_text}</b>{run.after}</div>
     <button
       type="button"
       onClick={() => {
@@ -113,7 +112,9 @@ function Details({ index, token, state }) {
             ? `had ${page.percent(Math.exp(scored.logprob))}, rank ${scored.rank}${scored.prob === undefined ? '' : `; after the settings ${page.percent(scored.prob)}`}`
             : index === 0
               ? 'is the first token: nothing stands before it.'
-              : ''}
+              : next
+                ? `is not among the ${next.top.length} most probable tokens`
+                : 'Asking the model…'}
         </div>
         {run && <FromStory run={run} />}
         {next && <Alternatives index={index} token={token} next={next} settings={state.settings} busy={state.running !== null} />}
