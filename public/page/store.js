@@ -129,7 +129,7 @@ export const page = {
 
   generate(parent, ids, more = {}, first = []) {
     const run = newRun();
-    addPiece(parent, newPiece(first, { run, first }));
+    addPiece(parent, newPiece([...first], { run, first }));
     page.set({ ...nothingOpen, running: run });
     return page.request('generate', { ids, runs: [{ run }], ...more });
   },
