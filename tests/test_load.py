@@ -28,7 +28,7 @@ SEED = 20
 PROMPTS = ["On Thursday there was fog.", "The old clock", "Everyone knew"]
 WAYS = [{"seed": "7", "temperature": 1.3}, {"seed": "8", "temperature": 0.8}]
 LONG = (ROOT / "dataset" / "story.txt").read_text() * 130  # 2.8 MB: nearly all that it takes
-FEW, MANY = 5, 12  # tokens: of what is waited for, and of what is broken off
+FEW, MANY = 5, 40  # tokens: of what is waited for, and of what is broken off
 # Of people who send megabytes at once, much memory comes and goes between two measurements.
 # The elements of a short continuation take far less: a leak shows in the number of things kept.
 MB_MORE = 120
@@ -432,7 +432,7 @@ def test_a_crowd(tmp_path, known, clients, seconds):
     print(f"{len(checks)} health checks, the slowest {max(times):.2f} s; loop, ms: {gaps}")
     print(f"memory: {before:.0f} MB, then {after:.0f} MB; {just_left}, then {forgotten}")
     assert set(tally) >= {kind.__name__ for kind in KINDS}
-    assert tally["finished"] >= 2 * clients and tally["stopped"] >= clients / 4
+    assert tally["finished"] >= 2 * clients and tally["stopped"] >= clients
     assert len(checks) >= seconds / 4 and gaps["ticks"] >= 10 * seconds
     assert gaps["cpu"] < 100
     if seconds >= 300:  # a short run does not tell a stall of the machine from one of the app
