@@ -67,7 +67,9 @@ def new_model(args: argparse.Namespace) -> GPTModel:
             give_head_start(model)
         return model
     if not Path(args.start_from).is_dir():
-        return load_model(args.start_from, cfg)
+        model = GPTModel(cfg).eval()  # load_model stores matrices in the order for generation
+        model.load_state_dict(load_model(args.start_from, cfg).state_dict())
+        return model
     model = load_hugging_face(args.start_from)
     for key in ("emb_dim", "n_heads", "n_layers"):
         if args.config and cfg[key] != model.cfg[key]:
