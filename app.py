@@ -223,7 +223,7 @@ async def find_model() -> GPTModel | None:
     try:
         return state.model or await run_in(inference_executor, load)
     except (OSError, ValueError) as error:
-        remedy = f"This command makes the weights, in six to twelve minutes:\n\n```\n{TRAIN}\n```"
+        remedy = f"This command makes the weights, in ten to twelve minutes:\n\n```\n{TRAIN}\n```"
         await cl.ErrorMessage(f"{server.as_markdown(str(error))}\n\n{remedy}").send()
         return None
 

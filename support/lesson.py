@@ -49,7 +49,7 @@ def run_lesson(path: Path = NOTEBOOK) -> Any:
 
 def main() -> None:
     print(
-        "This trains the model and runs all experiments: six to twelve minutes on two cores.",
+        "This trains the model and runs all experiments: ten to twelve minutes on two cores.",
         flush=True,
     )
     start = time.perf_counter()

@@ -15,12 +15,18 @@ from support.files import atomic_write, load_archive
 from support.quantization import quantize
 
 
-def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | None = None) -> None:
+def save_weights(
+    model: GPTModel,
+    path: str | Path,
+    used_ids: torch.Tensor | None = None,
+    on_tensor: Callable[[], object] = lambda: None,
+) -> None:
     """Store the weights as a state dict that `torch.load` and `load_state_dict` take as it is.
 
     Weights are quantized to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
     an eighth of the float32 size. Given `used_ids`, the token ids of the whole text, the embeddings
-    of all other tokens are stored as zeros: they never got a gradient and are noise.
+    of all other tokens are stored as zeros: they never got a gradient and are noise. `on_tensor()`
+    is called after each tensor, for a progress bar.
 
     Raises OSError if it cannot be written, and ValueError if a weight is not a finite number that
     fits into 8 bits (at most 448).
@@ -49,6 +55,8 @@ def save_weights(model: GPTModel, path: str | Path, used_ids: torch.Tensor | Non
             entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
             entry.external_attr = 0o600 << 16
             packed.writestr(entry, plain.read(name), zipfile.ZIP_DEFLATED)
+            if "/data/" in name:
+                on_tensor()
 
 
 class _NoInit(TorchFunctionMode):

@@ -62,6 +62,12 @@ def test_the_same_weights_make_the_same_file(tiny_model, saved, tmp_path, monkey
     assert (tmp_path / "again.pth").read_bytes() == saved.read_bytes()
 
 
+def test_each_tensor_is_told_of(tiny_model, tmp_path):
+    told = []
+    save_weights(tiny_model, tmp_path / "w.pth", on_tensor=lambda: told.append(1))
+    assert len(told) == len(tiny_model.state_dict())
+
+
 def test_embeddings_of_unused_tokens_are_zeros(tiny_model, tmp_path):
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     save_weights(tiny_model, tmp_path / "w.pth", used_ids=torch.tensor([[3, 5, 3]]))
