@@ -1,8 +1,7 @@
 """A GPT of GPT-2's small shape, its losses and its training loop. Needs PyTorch alone.
 
-From top to bottom: configuration, cache, layers, model, losses, training. Shapes in the comments:
-B rows of a batch, T tokens in a row, C channels (`emb_dim`), H heads, D channels of a head (C / H),
-V tokens in the vocabulary.
+From top to bottom: configuration, cache, layers, model, losses, training. Letters in the shapes:
+B rows, T tokens in each, C channels (`emb_dim`), H heads of D channels, V tokens in the vocabulary.
 
 The layers are those of GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask
 Learners"), but the output head has weights of its own, queries, keys and values have no bias, and
@@ -36,6 +35,13 @@ GPT_CONFIG_124M: dict[str, Any] = {
 }
 
 
+def _check_number(name: str, value: Any, kind: Any, low: float) -> None:
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not (fits and low <= value <= torch.finfo(torch.float64).max):  # NaN is not, either
+        what = f"a {'whole' if kind is int else 'finite'} number of at least {low}"
+        raise (ValueError if fits else TypeError)(f"{name} must be {what}, not {value!r:.60}")
+
+
 def check_config(cfg: dict[str, Any]) -> None:
     """Raise TypeError or ValueError, naming key and value, unless `cfg` describes a model."""
     if not isinstance(cfg, dict):
@@ -43,14 +49,14 @@ def check_config(cfg: dict[str, Any]) -> None:
     if wrong := sorted(map(str, cfg.keys() ^ GPT_CONFIG_124M.keys())):
         raise ValueError(f"config keys missing or unknown: {wrong}; see GPT_CONFIG_124M")
     for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
-        if type(cfg[key]) is not int or cfg[key] < 1:
-            raise ValueError(f"{key} must be a whole number of at least 1, not {cfg[key]!r}")
+        _check_number(key, cfg[key], int, low=1)
     if cfg["emb_dim"] % cfg["n_heads"]:
         raise ValueError(f"emb_dim {cfg['emb_dim']} is no multiple of n_heads {cfg['n_heads']}")
-    if type(cfg["drop_rate"]) not in (int, float) or not 0 <= cfg["drop_rate"] < 1:
-        raise ValueError(f"drop_rate must be from 0 to below 1, not {cfg['drop_rate']!r}")
-    if type(cfg["qkv_bias"]) is not bool:
-        raise ValueError(f"qkv_bias must be True or False, not {cfg['qkv_bias']!r}")
+    _check_number("drop_rate", cfg["drop_rate"], int | float, low=0)
+    if cfg["drop_rate"] >= 1:
+        raise ValueError(f"drop_rate must be below 1, not {cfg['drop_rate']!r}")
+    if not isinstance(cfg["qkv_bias"], bool):
+        raise TypeError(f"qkv_bias must be True or False, not {cfg['qkv_bias']!r}")
 
 
 # 2. Cache -----------------------------------------------------------------------------------
@@ -197,12 +203,11 @@ class GPTModel(nn.Module):
         # small matrices keep the first logits near 0 and the first loss near ln(V). Two matrices of
         # each block add to x: their sum should not outgrow the embeddings (GPT-2, section 2.3).
         for name, parameter in self.named_parameters():
-            if name == "tok_emb.weight":
-                nn.init.normal_(parameter, std=1.0)
-            elif name.endswith(("out_proj.weight", "layers.2.weight")):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.cfg["n_layers"]))
-            elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+            if parameter.dim() == 2:
+                std = 1.0 if name == "tok_emb.weight" else 0.02
+                if name.endswith(("out_proj.weight", "layers.2.weight")):
+                    std /= math.sqrt(2 * self.cfg["n_layers"])
+                nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -219,10 +224,8 @@ class GPTModel(nn.Module):
         room = self.cfg["context_length"] if cache is None else cache.max_length
         end = start + in_idx.size(1)
         if end > room:
-            what = "context_length is" if cache is None else "the cache holds"
-            raise ValueError(
-                f"{end} tokens do not fit: {what} {room}; pass fewer, such as in_idx[:, -{room}:]"
-            )
+            what = f"context_length is {room}" if cache is None else f"the cache holds {room}"
+            raise ValueError(f"{end} tokens do not fit: {what}; pass fewer: in_idx[:, -{room}:]")
         x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb.weight[start:end])  # (B, T, C)
         for block in self.trf_blocks:
             x = block(x, cache)
@@ -319,8 +322,7 @@ def create_optimizer(model: GPTModel, weight_decay: float) -> AdamW:
     """
     head = [model.out_head.weight]
     matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in head + matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    others = [p for p in model.parameters() if all(p is not q for q in head + matrices)]
     groups = [
         {"params": head, "weight_decay": weight_decay, "lr_mult": LM_HEAD_LR_MULT},
         {"params": matrices, "weight_decay": weight_decay, "lr_mult": 1.0},
@@ -406,19 +408,19 @@ def train_model(
     - `state`: how far an earlier call came, to go on from there; it is kept up to date.
 
     Interrupted, as by Ctrl-C, the model keeps what it has learned; afterwards it is in eval mode.
-    Raises ValueError for bad hyperparameters and FloatingPointError for a loss that is not finite.
+    Raises TypeError or ValueError for bad arguments, FloatingPointError for a loss not finite.
     """
     for name, value in {
         "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
         "max_grad_norm": max_grad_norm, "evals_per_epoch": evals_per_epoch,
     }.items():  # fmt: skip
-        if not (isinstance(value, Real) and 0 <= value <= torch.finfo(torch.float64).max):
-            raise ValueError(f"{name} must be a finite number of at least 0, not {value!r:.60}")
+        _check_number(name, value, Real, low=0)
+    if not (num_steps := sum(map(len, train_loaders))):
+        raise ValueError("train_loaders have no batch: there is nothing to train on")
     state = TrainState() if state is None else state
     optimizer = create_optimizer(model, float(weight_decay))
     if state.optimizer:
         optimizer.load_state_dict(state.optimizer)
-    num_steps = sum(len(loader) for loader in train_loaders)
 
     def evaluate(step: int, epoch: float, tokens_seen: int, lr: float) -> None:
         model.eval()
@@ -433,8 +435,7 @@ def train_model(
     try:
         if not state.history:
             evaluate(0, 0.0, 0, 0.0)
-        batches = _batches(train_loaders, evals_per_epoch)
-        for step, (batch, epoch, due) in enumerate(batches, start=1):
+        for step, (batch, epoch, due) in enumerate(_batches(train_loaders, evals_per_epoch), 1):
             tokens_seen += batch[0].numel()
             lr = float(learning_rate) * wsd_schedule(step, num_steps, warmup_steps)
             if step > state.step:  # else it was taken before an interruption

@@ -264,7 +264,8 @@ def _decode(
             cache.length = 0
             new_ids = idx = idx[:, -max(1, context_size // 2) :]
         room = min(context_size - cache.length - new_ids.size(1), max_new_tokens - 1)
-        draft = drafter.propose(room) if drafter else []
+        # None beside a prompt: attention would round its numbers in another way.
+        draft = drafter.propose(room) if drafter and cache.length else []
         piece = torch.cat([new_ids, new_ids.new_tensor([draft])], dim=1) if draft else new_ids
         with eval_mode(model):
             # Only these positions' logits are needed, so only they are computed.

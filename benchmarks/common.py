@@ -78,6 +78,20 @@ def medium(one_round: Round) -> Round:
     return with_medium
 
 
+UNSEEN = [  # openings that are not in the story, for drafts that seldom hold
+    "The old clock in the kitchen had stopped again, and",
+    "Dear Sir, I am writing to you about the bicycle that",
+    "In the year 2050, the first city on the moon",
+    "My grandmother taught me how to bake bread when",
+    "The wolf looked at the three small houses and",
+    "Nobody in the office knew who had sent the flowers,",
+    "Water boils at a lower temperature on a mountain, because",
+    "She opened the letter with a knife and read:",
+    "It rained for the whole week of our holiday, so",
+    "The train to the north was late, and the passengers",
+]
+
+
 def prompts(count: int) -> list[list[int]]:
     """Return so many prompts of nine tokens, spread over the story; the first begins with it."""
     ids = story_ids()

@@ -17,7 +17,14 @@ from functools import partial
 
 import torch
 from common import LENGTH, Round, generated, medium, profiled, timed
-from generation import book_texts, multiply_all_weights, our_batch, our_texts, read_all_weights
+from generation import (
+    book_texts,
+    multiply_all_weights,
+    our_batch,
+    our_texts,
+    read_all_weights,
+    with_and_without_drafts,
+)
 from peers import BOOK, NANO, generation
 from training import (
     book_step,
@@ -89,6 +96,10 @@ KINDS: dict[str, Contenders] = {
         BOOK: lambda: book_texts(200),
         VECTORS: lambda: multiply_all_weights(200),
         LIMIT: lambda: read_all_weights(200),
+    },
+    "drafts": {
+        f"T = {temperature}": partial(with_and_without_drafts, temperature, 100)
+        for temperature in (0.0, 0.8, 1.0, 1.2)
     },
     "8 at once": {**ours_together(8, 100), **generation(8, 100)},
     "30 at once": {**ours_together(30, 50), **generation(30, 50)},

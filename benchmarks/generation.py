@@ -1,11 +1,22 @@
 """Contenders in generation: this project's ways, the textbook's, and what limits them all."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import tiktoken
 import torch
-from common import CONFIG, LENGTH, WEIGHTS, Round, generated, prompts, story_ids, timed
+from common import (
+    CONFIG,
+    LENGTH,
+    UNSEEN,
+    WEIGHTS,
+    Round,
+    generated,
+    prompts,
+    story_ids,
+    timed,
+)
 from torch.nn import functional as F
 from training import matrix_shapes
 
@@ -45,6 +56,35 @@ def our_batch(
         return list(ids.values())
 
     return texts
+
+
+def with_and_without_drafts(temperature: float, new: int) -> Round:
+    """Return 20 texts, half of them from prompts in the story, with drafts and without in turn.
+
+    8-bit weights, top-k 50, the same seed for both. A round gives the seconds of each text.
+    """
+    model, tokenizer = utils.load_model(WEIGHTS, dtype=torch.int8), tiktoken.get_encoding("gpt2")
+    starts = [torch.tensor([prompt]) for prompt in prompts(10)]
+    starts += [utils.text_to_token_ids(prompt, tokenizer) for prompt in UNSEEN]
+
+    def text(idx: torch.Tensor, draft_ids: torch.Tensor | None) -> tuple[float, torch.Tensor]:
+        start, generator = time.perf_counter(), torch.Generator().manual_seed(123)
+        ids = utils.generate(
+            model, idx, new, LENGTH, temperature, 50, generator=generator, draft_ids=draft_ids
+        )
+        return time.perf_counter() - start, ids
+
+    def one_round() -> dict[str, Any]:
+        result: dict[str, Any] = {"with": [], "without": [], "same": []}
+        for idx in starts:
+            seconds, ids = text(idx, story_ids())
+            plain_seconds, plain_ids = text(idx, None)
+            result["with"].append(seconds)
+            result["without"].append(plain_seconds)
+            result["same"].append(torch.equal(ids, plain_ids))
+        return result
+
+    return one_round
 
 
 def book_texts(new: int) -> Round:

@@ -34,6 +34,7 @@ from tables import (
     Part,
     Results,
     bars,
+    draft_rows,
     profile_rows,
     recipe_rows,
     speed_rows,
@@ -173,6 +174,16 @@ def generate(rounds: int) -> list[str]:
     ]
 
 
+def drafts(rounds: int) -> list[str]:
+    return [
+        "How many times as fast 100 tokens are with drafts from the story as without, with 8-bit "
+        "weights and top-k 50: 20 prompts, of which ten are in the story and ten are not "
+        f"(for each, the median of {rounds or 5}; a text with drafts and one without in turn).",
+        "",
+        *draft_rows(compare("drafts", rounds or 5)),
+    ]
+
+
 def past(rounds: int) -> list[str]:
     results = compare("past the context", 1)
     return [
@@ -229,6 +240,7 @@ SECTIONS: dict[str, tuple[str, Callable[[int], list[str]]]] = {
     "train": ("A training step", train),
     "recipe": ("A whole training", recipe),
     "generate": ("Generation, alone", generate),
+    "drafts": ("Drafts, by temperature", drafts),
     "past": ("Generation, past the context", past),
     "eight": ("Generation, 8 at once", partial(together, "8 at once", 100)),
     "thirty": ("Generation, 30 at once", partial(together, "30 at once", 50)),

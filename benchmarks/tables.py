@@ -74,6 +74,22 @@ def same_text(expected: list[list[int]], part: Part) -> str:
     return f"{same} of {len(expected)} the same; the first parts after {min(lengths)} tokens"
 
 
+def draft_rows(results: Results) -> list[str]:
+    """Return the table on drafts: how many times as fast texts are with them as without."""
+    rows = ["| what | mean | least | most | texts |", "|---|---|---|---|---|"]
+    for (name, _), parts in results.items():
+        rounds = [
+            [a / b for a, b in zip(part["without"], part["with"], strict=True)] for part in parts
+        ]
+        texts = [statistics.median(ratios) for ratios in zip(*rounds, strict=True)]
+        same = "the same" if all(all(part["same"]) for part in parts) else "not all the same"
+        rows.append(
+            f"| {name} | {statistics.mean(texts):.2f} | {min(texts):.2f} | {max(texts):.2f} "
+            f"| {same} |"
+        )
+    return [*rows, ""]
+
+
 def recipe_rows(results: dict[str, list[Part]]) -> list[str]:
     """Return the table on whole trainings."""
     rows = [

@@ -85,7 +85,7 @@ def model_config(text: str) -> dict[str, Any]:
             ) from None
     try:
         check_config(cfg)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return cfg
 

@@ -90,15 +90,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
         return None
     content = load_archive(path, "a checkpoint", "if so, delete it to start again")
     keys = {
-        "config",
-        "run_config",
-        "weights",
-        "optimizer",
-        "step",
-        "history",
-        "random",
-        "cuda_random",
-    }
+        "config", "run_config", "weights", "optimizer", "step", "history", "random", "cuda_random"
+    }  # fmt: skip
     if not isinstance(content, dict) or content.keys() != keys:
         raise ValueError(f"{path} cannot be read as a checkpoint: save_checkpoint did not make it")
     return content

@@ -33,7 +33,9 @@ def check_ids(
     dtypes = {torch.int32, torch.int64} | ({torch.uint16} if packed else set())
     whole = isinstance(ids, torch.Tensor) and ids.dtype in dtypes
     if not whole or ids.is_meta:  # on the meta device there are no numbers to look at
-        raise TypeError(f"{name} must be a tensor of ids, see text_to_token_ids, not {ids!r:.60}")
+        raise TypeError(
+            f"{name} must be a tensor of token ids (encode a text first), not {ids!r:.60}"
+        )
     if ids.dim() not in dims:
         shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")

@@ -144,7 +144,7 @@ def _our_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     cfg = {ours: config.get(theirs, default) for ours, theirs, default in SETTINGS}
     try:
         check_config(cfg)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         names = ", ".join(f"{ours} is its {theirs}" for ours, theirs, _ in SETTINGS)
         raise ValueError(f"{folder / 'config.json'}: {error} ({names})") from None
     for key, values in {**AGREED, "n_inner": [None, 4 * cfg["emb_dim"]]}.items():

@@ -236,7 +236,7 @@ def test_a_model_in_training_mode_has_no_dropout(tiny_model, tokenizer):
         ({"max_new_tokens": 1.5}, TypeError, "max_new_tokens must be a whole number"),
         ({"idx": torch.tensor([[61]])}, ValueError, "token id 61 is outside"),
         ({"idx": TEXT[:20].view(2, 10)}, ValueError, "the prompt has 2 rows; add one at a time"),
-        ({"idx": "The clock"}, TypeError, "the prompt must be a tensor of ids"),
+        ({"idx": "The clock"}, TypeError, "the prompt must be a tensor of token ids"),
     ],
 )
 def test_bad_arguments(tiny_model, tokenizer, change, error, message):

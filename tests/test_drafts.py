@@ -1,5 +1,7 @@
 """Speculative decoding: drafts change the number of steps, and no token."""
 
+import copy
+
 import pytest
 import torch
 from conftest import TINY_CONFIG
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from gpt import GPTModel, train_model
 from support.data import create_dataloader
 from support.drafts import MAX_DRAFT, MIN_MATCH, Drafter
+from support.quantization import quantize
 from utils import generate, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +85,21 @@ def test_draws_are_made_when_a_token_is_asked_for(trained):
         assert generators[0].get_state().equal(generators[1].get_state())
 
 
+def test_with_8_bits_the_logits_have_the_same_bits(trained):
+    model = copy.deepcopy(trained)
+    quantize(model)
+    generator = torch.Generator().manual_seed(5)
+    starts = torch.randint(250, (20,), generator=generator).tolist()
+    for start in starts:
+        idx, steps = TEXT[None, start : start + 9], Steps(model)
+        plain = [logits for _, logits in stream(model, idx, 100, 64)]
+        count, steps.count = steps.count, 0
+        assert torch.equal(
+            torch.cat(plain), torch.cat([x for _, x in stream(model, idx, 100, 64, draft_ids=TEXT)])
+        )
+        assert steps.count < count
+
+
 def test_a_text_of_its_own_past_is_drafted_too(trained):
     steps = Steps(trained)
     idx = TEXT[None, 50:80].repeat(1, 2)[:, :45]  # begins a second time
@@ -108,7 +126,7 @@ def test_as_long_as_the_match_and_never_across_the_end():
     [
         ({"idx": TEXT[:20].view(2, 10)}, ValueError, "draft_ids are for one prompt, .* are 2"),
         ({"draft_ids": torch.tensor([61])}, ValueError, "token id 61 is outside"),
-        ({"draft_ids": TEXT.tolist()}, TypeError, "draft_ids must be a tensor of ids"),
+        ({"draft_ids": TEXT.tolist()}, TypeError, "draft_ids must be a tensor of token ids"),
         ({"draft_ids": TEXT[None, None]}, ValueError, r"draft_ids has shape \(1, 1, 300\)"),
     ],
 )

@@ -184,21 +184,23 @@ def test_causal_mask_of_a_book_checkpoint_is_ignored(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        ({"n_layers": 0}, "n_layers must be a whole number of at least 1, not 0"),
-        ({"emb_dim": 24.0}, "emb_dim must be a whole number of at least 1, not 24.0"),
-        ({"vocab_size": "many"}, "vocab_size .* not 'many'"),
-        ({"context_length": True}, "context_length .* not True"),
-        ({"emb_dim": 25}, "emb_dim 25 .* n_heads 3"),
-        ({"drop_rate": 1.0}, "drop_rate must be from 0 to below 1, not 1.0"),
-        ({"drop_rate": math.nan}, "drop_rate .* not nan"),
-        ({"qkv_bias": 1}, "qkv_bias must be True or False, not 1"),
-        ({"n_head": 12}, "unknown: .*n_head"),
+        ({"n_layers": 0}, ValueError, "n_layers must be a whole number of at least 1, not 0"),
+        ({"emb_dim": 24.0}, TypeError, "emb_dim must be a whole number of at least 1, not 24.0"),
+        ({"vocab_size": "many"}, TypeError, "vocab_size .* not 'many'"),
+        ({"context_length": True}, TypeError, "context_length .* not True"),
+        ({"emb_dim": 25}, ValueError, "emb_dim 25 .* n_heads 3"),
+        ({"drop_rate": -0.1}, ValueError, "drop_rate must be .* at least 0, not -0.1"),
+        ({"drop_rate": 1.0}, ValueError, "drop_rate must be below 1, not 1.0"),
+        ({"drop_rate": math.nan}, ValueError, "drop_rate .* not nan"),
+        ({"drop_rate": None}, TypeError, "drop_rate .* not None"),
+        ({"qkv_bias": 1}, TypeError, "qkv_bias must be True or False, not 1"),
+        ({"n_head": 12}, ValueError, "unknown: .*n_head"),
     ],
 )
-def test_bad_config(change, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_config(change, error, message):
+    with pytest.raises(error, match=message):
         GPTModel({**TINY_CONFIG, **change})
 
 

@@ -272,9 +272,9 @@ def test_bad_arguments(tiny_model, change, message):
     [
         (
             {"idx": "The clock"},
-            "the prompt must be a tensor of ids, see text_to_token_ids, not 'The clock'",
+            "the prompt must be a tensor of token ids .encode a text first., not 'The clock'",
         ),
-        ({"idx": torch.zeros(1, 3)}, "the prompt must be a tensor of ids"),
+        ({"idx": torch.zeros(1, 3)}, "the prompt must be a tensor of token ids"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, not 2.5"),
         ({"context_size": "16"}, "context_size must be a whole number, not '16'"),
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),

@@ -207,25 +207,25 @@ def test_no_gradient_is_kept_after_training():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "error"),
     [
-        ("learning_rate", -1e-3),
-        ("learning_rate", math.nan),
-        ("learning_rate", math.inf),
-        pytest.param("learning_rate", 10**400, id="learning_rate-10**400"),
-        ("learning_rate", "fast"),
-        ("warmup_steps", -1),
-        ("warmup_steps", None),
-        ("weight_decay", -0.1),
-        ("max_grad_norm", math.nan),
-        ("max_grad_norm", [1.0]),
-        ("evals_per_epoch", -2),
+        ("learning_rate", -1e-3, ValueError),
+        ("learning_rate", math.nan, ValueError),
+        ("learning_rate", math.inf, ValueError),
+        pytest.param("learning_rate", 10**400, ValueError, id="learning_rate-10**400"),
+        ("learning_rate", "fast", TypeError),
+        ("warmup_steps", -1, ValueError),
+        ("warmup_steps", None, TypeError),
+        ("weight_decay", -0.1, ValueError),
+        ("max_grad_norm", math.nan, ValueError),
+        ("max_grad_norm", [1.0], TypeError),
+        ("evals_per_epoch", -2, ValueError),
     ],
 )
-def test_bad_hyperparameters(tiny_model, name, value):
+def test_bad_hyperparameters(tiny_model, name, value, error):
     before = weights(tiny_model)
     told = []
-    with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0, not "):
+    with pytest.raises(error, match=f"{name} must be a finite number of at least 0, not "):
         train(
             tiny_model,
             **{name: value},
@@ -234,6 +234,11 @@ def test_bad_hyperparameters(tiny_model, name, value):
         )
     assert told == []  # it was said before anything began
     assert torch.equal(weights(tiny_model), before)
+
+
+def test_loaders_without_a_batch(tiny_model):
+    with pytest.raises(ValueError, match="train_loaders have no batch"):
+        train_model(tiny_model, [], [])
 
 
 def test_long_gradients_are_scaled_down_and_no_others(tiny_model):
