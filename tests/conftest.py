@@ -1,10 +1,14 @@
 """Things that several test files share: a tiny model, the tokenizer, the story."""
 
 import multiprocessing
+import os
 import shutil
 import socket
 import subprocess
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes whose threads wait for each other's cost most
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import tiktoken

@@ -423,8 +423,11 @@ def test_memory_does_not_grow(server, times):
     people = server.kept()["people"]
     for _ in range(10):
         asyncio.run(new_chat_in_the_middle())
-    asyncio.run(generate_often(1))
-    assert server.kept()["people"] <= people + 1  # the last one
+    for more in range(1, 20):  # these stay, while the last of those before may still be leaving
+        asyncio.run(generate_often(1))
+        if server.kept()["people"] <= people + more:
+            return
+    raise AssertionError(f"{server.kept()['people']} people are kept, {people} before")
 
 
 def test_without_weights_the_page_says_what_to_do(tmp_path):

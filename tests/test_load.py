@@ -1,6 +1,6 @@
 """The page under load, when something fails, and after it was killed; with the shipped weights.
 
-`pytest -s -m long tests/test_load.py` shows what was measured: people, times and memory.
+`pytest -n 0 -s -m long tests/test_load.py` shows what was measured: people, times and memory.
 """
 
 import asyncio
