@@ -380,6 +380,13 @@ def test_drafts_comparison_and_story(open_page):
     assert page.errors == []
 
 
+def test_on_a_phone_the_story_is_a_dialog_with_a_name(open_page):
+    page = open_page("phone")
+    generate(page, max_new_tokens=1)
+    page.locator("#story").click()
+    expect(page.get_by_role("dialog", name="Story")).to_be_visible()
+
+
 def test_copy_save_and_a_link(server, open_page):
     page = open_page()
     generate(page, "The old clock", temperature=0.7, max_new_tokens=10, seed="5")
