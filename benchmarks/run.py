@@ -178,9 +178,9 @@ def drafts(rounds: int) -> list[str]:
     return [
         "How many times as fast 100 tokens are with drafts from the story as without, with 8-bit "
         "weights and top-k 50: 20 prompts, of which ten are in the story and ten are not "
-        f"(for each, the median of {rounds or 5}; a text with drafts and one without in turn).",
+        f"(for each, the median of {rounds or 3}; a text with drafts and one without in turn).",
         "",
-        *draft_rows(compare("drafts", rounds or 5)),
+        *draft_rows(compare("drafts", rounds or 3)),
     ]
 
 

@@ -99,10 +99,10 @@ def token_info(
     tokenizer: Encoding,
 ) -> TokenInfo:  # fmt: skip
     """Return what is to be known of a token, given logits (V,) and what it was drawn from."""
-    logits = logits.float()
-    shown = torch.cat(
-        [torch.tensor([token_id], device=logits.device), logits.topk(min(5, len(logits)))[1]]
-    )
+    logits, count = logits.float(), min(5, len(logits))
+    # What it was drawn from begins with the top tokens, if it is enough.
+    top = logits.topk(count)[1] if ids is None or ids.size(-1) < count else ids[0, :count]
+    shown = torch.cat([torch.tensor([token_id], device=logits.device), top])
     if ids is not None:  # probabilities of some tokens: those of all others are 0
         probs = torch.zeros_like(logits)[None].scatter(-1, ids, probs)
     logprobs = logits[shown] - logits.logsumexp(-1)
