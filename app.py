@@ -50,7 +50,7 @@ tokenizer = tiktoken.get_encoding("gpt2")
 def load() -> GPTModel:
     """Return the trained model, loaded once. Raises OSError or ValueError if it cannot be."""
     if state.model is None:
-        state.model = load_model(WEIGHTS, CONFIG, dtype=torch.int8).eval()  # fast, and exact
+        state.model = load_model(WEIGHTS, CONFIG, dtype=torch.int8).eval()  # fast
         state.turns = Turns(Batch(state.model, tokenizer, story_ids))
     return state.model
 
@@ -239,7 +239,7 @@ async def continue_prompt(request: Request, prompt: str, run: str) -> None:
 
 
 def read_ids(payload: dict[str, Any]) -> list[int]:
-    """Return the token ids of a text that the page sends, not more than are read of it."""
+    """Return the token ids that the page sends: 1 to MAX_IDS, all in the vocabulary."""
     ids = payload.get("ids")
     if not isinstance(ids, list) or not 1 <= len(ids) <= MAX_IDS:
         raise ValueError("no token ids")

@@ -366,7 +366,7 @@ def train_step(
     if not torch.isfinite(loss + grad_norm):
         raise FloatingPointError(
             f"loss {loss.item()}, gradient norm {grad_norm.item()} at step {step} with learning "
-            f"rate {learning_rate:.2g}; the weights are those of the step before: try a smaller one"
+            f"rate {learning_rate:.2g}; the weights are those of the step before: try a lower rate"
         )
     if grad_norm > max_grad_norm:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, grad_norm)
@@ -399,10 +399,10 @@ def train_model(
 ) -> list[Evaluation]:
     """Train `model` in place; return the history, whose first line is from before the first step.
 
-    - `train_loaders`: a loader of (inputs, targets) batches for each epoch.
-    - `eval_loaders`: two loaders, for the training loss and for the validation loss.
+    - `train_loaders`: one of (inputs, targets) an epoch; `eval_loaders`: two, for both losses.
     - `learning_rate` (the peak), `warmup_steps`: see `wsd_schedule`.
-    - `weight_decay`, `max_grad_norm`: see `create_optimizer` and `train_step`, or your `take_step`.
+    - `weight_decay`: see `create_optimizer`. `max_grad_norm`: see `train_step`, whose place a
+      `take_step` with the same arguments can take.
     - `on_step(step, num_steps)` is called after each step, `on_eval(evaluation)` after each
       evaluation: before the first step, and `evals_per_epoch` times in each epoch.
     - `state`: how far an earlier call came, to go on from there; it is kept up to date.
@@ -427,7 +427,7 @@ def train_model(
         losses = evaluate_model(model, *eval_loaders)
         if not math.isfinite(sum(losses)):
             what = f"losses {losses} after step {step} with learning rate {lr:.2g}"
-            raise FloatingPointError(f"{what}: start again with a smaller one")
+            raise FloatingPointError(f"{what}: start again with a lower rate")
         state.history.append(Evaluation(step, epoch, tokens_seen, *losses, lr))
         on_eval(state.history[-1])
 

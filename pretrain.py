@@ -59,23 +59,23 @@ def load_tokens(path: Path, tokenizer: tiktoken.Encoding) -> torch.Tensor:
 
 def new_model(args: argparse.Namespace) -> GPTModel:
     """Return the model to begin with: the lesson's untrained one, or that of --start-from."""
-    cfg = args.config or GPT_CONFIG_124M
+    cfg = GPT_CONFIG_124M | args.config
     if args.start_from is None:
         torch.manual_seed(SEED)
         model = GPTModel(cfg).eval()
         if args.head_start:
             give_head_start(model)
         return model
-    if not Path(args.start_from).is_dir():
+    if not args.start_from.is_dir():
         model = GPTModel(cfg).eval()  # load_model stores matrices in the order for generation
         model.load_state_dict(load_model(args.start_from, cfg).state_dict())
         return model
     model = load_hugging_face(args.start_from)
-    for key in ("emb_dim", "n_heads", "n_layers"):
-        if args.config and cfg[key] != model.cfg[key]:
-            raise ValueError(
-                f"--config has {key} {cfg[key]}, but {args.start_from} has {model.cfg[key]}"
-            )
+    for key, value in args.config.items():
+        shorter = key == "context_length" and value < model.cfg[key]  # windows may be
+        if value != model.cfg[key] and not shorter:
+            theirs = f"{args.start_from} has {model.cfg[key]}"
+            raise ValueError(f"--config has {key}={value}, but {theirs}: leave it out")
     return model
 
 
@@ -89,7 +89,8 @@ def run_config_of(args: argparse.Namespace, texts: tuple, length: int, old: RunC
     if batch_size != old.get("batch_size"):
         batch_size = args.batch_size * processes
     settings = {"num_epochs": args.epochs, "learning_rate": args.learning_rate}
-    beginning = {"head_start": args.head_start, "start_from": args.start_from}
+    start_from = args.start_from and str(args.start_from)
+    beginning = {"head_start": args.head_start, "start_from": start_from}
     config = run_config(*texts, batch_size=batch_size, **settings) | beginning
     return config | {"context_length": length, "processes": processes}
 
@@ -98,7 +99,7 @@ def run_config_of(args: argparse.Namespace, texts: tuple, length: int, old: RunC
 
 
 class Stopped(Exception):
-    """A signal, its argument, asked the training to stop, and it did, after a whole step."""
+    """Raised where a signal, its argument, asked the training to stop."""
 
 
 class Run:
@@ -134,7 +135,7 @@ class Run:
             return
         self.bar.write(
             f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, validation "
-            f"loss {evaluation.val_loss:.3f}. It writes: {self.sample()!r}"
+            f"loss {evaluation.val_loss:.3f}. A sample: {self.sample()!r}"
         )
         table = io.StringIO()
         csv.writer(table).writerows([Evaluation._fields, *self.state.history])
@@ -147,10 +148,10 @@ class Run:
                 figure.savefig(file, format="png", dpi=150)
 
     def sample(self) -> str:
-        """Return what the model writes after the prompt, with the same draws each time."""
+        """Return the prompt and a continuation, with the same draws each time."""
         draw, length = torch.Generator().manual_seed(SEED), self.model.cfg["context_length"]
         ids = generate(self.model, self.prompt, 30, length, 0.8, 50, generator=draw)
-        return token_ids_to_text(ids, self.tokenizer)
+        return token_ids_to_text(ids[ids < self.tokenizer.n_vocab], self.tokenizer)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -194,7 +195,7 @@ def pretrain(args: argparse.Namespace) -> None:
         token_ids = load_tokens(args.text, tokenizer)
     model = new_model(args).to(args.device)
     vocab_size = model.cfg["vocab_size"]
-    length = min((args.config or GPT_CONFIG_124M)["context_length"], model.cfg["context_length"])
+    length = min((GPT_CONFIG_124M | args.config)["context_length"], model.cfg["context_length"])
     texts = split_tokens(token_ids, length)
 
     path = args.weights.with_suffix(".ckpt")
@@ -213,21 +214,21 @@ def pretrain(args: argparse.Namespace) -> None:
     run = Run(args, model, state, config, token_ids, tokenizer, num_steps)
     if args.compile:
         model.compile()
-    try:
-        with run.signals():
+    with run.signals():
+        try:
             train_model(
                 model, loaders, eval_loaders, learning_rate=args.learning_rate,
                 evals_per_epoch=args.evals_per_epoch or max(2, len(loaders[0]) // 500),
                 on_step=run.on_step, on_eval=run.on_eval, state=state,
                 take_step=distributed.SharedStep(model) if WORLD_SIZE > 1 else train_step,
             )  # fmt: skip
-    except ConnectionError:  # the last step is whole
+        except ConnectionError:  # the last step is whole
+            run.save()
+            raise
+        finally:
+            run.bar.close()
         run.save()
-        raise
-    finally:
-        run.bar.close()
-    run.save_weights()
-    run.save()
+        run.save_weights()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -235,6 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     parser, args = parse_arguments(argv)
     lock = FileLock(args.weights.with_suffix(".lock"), timeout=0)
     again = "run the same command again to go on"
+    signal.signal(signal.SIGTERM, stop)
     try:
         with nullcontext() if RANK else lock, distributed.process_group(args.device):
             pretrain(args)
@@ -247,12 +249,19 @@ def main(argv: list[str] | None = None) -> None:
         end(f"stopped; {again}" if RANK == 0 else "", status)
     except ConnectionError as error:
         end(f"process {RANK}: {error}; {again}", 1)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
         end(f"the memory of {args.device} is full: try a smaller --batch-size or --config", 1)
     except FloatingPointError as error:
-        end(f"{error}: --learning-rate; delete {args.weights.with_suffix('.ckpt')} first", 1)
+        end(f"{error} (--learning-rate), and delete {args.weights.with_suffix('.ckpt')} first", 1)
     except OSError as error:
         end(f"{error.filename}: {error.strerror}; {again}", 1)
+
+
+def stop(number: int, frame: Any) -> NoReturn:
+    """End what is under way, such as tokenizing; while it trains, see `Run.signals`."""
+    raise Stopped(number)
 
 
 def end(message: str, status: int) -> NoReturn:

@@ -104,7 +104,8 @@ def next_token_probs(
     - `top_p` then keeps the fewest tokens whose probabilities add up to p, at least one
       (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751).
 
-    Raises TypeError or ValueError for bad settings, and ValueError for logits that are not finite.
+    Raises TypeError or ValueError for bad settings, and ValueError for a row of logits whose
+    largest is not finite.
     """
     check_sampling(temperature, top_k, top_p)
     check_logits(logits)
@@ -190,8 +191,8 @@ def stream(
 
     `draft_ids`, a text's ids (1, T) or (T,), makes one prompt faster where it resembles that text:
     a step then checks a draft, looked up there (support/drafts.py), of several tokens. Each token
-    is still drawn from its own logits, up to the first that is not the draft's: all are the same,
-    up to the rounding of logits, and so are the draws.
+    is still drawn from its own logits, up to the first that is not the draft's. So the tokens are
+    those without drafts, unless the rounding of logits changes a draw.
 
     The model is in eval mode at each step, and has the mode it had in between. When it is called,
     it raises ValueError for an empty prompt, ids outside the vocabulary and settings out of range,
@@ -236,9 +237,10 @@ def check_prompt(
 def draw_token(
     logits: Tensor, generator: torch.Generator | None, temperature: float, **limits: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the next ids (B, 1), and what they were drawn from, as `_candidates` does.
+    """Return the next ids (B, 1), and the probabilities and ids (B, K) they were drawn from.
 
-    The settings, see `next_token_probs`, must have been checked.
+    The latter are None if K is V, in the vocabulary's order. The settings, see `next_token_probs`,
+    must have been checked. Raises ValueError if a row's largest logit is not finite.
     """
     check_logits(logits)
     probs, ids = _candidates(logits, temperature, **limits)

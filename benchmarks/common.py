@@ -78,7 +78,7 @@ def medium(one_round: Round) -> Round:
     return with_medium
 
 
-UNSEEN = [  # openings that are not in the story, for drafts that seldom hold
+UNSEEN = [  # prompts that are not in the story, for drafts that seldom hold
     "The old clock in the kitchen had stopped again, and",
     "Dear Sir, I am writing to you about the bicycle that",
     "In the year 2050, the first city on the moon",

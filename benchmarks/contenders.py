@@ -19,6 +19,7 @@ import torch
 from common import LENGTH, Round, generated, medium, profiled, timed
 from generation import (
     book_texts,
+    exactness,
     multiply_all_weights,
     our_batch,
     our_texts,
@@ -101,6 +102,12 @@ KINDS: dict[str, Contenders] = {
         f"T = {temperature}": partial(with_and_without_drafts, temperature, 100)
         for temperature in (0.0, 0.8, 1.0, 1.2)
     },
+    "exactness": {
+        "float32": lambda: exactness(torch.float32, 60),
+        "medium": lambda: medium(exactness(torch.float32, 60)),
+        "bfloat16": lambda: exactness(torch.bfloat16, 60),
+        "8 bits": lambda: exactness(torch.int8, 60),
+    },
     "8 at once": {**ours_together(8, 100), **generation(8, 100)},
     "30 at once": {**ours_together(30, 50), **generation(30, 50)},
     "past the context": {
@@ -119,7 +126,12 @@ KINDS: dict[str, Contenders] = {
         "llms-from-scratch, stride 256": lambda: windows(100, 256, book_windows),
     },
 }
-ONCE = {"recipe", "windows", "past the context"}  # these have no round to warm up, nor has
+ONCE = {
+    "recipe",
+    "windows",
+    "past the context",
+    "exactness",
+}  # these have no round to warm up, nor has
 SLOW = ("generate", BOOK)  # this one, which takes a minute
 
 

@@ -58,14 +58,19 @@ def our_batch(
     return texts
 
 
+def twenty_prompts() -> list[torch.Tensor]:
+    """Return ten prompts in the story, and ten that are not."""
+    tokenizer = tiktoken.get_encoding("gpt2")
+    unseen = [utils.text_to_token_ids(prompt, tokenizer) for prompt in UNSEEN]
+    return [*(torch.tensor([prompt]) for prompt in prompts(10)), *unseen]
+
+
 def with_and_without_drafts(temperature: float, new: int) -> Round:
     """Return 20 texts, half of them from prompts in the story, with drafts and without in turn.
 
     8-bit weights, top-k 50, the same seed for both. A round gives the seconds of each text.
     """
-    model, tokenizer = utils.load_model(WEIGHTS, dtype=torch.int8), tiktoken.get_encoding("gpt2")
-    starts = [torch.tensor([prompt]) for prompt in prompts(10)]
-    starts += [utils.text_to_token_ids(prompt, tokenizer) for prompt in UNSEEN]
+    model = utils.load_model(WEIGHTS, dtype=torch.int8)
 
     def text(idx: torch.Tensor, draft_ids: torch.Tensor | None) -> tuple[float, torch.Tensor]:
         start, generator = time.perf_counter(), torch.Generator().manual_seed(123)
@@ -76,13 +81,43 @@ def with_and_without_drafts(temperature: float, new: int) -> Round:
 
     def one_round() -> dict[str, Any]:
         result: dict[str, Any] = {"with": [], "without": [], "same": []}
-        for idx in starts:
+        for idx in twenty_prompts():
             seconds, ids = text(idx, story_ids())
             plain_seconds, plain_ids = text(idx, None)
             result["with"].append(seconds)
             result["without"].append(plain_seconds)
             result["same"].append(torch.equal(ids, plain_ids))
         return result
+
+    return one_round
+
+
+def exactness(dtype: torch.dtype, new: int) -> Round:
+    """Return 20 sampled texts in the page's way: alone, with drafts, and all at once.
+
+    A text is its tokens, each with the logarithm of its probability. T = 0.8, top-k 50; each text
+    has a seed of its own.
+    """
+    model, tokenizer = utils.load_model(WEIGHTS, dtype=dtype), tiktoken.get_encoding("gpt2")
+    seeded = list(enumerate(twenty_prompts()))
+
+    def texts(some: list[tuple[int, torch.Tensor]], draft_ids: Any = ()) -> list[Any]:
+        batch = Batch(model, tokenizer, draft_ids=draft_ids)
+        done: dict[Any, list[Any]] = {}
+        for seed, idx in some:
+            generator = torch.Generator().manual_seed(seed)
+            done[batch.add(idx, new, LENGTH, 0.8, 50, generator=generator)] = []
+        while batch.sequences:
+            for sequence, tokens in batch.step():
+                done[sequence] += [(token.token_id, token.logprob) for token in tokens]
+        return list(done.values())
+
+    def one_round() -> dict[str, Any]:
+        return {
+            "alone": [texts([one])[0] for one in seeded],
+            "with drafts": [texts([one], story_ids().tolist())[0] for one in seeded],
+            "all at once": texts(seeded),
+        }
 
     return one_round
 

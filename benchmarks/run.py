@@ -35,6 +35,7 @@ from tables import (
     Results,
     bars,
     draft_rows,
+    exactness_rows,
     profile_rows,
     recipe_rows,
     speed_rows,
@@ -44,6 +45,7 @@ from tables import (
 from training import GOAL
 
 HERE = Path(__file__).parent
+UNSHOWN = {"texts", "alone", "with drafts", "all at once"}  # texts are long
 OTHERS = {  # columns of the tables on generation: how many times as fast as these
     f"times {name}": name
     for name in (
@@ -77,7 +79,7 @@ def compare(kind: str, rounds: int, precisions: tuple[str, ...] = ("highest",)) 
         for _ in range(rounds):
             for (name, precision), parts in results.items():
                 parts.append(measure(processes[name], precision))
-                shown = {key: value for key, value in parts[-1].items() if key != "texts"}
+                shown = {key: value for key, value in parts[-1].items() if key not in UNSHOWN}
                 print(f"{kind}, {name}, {precision}: {shown}", flush=True)
     return results
 
@@ -184,6 +186,16 @@ def drafts(rounds: int) -> list[str]:
     ]
 
 
+def exactness(rounds: int) -> list[str]:
+    return [
+        "Which texts are those of people alone on the page, without drafts: 20 prompts, "
+        "each with its seed, 60 tokens, T = 0.8, top-k 50 (once). To the last bit: so are all "
+        "tokens' probabilities.",
+        "",
+        *exactness_rows(compare("exactness", 1)),
+    ]
+
+
 def past(rounds: int) -> list[str]:
     results = compare("past the context", 1)
     return [
@@ -241,6 +253,7 @@ SECTIONS: dict[str, tuple[str, Callable[[int], list[str]]]] = {
     "recipe": ("A whole training", recipe),
     "generate": ("Generation, alone", generate),
     "drafts": ("Drafts, by temperature", drafts),
+    "exactness": ("The same text", exactness),
     "past": ("Generation, past the context", past),
     "eight": ("Generation, 8 at once", partial(together, "8 at once", 100)),
     "thirty": ("Generation, 30 at once", partial(together, "30 at once", 50)),

@@ -90,6 +90,20 @@ def draft_rows(results: Results) -> list[str]:
     return [*rows, ""]
 
 
+def exactness_rows(results: Results) -> list[str]:
+    """Return the table on texts that are the same, in their tokens and to the last bit."""
+    rows = ["| weights or precision | with drafts | among twenty |", "|---|---|---|"]
+    for (name, _), (part,) in results.items():
+        cells = []
+        for way in ("with drafts", "all at once"):
+            pairs = list(zip(part["alone"], part[way], strict=True))
+            same = sum([i for i, _ in one] == [i for i, _ in other] for one, other in pairs)
+            bits = sum(one == other for one, other in pairs)
+            cells.append(f"{same} of {len(pairs)} texts, {bits} to the last bit")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return [*rows, ""]
+
+
 def recipe_rows(results: dict[str, list[Part]]) -> list[str]:
     """Return the table on whole trainings."""
     rows = [

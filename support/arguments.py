@@ -3,6 +3,7 @@
 import argparse
 import ast
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,10 +22,10 @@ SIZES = {  # of GPT-2; the other keys are those of GPT_CONFIG_124M
 }
 
 HELP = """\
-Train a GPT on a text of yours, from random weights or from others.
+Train a GPT on a text of yours, from random weights with a head start, or from others.
 
 Without arguments it trains on the story of this project, as pretrain.ipynb does, in minutes on
-two cores. While it trains you see both losses and what the model writes. Files beside the weights,
+two cores. While it trains you see both losses and samples of its text. Files beside the weights,
 with their name, are kept up to date:
 
   mine.pth   the trained weights, for load_model; written at the end
@@ -32,7 +33,8 @@ with their name, are kept up to date:
   mine.png   the same as a plot
   mine.ckpt  the checkpoint, from which an interrupted training goes on; about 12 bytes a weight
 
-Ctrl-C (and SIGTERM) ends it after the current step and saves. To go on, run the same command again.
+Ctrl-C (and SIGTERM) ends it after the current step and saves. To go on, run the same command again,
+also with another number of processes. Each machine needs the text, and mine.ckpt to go on.
 """
 EXAMPLES = """\
 examples:
@@ -44,6 +46,9 @@ examples:
       go on from trained weights instead of random ones
   torchrun --nproc-per-node 2 pretrain.py dataset/mine.txt --device cuda
       on two GPUs; each step takes --batch-size windows on each of them
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+      pretrain.py dataset/mine.txt --device cuda
+      on two machines, each with the text; HOST is the first one's name (not tried)
   python pretrain.py dataset/mine.txt --start-from gpt2 --config context_length=256
       go on from GPT-2's own weights, in the folder gpt2, in windows of 256 tokens
 """
@@ -57,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least(low: float, kind: type = int) -> Callable[[str], float]:
-    """Return a function that turns an argument into such a number."""
+    """Return a function that turns an argument into a number of at least `low`."""
 
     def parse(text: str) -> float:
         try:
@@ -73,8 +78,8 @@ def at_least(low: float, kind: type = int) -> Callable[[str], float]:
 
 
 def model_config(text: str) -> dict[str, Any]:
-    """Return the configuration that an argument such as gpt2-medium,drop_rate=0 describes."""
-    cfg = dict(GPT_CONFIG_124M)
+    """Return what an argument such as gpt2-medium,drop_rate=0 says of the configuration."""
+    cfg: dict[str, Any] = {}
     for item in text.split(","):
         key, _, value = item.partition("=")
         try:
@@ -84,7 +89,7 @@ def model_config(text: str) -> dict[str, Any]:
                 f"{item!r} is neither KEY=VALUE, such as n_layers=4, nor one of {', '.join(SIZES)}"
             ) from None
     try:
-        check_config(cfg)
+        check_config(GPT_CONFIG_124M | cfg)
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return cfg
@@ -109,8 +114,15 @@ def device(text: str) -> torch.device:
 
 def text_path(text: str) -> Path:
     """Return the path of a text that is there."""
-    if not Path(text).is_file():
+    if not os.path.isfile(text):  # unlike Path's, also False for a name that cannot be
         raise argparse.ArgumentTypeError(f"there is no such file: {text!r}")
+    return Path(text)
+
+
+def start_path(text: str) -> Path:
+    """Return the path of weights or a model's folder that is there."""
+    if not os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"there is no such file or folder: {text!r}")
     return Path(text)
 
 
@@ -118,7 +130,7 @@ def weights_path(text: str) -> Path:
     """Return the path of the weights, whose ending tells them from the files beside them."""
     if not text.endswith(".pth"):
         raise argparse.ArgumentTypeError(f"must end in .pth, not {text!r}")
-    if not Path(text).parent.is_dir():
+    if not os.path.isdir(Path(text).parent):
         raise argparse.ArgumentTypeError(f"there is no such folder: {str(Path(text).parent)!r}")
     return Path(text)
 
@@ -134,9 +146,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add = parser.add_argument_group("what to train, on what").add_argument
     add("text", nargs="?", type=text_path, default=STORY, help="UTF-8 (default: the story)")
     add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
-    add("--config", type=model_config, metavar="SIZE",
+    add("--config", type=model_config, metavar="SIZE", default={},
         help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256)")
-    add("--start-from", metavar="WEIGHTS",
+    add("--start-from", type=start_path, metavar="WEIGHTS",
         help="weights of this project, for the same --config, or a folder of Hugging Face's GPT-2")
     add("--no-head-start", dest="head_start", action="store_false",
         help="begin with random numbers alone; see support/head_start.py")
@@ -149,8 +161,10 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add = parser.add_argument_group("where it computes, and how").add_argument
     add("--device", type=device, default="cpu", help="cpu, cuda or mps (cpu, as the lesson)")
     add("--precision", choices=("highest", "high", "medium"), default="medium",
-        help="of float32 products (medium: in bfloat16, as the lesson)")
-    add("--compile", action="store_true", help="compile the model first: a minute, then faster")
+        help="of float32 products (medium: in bfloat16, as the lesson); "
+        "a CUDA GPU always takes bfloat16")
+    add("--compile", action="store_true",
+        help="compile the model first, in about a minute; for GPUs, where it was not tried")
     add = parser.add_argument_group("what you see, and when").add_argument
     add("--prompt", help="what its samples continue (default: the text's first words)")
     add("--evals-per-epoch", type=at_least(1), metavar="N", help="(2, or every 500 steps)")
@@ -158,6 +172,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help="how often to write the checkpoint (5)")
     args = parser.parse_args(argv)
     args.weights = args.weights or Path(f"{args.text.stem}.pth")
+    for ending in (".csv", ".png", ".ckpt", ".lock", ".pth"):
+        if args.weights.with_suffix(ending).resolve() == args.text.resolve():
+            parser.error(f"{args.text} would be overwritten: name other --weights")
     if args.learning_rate is None:
         args.learning_rate = 5e-5 if args.start_from else 4e-4
     return parser, args

@@ -62,7 +62,7 @@ def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
 
 
 def check_logits(logits: Any) -> None:
-    """Raise TypeError unless `logits` is a tensor, ValueError unless each row has a largest."""
+    """Raise TypeError for what is no tensor, ValueError unless each row's largest is finite."""
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"logits must be a tensor, not {logits!r:.60}")
     if not logits.numel() or not logits.amax(-1).isfinite().all():

@@ -71,7 +71,10 @@ def _with_others() -> Iterator[None]:
 
 
 def any_process(yes: bool, device: torch.device) -> bool:
-    """Return whether `yes` is True in any of the processes, which all have to ask."""
+    """Return whether `yes` is True in any of the processes, which all have to ask.
+
+    Raises ConnectionError if one has ended.
+    """
     if WORLD_SIZE == 1:
         return yes
     with _with_others():
@@ -87,14 +90,15 @@ def check_same(what: str, value: Any) -> None:
         with _with_others():
             dist.broadcast_object_list(first)
     if first[0] != value:
-        raise ValueError(f"{what} is another in process {RANK} than in the first one")
+        raise ValueError(f"{what} differs between process {RANK} and the first: copy it from there")
 
 
 class SharedStep:
     """`train_step` for several processes: with the same batch in each, each works on its share.
 
-    The step is that of one process with the whole batch, but for dropout and the order of sums.
-    Raises ConnectionError, before any weight changes, if another process has ended.
+    The step is that of one process with the whole batch, but for dropout, for which it sets the
+    global random state, and the order of sums. Raises ConnectionError, before any weight changes,
+    if another process has ended.
     """
 
     def __init__(self, model: GPTModel) -> None:

@@ -17,7 +17,8 @@ def give_head_start(model: GPTModel) -> None:
     It overwrites, in place (only the last of these draws random numbers, from the global state):
 
     - the positions: sines and cosines of the position at different frequencies (Vaswani et al.
-      2017, section 3.5) in the first channels, as many as a head has (64 of 768), zeros elsewhere;
+      2017, section 3.5) in the first channels, as many as a head has (64 of 768) but no
+      more than a quarter of all; zeros elsewhere;
     - those channels of the token embeddings: zeros, so that they hold the position alone;
     - in the first block, the part of the query and key matrices that reads these channels: a key
       shows its position, a query the position that its head looks for, which is its own turned

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 from support.batching import Batch, Sequence, TokenInfo
@@ -17,7 +16,7 @@ class Turns:
 
     def __init__(self, batch: Batch):
         self.batch = batch
-        self.queues: dict[Sequence, asyncio.Queue[list[TokenInfo]]] = {}
+        self.queues: dict[Sequence, asyncio.Queue[tuple[list[TokenInfo], bool]]] = {}
         self.task: asyncio.Task | None = None
 
     async def tokens(self, *args: Any, **settings: Any) -> AsyncIterator[list[TokenInfo]]:
@@ -25,14 +24,19 @@ class Turns:
 
         Close it (`contextlib.aclosing`) to end the text early. Raises what made the text fail.
         """
-        add = partial(self.batch.add, *args, **settings)
-        sequence = await run_in(inference_executor, add)
+
+        def add() -> tuple[Sequence, bool]:
+            sequence = self.batch.add(*args, **settings)
+            return sequence, not sequence.remaining
+
+        sequence, ended = await run_in(inference_executor, add)
         self.queues[sequence] = asyncio.Queue()
         if self.task is None or self.task.done():
             self.task = asyncio.create_task(self._step_on())
         try:
-            while sequence.remaining or not self.queues[sequence].empty():
-                if tokens := await self.queues[sequence].get():
+            while not ended:  # not as the batch has it, which may be a step ahead of the queue
+                tokens, ended = await self.queues[sequence].get()
+                if tokens:
                     yield tokens
                 if sequence.error:
                     raise sequence.error
@@ -51,4 +55,4 @@ class Turns:
                     sequence.error = error
             for sequence, tokens in done:
                 if queue := self.queues.get(sequence):
-                    queue.put_nowait(tokens)
+                    queue.put_nowait((tokens, not sequence.remaining))

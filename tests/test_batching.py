@@ -1,6 +1,8 @@
 """Many texts at once: each is what it would be alone, and what becomes of one is its own matter."""
 
+import asyncio
 import math
+import time
 
 import pytest
 import torch
@@ -310,3 +312,20 @@ def test_a_character_comes_with_the_token_that_completes_it(tokenizer):
 def test_a_character_begun_in_the_prompt_is_completed(tokenizer):
     *begun, end = tokenizer.encode("\U0001f570")
     assert texts_of([end], begun, tokenizer) == ["\U0001f570"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Chainlit's own, when it is imported
+def test_a_text_that_ends_while_its_reader_is_busy_is_read_to_the_end(trained, tokenizer):
+    from support.turns import Turns
+
+    async def scene():
+        turns, read = Turns(Batch(trained, tokenizer)), []
+        async for tokens in turns.tokens(TEXT[None, :5], 2, 64):
+            read.extend(tokens)
+            (sequence,) = turns.queues
+            deadline = time.monotonic() + 60
+            while sequence.remaining:  # keeps the event loop, while the next step is made
+                assert time.monotonic() < deadline
+        return read
+
+    assert len(asyncio.run(scene())) == 2

@@ -162,4 +162,6 @@ def test_two_machines_which_share_no_folder(folder, one_process):
     codes, errors = train(ARGUMENTS)  # the second has no checkpoint
     assert 0 not in codes
     (line,) = own_lines(errors[1])
-    assert line.startswith("the text, or the checkpoint, is another in process 1 than in the first")
+    assert line.startswith(
+        "the text, or the checkpoint, differs between process 1 and the first: copy"
+    )
