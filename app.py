@@ -26,7 +26,7 @@ from support import inside, server
 from support.batching import Batch, TokenInfo
 from support.data import read_text
 from support.server import background_executor, inference_executor, run_in, safely, state
-from support.settings import LIMITS, Settings, read_number, read_settings
+from support.settings import LIMITS, Settings, as_chosen, read_number, read_settings
 from support.turns import Turns
 from utils import load_model, text_to_token_ids
 
@@ -153,7 +153,8 @@ async def send_new(continuation: Continuation) -> None:
 async def show(continuation: Continuation) -> None:
     """Send all of a continuation: somebody who was away has missed a part."""
     await emit("finished", run=continuation.run, tokens=continuation.tokens,
-               facts=facts(continuation), share=continuation.share)  # fmt: skip
+               facts=facts(continuation), share=continuation.share,
+               settings=as_chosen(continuation.settings))  # fmt: skip
 
 
 async def emit(event: str, **data: Any) -> None:
@@ -173,7 +174,7 @@ def facts(continuation: Continuation) -> list[str]:
         f"temperature {settings.temperature:g}",
         random and settings.top_k and f"top-k {settings.top_k}",
         random and settings.top_p and f"top-p {settings.top_p:g}",
-        f"{continuation.share:.0%} copied from the story",
+        f"{100 * continuation.share:.0f} % of the tokens copied from the story",
         len(continuation.context) > CONTEXT and f"read the last {CONTEXT} tokens before it",
         continuation.stopped and "stopped",
     ]
@@ -230,7 +231,7 @@ async def find_model() -> GPTModel | None:
 
 async def continue_prompt(request: Request, prompt: str, run: str) -> None:
     if not prompt:
-        await cl.ErrorMessage("Type the beginning of a text first: a word is enough.").send()
+        await cl.ErrorMessage("Type a prompt first: a word is enough.").send()
     elif await find_model():
         ids = (await run_in(background_executor, text_to_token_ids, prompt, tokenizer))[0].tolist()
         shown = await run_in(background_executor, inside.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
@@ -299,7 +300,8 @@ async def on_story(action: cl.Action) -> None:
 
 def element(name: str, props: dict[str, Any] | None = None) -> Any:
     """Return one of public/elements/. With a url, Chainlit writes no file for it."""
-    made: Any = cl.CustomElement(name=name, props=props or {}, url=f"/public/elements/{name}.jsx")
+    url = f"/public/elements/{name}.jsx"
+    made: Any = cl.CustomElement(id=name, name=name, props=props or {}, url=url)
     return made
 
 
@@ -309,7 +311,9 @@ async def on_chat_start() -> None:
     server.forget_who_left()
     if not getattr(cl.context.session, "restored", False):
         props = {"Start": {"starters": STARTERS}}
-        page = cl.Message("", elements=[element(name, props.get(name)) for name in ELEMENTS])
+        # With ids of its own: sent anew to a page that is there already, it takes its own place.
+        elements = [element(name, props.get(name)) for name in ELEMENTS]
+        page = cl.Message("", id="page", elements=elements)
         await page.send()
         page.elements = []  # Chainlit keeps messages: these would fill the memory
         await find_model()

@@ -95,6 +95,14 @@ def run_config_of(args: argparse.Namespace, texts: tuple, length: int, old: RunC
     return config | {"context_length": length, "processes": processes}
 
 
+def make_loaders(texts: tuple, config: RunConfig, vocab_size: int) -> tuple[list, list]:
+    """Return the loaders for training, one an epoch, and the two for both losses."""
+    length, size = config["context_length"], {"vocab_size": vocab_size}
+    loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
+    whole = [ids[: 1 + (len(ids) - 1) // length * length] for ids in texts]  # windows
+    return loaders, [eval_loader(ids, length, **size) for ids in whole]
+
+
 # 2. While it trains -------------------------------------------------------------------------
 
 
@@ -194,7 +202,6 @@ def pretrain(args: argparse.Namespace) -> None:
     with distributed.first_of_machine_first():
         token_ids = load_tokens(args.text, tokenizer)
     model = new_model(args).to(args.device)
-    vocab_size = model.cfg["vocab_size"]
     length = min((GPT_CONFIG_124M | args.config)["context_length"], model.cfg["context_length"])
     texts = split_tokens(token_ids, length)
 
@@ -206,11 +213,8 @@ def pretrain(args: argparse.Namespace) -> None:
     del saved  # it is large
     distributed.check_same("the text, or the checkpoint,", (config, state.step))
 
-    size = {"batch_size": config["batch_size"], "vocab_size": vocab_size}
-    loaders = epoch_loaders(texts[0], length, args.epochs, **size)
-    whole = [ids[: 1 + (len(ids) - 1) // length * length] for ids in texts]  # windows
-    eval_loaders = [eval_loader(ids, length, vocab_size=vocab_size) for ids in whole]
-    num_steps = sum(len(loader) for loader in loaders)
+    loaders, eval_loaders = make_loaders(texts, config, model.cfg["vocab_size"])
+    num_steps = sum(map(len, loaders))
     run = Run(args, model, state, config, token_ids, tokenizer, num_steps)
     if args.compile:
         model.compile()

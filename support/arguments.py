@@ -161,8 +161,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add = parser.add_argument_group("where it computes, and how").add_argument
     add("--device", type=device, default="cpu", help="cpu, cuda or mps (cpu, as the lesson)")
     add("--precision", choices=("highest", "high", "medium"), default="medium",
-        help="of float32 products (medium: in bfloat16, as the lesson); "
-        "a CUDA GPU always takes bfloat16")
+        help="of float32 products (medium, as the lesson, allows bfloat16 inside; the processor "
+        "decides); a CUDA GPU always takes bfloat16")
     add("--compile", action="store_true",
         help="compile the model first, in about a minute; for GPUs, where it was not tried")
     add = parser.add_argument_group("what you see, and when").add_argument

@@ -29,6 +29,13 @@ class Settings(NamedTuple):
     seed: int
 
 
+def as_chosen(settings: Settings) -> dict[str, Any]:
+    """Return settings as the page has them, of which `read_settings` makes the same."""
+    return settings._asdict() | {
+        "top_k": settings.top_k or 0, "top_p": settings.top_p or 1, "seed": str(settings.seed)
+    }  # fmt: skip
+
+
 def read_number(raw: Any, name: str) -> float:
     """Return a setting, moved into its limits; its usual value if it is not a number."""
     limit = LIMITS[name]

@@ -300,6 +300,7 @@ class Shown(NamedTuple):
     tokens: list[dict[str, Any]]
     facts: list[str]
     share: float
+    settings: dict[str, Any]
 
     @property
     def text(self) -> str:

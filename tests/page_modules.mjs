@@ -3,14 +3,14 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, readDocument, textOf } from '../public/page/document.js';
+import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, promptOf, readDocument, textOf } from '../public/page/document.js';
 import { placeBeside } from '../public/page/place.js';
 import { nextTokenProbs, percent } from '../public/page/sampling.js';
 import { LIMITS, USUAL, clamp, readSettings, seedIsUsable, summary } from '../public/page/settings.js';
 import { linkTo, readLink } from '../public/page/share.js';
 
 const tokens = (...ids) => ids.map((id) => ({ id, text: `<${id}>`, label: String(id) }));
-const JUNK = [undefined, null, 5, 'x', [], {}, { root: 5 }, { id: 'x', root: { tokens: 'x' } }, { id: 'x', root: { tokens: [{ id: 1 }] } },
+const JUNK = [{ id: 'x', root: { tokens: [{ ...tokens(1)[0], logprob: 'x' }] } }, undefined, null, 5, 'x', [], {}, { root: 5 }, { id: 'x', root: { tokens: 'x' } }, { id: 'x', root: { tokens: [{ id: 1 }] } },
   { id: 'x', root: { tokens: tokens(1), children: [5] } }, { id: 5, root: { tokens: tokens(1) } }, { id: 'x', root: { tokens: [] } }];
 
 test('a text is its pieces, and another token begins another way to go on', () => {
@@ -32,13 +32,25 @@ test('a text is its pieces, and another token begins another way to go on', () =
   assert.deepEqual(idsOf(text), [1, 0]);
 });
 
+test('the prompt ends where the model has drawn a token', () => {
+  const text = newDocument('a', tokens(1, 2, 3));
+  assert.deepEqual(promptOf(text), tokens(1, 2, 3));
+  const drawn = tokens(5).map((token) => ({ ...token, draft: false }));
+  addPiece(text.root, newPiece(drawn));
+  assert.deepEqual(promptOf(text), tokens(1, 2, 3));
+  addPiece(cutBefore(text, 1), newPiece([...tokens(4), ...drawn])); // another token chosen within it
+  assert.deepEqual(promptOf(text), tokens(1, 4));
+});
+
 test('a document comes back from the storage; junk does not', () => {
   const text = newDocument('a', tokens(1, 2), 3);
-  addPiece(text.root, newPiece(tokens(4), { facts: ['1 token'] }));
-  addPiece(text.root, newPiece(tokens(5)));
+  addPiece(text.root, newPiece(tokens(4), { facts: ['1 token'], settings: { ...USUAL, seed: '7' } }));
+  addPiece(text.root, newPiece(tokens(5), { first: tokens(5) }));
   const back = readDocument(JSON.parse(JSON.stringify(text)));
   assert.equal(textOf(back), textOf(text));
-  assert.deepEqual([back.id, back.before, back.prompt, back.root.children.length], ['a', 3, 2, 2]);
+  assert.deepEqual([back.id, back.before, back.changed, back.root.children.length], ['a', 3, text.changed, 2]);
+  assert.deepEqual(back.root.children[1].first, tokens(5));
+  assert.deepEqual(back.root.children[0].settings, { ...USUAL, seed: '7' });
   for (const junk of JUNK) assert.equal(readDocument(junk), undefined);
   let deep = { tokens: tokens(1) };
   for (let i = 0; i < 600; i++) deep = { tokens: tokens(1), children: [deep] };

@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from support.batching import Batch
 from support.data import read_text
+from support.settings import as_chosen, read_settings
 from utils import load_model, text_to_token_ids
 
 PROMPT = "On Thursday there was fog."
@@ -294,7 +295,7 @@ def test_a_prompt_without_text_is_answered(server, name):
             return answer, await person.continuation()
 
     answer, _ = asyncio.run(scene())
-    assert answer == "Type the beginning of a text first: a word is enough."
+    assert answer == "Type a prompt first: a word is enough."
 
 
 ANY_SETTINGS = {  # what comes from the page: what is made of it
@@ -345,6 +346,12 @@ def test_a_story_may_hold_the_special_token(tmp_path):
     with running_app(tmp_path, story=story) as server:
         shown = asyncio.run(scene(server))
     assert len(shown.tokens) == 2 and shown.share == 0
+
+
+def test_settings_that_the_page_gets_are_read_as_the_same():
+    for raw in ({"seed": "7"}, {"temperature": 0, "top_k": 0, "top_p": 0.5, "seed": "8"}):
+        settings = read_settings(raw)
+        assert read_settings(as_chosen(settings)) == settings
 
 
 def test_only_known_and_short_settings_are_kept(server):

@@ -372,6 +372,42 @@ def test_a_full_disk_ends_it_and_keeps_the_older_checkpoint(folder, capsys, stop
     assert not list(folder.glob("*.partial"))
 
 
+def test_weights_that_cannot_be_written_lose_no_step(folder, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "not saved", "mine.pth")
+
+    monkeypatch.setattr(pretrain, "save_weights", full)
+    with pytest.raises(SystemExit) as error:
+        train()
+    assert told(capsys, error, 1).startswith("mine.pth: not saved; run the same command again")
+    assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
+
+
+@pytest.mark.parametrize("ending", ["csv", "png", "ckpt", "pth"])
+def test_the_text_is_not_overwritten(folder, capsys, ending):
+    text = folder / f"mine.{ending}"
+    (folder / "mine.txt").rename(text)
+    before = text.read_bytes()
+    with pytest.raises(SystemExit) as error:
+        train(text=f"./mine.{ending}")
+    assert re.match(r"mine\.\w+ would be overwritten: name other", told(capsys, error, 2))
+    assert text.read_bytes() == before
+    assert list(folder.iterdir()) == [text]
+
+
+def test_a_vocabulary_larger_than_the_tokenizers(folder):
+    size = f"{SIZE},vocab_size=100000"  # so its samples hold ids that are no tokens
+    pretrain.main(["mine.txt", "--config", size, "--epochs", "1"])
+    assert (folder / "mine.pth").exists()
+
+
+def test_a_model_too_large_for_the_memory(folder, capsys):
+    with pytest.raises(SystemExit) as error:
+        pretrain.main(["mine.txt", "--config", "emb_dim=1000000000,n_heads=1"])
+    line = told(capsys, error, 1)
+    assert line.startswith("the memory of cpu is full: try a smaller --batch-size or --config")
+
+
 def test_a_loss_that_diverges(folder, capsys):
     with pytest.raises(SystemExit) as error:
         train("--learning-rate", "1e30", "--save-every", "0")
@@ -424,6 +460,9 @@ def test_weights_of_another_shape(folder, capsys):
     with pytest.raises(SystemExit) as error:
         train("--start-from", "start")
     assert told(capsys, error, 2).startswith("--config has n_layers=1, but start has 2")
+    with pytest.raises(SystemExit) as error:  # the sizes that nobody named are the folder's
+        pretrain.main(["mine.txt", "--start-from", "start", "--config", "drop_rate=0.3"])
+    assert told(capsys, error, 2).startswith("--config has drop_rate=0.3, but start has 0.1: leav")
 
 
 def test_a_damaged_folder(folder, capsys):
@@ -477,16 +516,20 @@ def test_tokenizing_is_done_once_and_again_for_another_text(folder, tokenizer):
     assert tokenizer.decode(again.tolist()) == "Another text." != tokenizer.decode(ids.tolist())
 
 
-def test_interrupted_tokenizing_leaves_no_half_file(folder, tokenizer, monkeypatch):
-    monkeypatch.setattr(token_file, "PIECE", 100)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_tokenizing_leaves_no_half_file(folder, monkeypatch, capsys, number):
+    monkeypatch.setattr(pretrain, "LARGE", 1000)
+    encode = token_file._encode
 
-    def interrupt(done, total):
-        if done == total:
-            raise KeyboardInterrupt
+    def interrupted(*arguments):
+        yield next(encode(*arguments))
+        signal.raise_signal(number)
 
-    with pytest.raises(KeyboardInterrupt):
-        load_token_file("mine.txt", tokenizer, interrupt)
-    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+    monkeypatch.setattr(token_file, "_encode", interrupted)
+    with pytest.raises(SystemExit) as error:
+        train()
+    assert told(capsys, error, 128 + number) == "stopped; run the same command again to go on"
+    assert {path.name for path in folder.iterdir()} <= {"mine.txt", "mine.lock"}
 
 
 def test_the_byte_that_is_not_utf8_is_named(folder, tokenizer):

@@ -44,6 +44,7 @@ function Seed({ seed }) {
 function Settings() {
   const { settings } = useSyncExternalStore(page.subscribe, page.get);
   const [open, setOpen] = useState(false);
+  const [resets, setResets] = useState(0); // also empties a seed that is typed and not used
   const sampled = settings.temperature > 0;
   return (
     <div id="settings-line">
@@ -56,13 +57,13 @@ function Settings() {
             {Object.entries(page.PRESETS).map(([name, preset]) => (
               <button key={name} type="button" id={`preset-${name}`} onClick={() => page.change(preset)}>{name}</button>
             ))}
-            <button type="button" id="reset" onClick={page.reset}>Reset all</button>
+            <button type="button" id="reset" onClick={() => (page.reset(), setResets(resets + 1))}>Reset all</button>
           </div>
           <Field name="temperature" value={settings.temperature} />
           {sampled && <Field name="top_k" value={settings.top_k} />}
           {sampled && <Field name="top_p" value={settings.top_p} />}
           <Field name="max_new_tokens" value={settings.max_new_tokens} />
-          {sampled && <Seed seed={settings.seed} />}
+          {sampled && <Seed key={resets} seed={settings.seed} />}
         </div>
       )}
     </div>

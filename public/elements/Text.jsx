@@ -53,7 +53,9 @@ function described(shown, { view, chosen, head }) {
     if (heads?.[0]) {
       const shares = heads[0].map((_, i) => heads.reduce((sum, row) => sum + row[i], 0));
       const most = Math.max(1, ...shares);
-      shares.forEach((share, i) => (tokens[chosen + 1 - read.length + i].share = share / most));
+      shares.forEach((share, i) =>
+        Object.assign(tokens[chosen + 1 - read.length + i], { share: share / most, attention: share / heads.length / 1000 })
+      );
     }
   }
   return told;
@@ -113,12 +115,14 @@ function Token({ token, index, first, isChosen, isPrompt, isUnread, view }) {
   const { className = '', shade } = VIEWS[view](token);
   const classes = ['token', isPrompt && 'prompt', isUnread && 'unread', className].filter(Boolean).join(' ');
   const prob = token.logprob === undefined ? '' : `, ${page.percent(Math.exp(token.logprob))}, rank ${token.rank}`;
+  const attention = token.attention === undefined ? '' : `, attention ${page.percent(token.attention)}`;
   return (
     <span
       className={classes}
       data-index={index}
       role="button"
-      aria-label={`${token.label}${prob}`}
+      aria-label={`${token.label}${prob}${attention}`}
+      title={attention.slice(2) || undefined}
       aria-pressed={isChosen}
       tabIndex={isChosen || (first && page.state.chosen === null) ? 0 : -1}
       style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.7 * Math.sqrt(shade)})` }}
@@ -149,7 +153,7 @@ function Text() {
 
   const told = described(shown, state);
   const pieces = page.pieces(shown);
-  const inPrompt = shown.prompt;
+  const inPrompt = page.promptOf(shown).length;
   const hidden = state.unfolded ? 0 : Math.max(0, inPrompt - FOLDED);
   const pick = (event) => {
     const token = event.target.closest('.token');
@@ -195,7 +199,7 @@ function Text() {
             <Ways piece={piece} />
           </span>
         ))}
-        <span ref={end} className={running ? 'caret' : ''} />
+        <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />
       </div>
       <p className="facts" aria-live="polite">{facts.length > 0 && facts.at(-1).join(' · ')}</p>
     </article>

@@ -84,9 +84,11 @@ function Details({ index, token, state }) {
   const box = useRef(null);
   const place = usePlace(box, index);
   const next = index > 0 ? page.look('next', page.read(index)) : undefined;
-  const runs = state.view === 'copied' ? page.look('copied', page.idsOf(page.document()))?.runs ?? [] : [];
+  const runs = state.view === 'copied' && state.running === null ? page.look('copied', page.idsOf(page.document()))?.runs ?? [] : [];
   const run = runs.find((run) => run.start <= index && index < run.start + run.length);
-  const scored = token.logprob !== undefined ? token : next && ownScore(token, next);
+  // Nobody has drawn a token of the prompt, so its score is asked for.
+  const asked = token.logprob === undefined && index > 0 ? page.look('scores', page.read(index, index + 1)) : undefined;
+  const scored = asked ? asked.tokens.at(-1) : token.logprob !== undefined && token;
   useEffect(() => {
     const onKey = (event) => {
       if (event.key !== 'Escape') return;
@@ -112,9 +114,7 @@ function Details({ index, token, state }) {
             ? `had ${page.percent(Math.exp(scored.logprob))}, rank ${scored.rank}${scored.prob === undefined ? '' : `; after the settings ${page.percent(scored.prob)}`}`
             : index === 0
               ? 'is the first token: nothing stands before it.'
-              : next
-                ? `is not among the ${next.top.length} most probable tokens`
-                : 'Asking the model…'}
+              : 'Asking the model…'}
         </div>
         {run && <FromStory run={run} />}
         {next && <Alternatives index={index} token={token} next={next} settings={state.settings} busy={state.running !== null} />}
@@ -132,14 +132,6 @@ function Details({ index, token, state }) {
       </div>
     </div>
   );
-}
-
-// Of a token of the prompt, which nobody has drawn.
-function ownScore(token, next) {
-  const at = next.top.findIndex(({ id }) => id === token.id);
-  if (at < 0) return undefined;
-  const { probs } = page.nextTokenProbs({ top: next.top.map(({ logit }) => logit), rest: next.rest }, { temperature: 1, top_k: 0, top_p: 1 });
-  return { logprob: Math.log(probs[at]), rank: at + 1 };
 }
 
 function TokenDetails() {

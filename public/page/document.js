@@ -1,10 +1,11 @@
 // A document: a prompt and its continuations, as a tree of pieces. A piece holds tokens and, as
 // `children`, all that was ever tried after it; `at` is the child that is shown. Nothing is changed
 // in place but by the functions here.
+import { readSettings } from './settings.js';
 
 export const newPiece = (tokens = [], more = {}) => ({ tokens, children: [], at: 0, facts: [], ...more });
 
-export const newDocument = (id, tokens, before = 0) => ({ id, before, prompt: tokens.length, root: newPiece(tokens) });
+export const newDocument = (id, tokens, before = 0) => ({ id, before, changed: Date.now(), root: newPiece(tokens) });
 
 // The pieces that are shown, from the prompt on.
 export function pieces(document) {
@@ -14,6 +15,12 @@ export function pieces(document) {
 }
 
 export const tokensOf = (document) => pieces(document).flatMap((piece) => piece.tokens);
+// The prompt: the tokens before the first one that the model has drawn, as "draft" tells.
+export const promptOf = (document) => {
+  const tokens = tokensOf(document);
+  const drawn = tokens.findIndex((token) => token.draft !== undefined);
+  return drawn < 0 ? tokens : tokens.slice(0, drawn);
+};
 export const idsOf = (document) => tokensOf(document).map((token) => token.id);
 export const textOf = (document) => tokensOf(document).map((token) => token.text).join('');
 
@@ -39,8 +46,8 @@ export function cutBefore(document, index) {
     const shown = pieces(document);
     return shown[shown.indexOf(piece) - 1];
   }
-  const { children, at, facts, run } = piece;
-  const after = { ...newPiece(piece.tokens.slice(offset)), children, at, facts, run };
+  const { children, at, facts, run, settings } = piece;
+  const after = { ...newPiece(piece.tokens.slice(offset)), children, at, facts, run, settings };
   Object.assign(piece, { tokens: piece.tokens.slice(0, offset), children: [after], at: 0, facts: [], run: undefined });
   return piece;
 }
@@ -55,16 +62,20 @@ export function findPiece(document, run, piece = document.root) {
 
 // A document from anything, such as what stood in the browser's storage; undefined if it is none.
 export function readDocument(raw) {
-  const isToken = (token) => Number.isInteger(token?.id) && typeof token.text === 'string' && typeof token.label === 'string';
+  const isNumber = (value) => value === undefined || Number.isFinite(value);
+  const isToken = (token) =>
+    Number.isInteger(token?.id) && typeof token.text === 'string' && typeof token.label === 'string' &&
+    [token.rank, token.logprob, token.prob, token.seen].every(isNumber);
   const readPiece = (raw, depth = 0) => {
     if (depth > 500 || !Array.isArray(raw?.tokens) || !raw.tokens.every(isToken)) return undefined;
     const children = Array.isArray(raw.children) ? raw.children.map((child) => readPiece(child, depth + 1)) : [];
     if (children.includes(undefined)) return undefined;
     const facts = Array.isArray(raw.facts) ? raw.facts.filter((fact) => typeof fact === 'string') : [];
     const at = Number.isInteger(raw.at) && raw.at >= 0 && raw.at < children.length ? raw.at : 0;
-    return { ...newPiece(raw.tokens), children, at, facts };
+    const first = Array.isArray(raw.first) ? raw.first.filter(isToken) : [];
+    return { ...newPiece(raw.tokens), children, at, facts, first, settings: raw.settings && readSettings(raw.settings) };
   };
   const root = readPiece(raw?.root);
   if (!root?.tokens.length || typeof raw.id !== 'string') return undefined;
-  return { id: raw.id, before: Number(raw.before) || 0, prompt: Number(raw.prompt) || 0, root };
+  return { id: raw.id, before: Number(raw.before) || 0, changed: Number(raw.changed) || 0, root };
 }

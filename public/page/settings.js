@@ -15,13 +15,12 @@ export const PRESETS = {
 
 export const seedIsUsable = (seed) => /^[0-9]{0,30}$/.test(seed);
 
-// A number within its limits, on its step; the usual one for what is no number.
+// A number within its limits, whole or to two places; the usual one for what is no number.
 export function clamp(name, value) {
   const { min, max, step } = LIMITS[name];
   const number = typeof value === 'string' && value.trim() === '' ? NaN : Number(value);
   if (value === null || typeof value === 'object' || Number.isNaN(number)) return USUAL[name];
-  const stepped = Math.round(Math.min(Math.max(number, min), max) / step) * step;
-  return Number(Math.min(Math.max(stepped, min), max).toFixed(2));
+  return Number(Math.min(Math.max(number, min), max).toFixed(step < 1 ? 2 : 0));
 }
 
 // Settings from anything, such as what stood in the browser's storage or in a link.

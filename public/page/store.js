@@ -1,6 +1,6 @@
 // What the page knows, and all that can be done with it. The elements show `page.state` and call
 // what is here; nothing else changes the state.
-import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, readDocument, textOf, tokensOf } from './document.js';
+import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, promptOf, readDocument, textOf, tokensOf } from './document.js';
 import { linkTo, readLink, saveAs } from './share.js';
 import { USUAL, readSettings } from './settings.js';
 
@@ -24,7 +24,11 @@ function load() {
 }
 
 function save() {
-  const { documents, shown, settings } = page.state;
+  const { shown, settings } = page.state;
+  const latest = new Map(); // other tabs have stored theirs
+  for (const document of [...load().documents, ...page.state.documents])
+    if (document.changed >= (latest.get(document.id)?.changed ?? 0)) latest.set(document.id, document);
+  const documents = [...latest.values()].sort((one, other) => other.changed - one.changed);
   for (let count = Math.min(documents.length, MAX_DOCUMENTS); count >= 0; count--) {
     const stored = JSON.stringify({ documents: documents.slice(0, count), shown, settings });
     if (stored.length > MAX_STORED) continue;
@@ -83,15 +87,23 @@ export const page = {
   // `call` and `send`.
   connect(socket) {
     page.socket = socket;
-    const events = { connect: page.sendSettings, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished };
+    const events = { connect: page.onConnect, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd };
     for (const [name, handler] of Object.entries(events)) socket.on(name, handler);
     page.sendSettings();
     page.set({ connected: true });
     return () => Object.entries(events).forEach(([name, handler]) => socket.off(name, handler));
   },
 
+  // What was under way may have ended, or failed. If it goes on, its tokens tell.
+  onConnect() {
+    page.sendSettings();
+    page.onEnd();
+  },
+  onEnd: () => page.set({ running: null }),
+
   // The server has read a prompt: a new document begins.
   onPrompt({ run, tokens, before }) {
+    if (page.state.linked) history.replaceState(null, '', location.pathname + location.search);
     const document = newDocument(run, tokens, before);
     addPiece(document.root, newPiece([], { run }));
     const documents = [document, ...page.state.documents].slice(0, MAX_DOCUMENTS);
@@ -102,18 +114,18 @@ export const page = {
     const compared = page.state.compared?.find((text) => text.run === run);
     if (compared) compared.tokens.push(...tokens);
     page.find(run)?.tokens.push(...tokens);
-    page.set({});
+    page.set({ running: compared ? 'compare' : run });
   },
 
   // All of it comes again: somebody who was away has missed a part.
-  onFinished({ run, tokens, facts, share }) {
+  onFinished({ run, tokens, facts, share, settings }) {
     const compared = page.state.compared?.find((text) => text.run === run);
     if (compared) Object.assign(compared, { tokens, share });
     const piece = page.find(run);
     if (piece) {
       // What was already cut away by choosing another token stays away.
       if (!piece.children.length) piece.tokens = [...(piece.first ?? []), ...tokens];
-      piece.facts = facts;
+      Object.assign(piece, { facts, settings });
     }
     page.set({ running: page.state.running === run ? null : page.state.running });
   },
@@ -130,15 +142,17 @@ export const page = {
   generate(parent, ids, more = {}, first = []) {
     const run = newRun();
     addPiece(parent, newPiece([...first], { run, first }));
+    page.document().changed = Date.now();
     page.set({ ...nothingOpen, running: run });
-    return page.request('generate', { ids, runs: [{ run }], ...more });
+    return page.request('generate', { ids, runs: [{ run }], ...more }).then(() => page.state.running === run && page.onEnd());
   },
 
+  // The server's answer; undefined if there was none, of which Chainlit tells.
   async request(name, payload) {
     try {
-      return (await page.call({ name, payload })).response;
+      return (await page.call({ name, payload })).response ?? null;
     } catch {
-      page.set({ running: null }); // Chainlit tells of it
+      return undefined;
     }
   },
 
@@ -153,8 +167,9 @@ export const page = {
     const shown = pieces(document);
     const last = shown.pop();
     if (!shown.length) return page.generate(last, idsOf(document), { new_seed: true });
-    const ids = shown.flatMap((piece) => piece.tokens).map((token) => token.id);
-    return page.generate(shown.at(-1), ids, { new_seed: true });
+    const { first = [] } = last; // a token that was chosen stays
+    const ids = [...shown.flatMap((piece) => piece.tokens), ...first].map((token) => token.id);
+    return page.generate(shown.at(-1), ids, { new_seed: true }, first);
   },
 
   // Go on from another token in the place of this one.
@@ -166,16 +181,16 @@ export const page = {
 
   show(piece, step) {
     piece.at = (piece.at + step + piece.children.length) % piece.children.length;
+    page.document().changed = Date.now();
     page.set({ ...nothingOpen });
   },
 
   compare() {
-    const document = page.document();
-    const ids = document.root.tokens.map((token) => token.id);
+    const ids = promptOf(page.document()).map((token) => token.id);
     const compared = COMPARED.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
     page.set({ ...nothingOpen, compared, running: 'compare' });
     const runs = compared.map(({ run, temperature }) => ({ run, temperature }));
-    return page.request('generate', { ids, runs }).finally(() => page.set({ running: null }));
+    return page.request('generate', { ids, runs }).then(() => page.state.running === 'compare' && page.onEnd());
   },
 
   begin: () => page.set({ ...nothingOpen, shown: null }),
@@ -192,17 +207,18 @@ export const page = {
       const latest = Object.entries(known).slice(-30);
       page.state.known = { ...Object.fromEntries(latest), [key]: undefined };
       page.request('look', { what, ids }).then((answer) => {
-        page.set({ known: { ...page.state.known, [key]: answer } });
+        if (answer === undefined) delete page.state.known[key]; // it can be asked again
+        else page.set({ known: { ...page.state.known, [key]: answer } });
       });
     }
     return known[key];
   },
 
-  // The ids that the model has read before the token at this place, or up to its end.
+  // The ids that the model has read before the token at this place, or up to its end; at most 256.
   read(index, end = index) {
     const tokens = tokensOf(page.document());
     const { seen = 256 } = tokens[index] ?? {};
-    return tokens.slice(Math.max(0, index - seen), end).map((token) => token.id);
+    return tokens.slice(Math.max(0, index - seen, end - 256), end).map((token) => token.id);
   },
 
   pick: (chosen, open = true) => page.set({ chosen, open }),
@@ -211,13 +227,17 @@ export const page = {
   // 5. Sharing
 
   text: () => textOf(page.document()),
+  // It makes the first continuation again, with its settings and seed.
   link() {
-    const prompt = page.document().root.tokens.map((token) => token.text).join('');
-    return linkTo(location.href, prompt, page.state.settings);
+    const document = page.document();
+    const prompt = promptOf(document).map((token) => token.text).join('');
+    const made = pieces(document).find((piece) => piece.tokens.some((token) => token.draft !== undefined));
+    return linkTo(location.href, prompt, made?.settings ?? page.state.settings);
   },
   save() {
     saveAs('text.txt', page.text());
   }
 };
 
-addEventListener('pagehide', save);
+addEventListener('pagehide', () => saving && save());
+addEventListener('hashchange', () => location.reload()); // a link, opened where the page is already
