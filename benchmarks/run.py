@@ -277,7 +277,7 @@ def put_section(title: str, lines: list[str]) -> None:
     sections[title] = "\n".join(lines).strip() + "\n\n"
     titles = [title for title, _ in SECTIONS.values() if title in sections]
     head = "# Measured by `python benchmarks/run.py`\n\n[How to read it](README.md)\n\n"
-    body = "".join(f"## {title}\n\n{sections[title]}" for title in titles)
+    body = "".join(f"## {title}\n\n{sections[title].strip()}\n\n" for title in titles)
     path.write_text(head + body.rstrip() + "\n", encoding="utf-8")
 
 

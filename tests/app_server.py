@@ -134,15 +134,18 @@ def serving(
     script: str = "counted.py",
     prefix: Sequence[str] = (),
     options: Sequence[str] = (),
+    port: int = 0,
     **environment: str,
 ) -> Iterator[Server]:
     """Start the app as people do, in `folder`, and stop it at the end.
 
     `prefix` is a command that runs it, such as ("env", "-u", "HOME"); `options` are Chainlit's.
+    Without a `port`, it has a free one.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "chainlit", "run", script, "-h", "--port", str(port), *options]
     environment = {**os.environ, **ONE_THREAD, **environment}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from app_server import running_app, running_browser
+from app_server import copy_app, running_app, running_browser, serving
 from conftest import ROOT
 from playwright._impl._driver import compute_driver_executable
 from playwright.sync_api import Page, expect
@@ -418,6 +418,24 @@ def test_a_failure_leaves_the_buttons_alive(server, open_page):
         page.unroute("**/project/action")
     page.locator("#continue").click()
     page.wait_for_function("page.tokensOf(page.document()).filter((t) => t.seen).length === 10")
+
+
+def test_after_a_restart_of_the_app_the_page_is_there_once(browser, tmp_path):
+    copy_app(tmp_path)
+    page = browser.new_page()
+    with serving(tmp_path) as server:
+        page.goto(server.url)
+        expect(page.locator("#starters button").first).to_be_visible(timeout=60_000)
+        generate(page, max_new_tokens=5)
+        server.process.kill()
+        page.wait_for_function("!page.socket.connected")
+    with serving(tmp_path, port=int(server.url.rsplit(":")[-1])):
+        page.wait_for_function("page.socket.connected", timeout=60_000)
+        page.locator("#continue").click()
+        page.wait_for_function("page.tokensOf(page.document()).filter((t) => t.seen).length >= 10")
+        for part in ("#text", ".toolbar", "#settings-line"):
+            expect(page.locator(part)).to_have_count(1)
+        page.close()
 
 
 def test_two_tabs_keep_each_others_texts(open_page):
