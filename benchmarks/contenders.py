@@ -126,13 +126,9 @@ KINDS: dict[str, Contenders] = {
         "llms-from-scratch, stride 256": lambda: windows(100, 256, book_windows),
     },
 }
-ONCE = {
-    "recipe",
-    "windows",
-    "past the context",
-    "exactness",
-}  # these have no round to warm up, nor has
-SLOW = ("generate", BOOK)  # this one, which takes a minute
+# These have no round to warm up, nor has one contender that takes a minute.
+ONCE = {"recipe", "windows", "past the context", "exactness"}
+SLOW = ("generate", BOOK)
 
 
 def main() -> None:

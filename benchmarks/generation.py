@@ -6,17 +6,7 @@ from typing import Any
 
 import tiktoken
 import torch
-from common import (
-    CONFIG,
-    LENGTH,
-    UNSEEN,
-    WEIGHTS,
-    Round,
-    generated,
-    prompts,
-    story_ids,
-    timed,
-)
+from common import CONFIG, LENGTH, UNSEEN, WEIGHTS, Round, generated, prompts, story_ids, timed
 from torch.nn import functional as F
 from training import matrix_shapes
 

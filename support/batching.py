@@ -66,7 +66,8 @@ class Sequence:
             self.cache.length = 0
             self.pending = self.ids = self.ids[-max(1, self.context_size // 2) :]
         piece, self.draft = self.pending[:MAX_PIECE], []
-        if len(piece) == len(self.pending) and self.cache.length:  # see `utils.stream`
+        # No draft beside a prompt: attention would round its numbers in another way.
+        if len(piece) == len(self.pending) and self.cache.length:
             space = self.context_size - self.cache.length - len(piece)
             self.draft = self.drafter.propose(
                 min(space, MAX_PIECE - len(piece), self.remaining - 1)

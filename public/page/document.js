@@ -1,6 +1,5 @@
 // A document: a prompt and its continuations, as a tree of pieces. A piece holds tokens and, as
-// `children`, all that was ever tried after it; `at` is the child that is shown. Nothing is changed
-// in place but by the functions here.
+// `children`, all that was ever tried after it; `at` is the child that is shown.
 import { readSettings } from './settings.js';
 
 export const newPiece = (tokens = [], more = {}) => ({ tokens, children: [], at: 0, facts: [], ...more });
