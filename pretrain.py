@@ -85,14 +85,15 @@ def run_config_of(args: argparse.Namespace, texts: tuple, length: int, old: RunC
     A step's windows are shared among the processes. If there are now more or fewer of these than at
     the beginning, it goes on with as many windows in each step as before.
     """
-    processes, batch_size = old.get("processes", WORLD_SIZE), args.batch_size * WORLD_SIZE
+    processes = old.get("processes", WORLD_SIZE)
+    batch_size = args.batch_size * processes
     if batch_size != old.get("batch_size"):
-        batch_size = args.batch_size * processes
+        batch_size = args.batch_size * WORLD_SIZE
     settings = {"num_epochs": args.epochs, "learning_rate": args.learning_rate}
     start_from = args.start_from and str(args.start_from)
-    beginning = {"head_start": args.head_start, "start_from": start_from}
-    config = run_config(*texts, batch_size=batch_size, **settings) | beginning
-    return config | {"context_length": length, "processes": processes}
+    config = run_config(*texts, batch_size=batch_size, **settings)
+    config |= {"head_start": args.head_start, "start_from": start_from}
+    return config | {"context_length": length, "processes": processes, "precision": args.precision}
 
 
 def make_loaders(texts: tuple, config: RunConfig, vocab_size: int) -> tuple[list, list]:

@@ -35,6 +35,8 @@ with their name, are kept up to date:
 
 Ctrl-C (and SIGTERM) ends it after the current step and saves. To go on, run the same command again,
 also with another number of processes. Each machine needs the text, and mine.ckpt to go on.
+torchrun gives its processes 30 seconds to save when it is stopped, and a machine that is cut off
+ends the run after ten minutes: what was not saved by then, --save-every has in mine.ckpt.
 """
 EXAMPLES = """\
 examples:
@@ -48,7 +50,7 @@ examples:
       on two GPUs; each step takes --batch-size windows on each of them
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
       pretrain.py dataset/mine.txt --device cuda
-      on two machines, each with the text; HOST is the first one's name (not tried)
+      on two machines, each with the text; HOST is the first one's name
   python pretrain.py dataset/mine.txt --start-from gpt2 --config context_length=256
       go on from GPT-2's own weights, in the folder gpt2, in windows of 256 tokens
 """

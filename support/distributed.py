@@ -24,6 +24,8 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))  # how many there are
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among those of this machine
 LOCAL_WORLD_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
+TIMEOUT = timedelta(minutes=10)  # for others' answers: a save, or a step of a slower machine
+
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
@@ -33,10 +35,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Others wait while the first one of a machine tokenizes a text.
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _with_others():
-        dist.init_process_group(backend, timeout=timedelta(hours=2))
+        dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -46,17 +47,21 @@ def process_group(device: torch.device) -> Iterator[None]:
 @contextmanager
 def first_of_machine_first() -> Iterator[None]:
     """Let the first process of each machine through a `with` block before all others."""
+    if WORLD_SIZE == 1:
+        yield
+        return
+    with _with_others():
+        patient = dist.new_group(backend="gloo", timeout=timedelta(hours=6))  # it may take long
     if LOCAL_RANK:
-        _wait_for_all()
+        _wait_for_all(patient)
     yield
     if not LOCAL_RANK:
-        _wait_for_all()
+        _wait_for_all(patient)
 
 
-def _wait_for_all() -> None:
-    if WORLD_SIZE > 1:
-        with _with_others():
-            dist.barrier()
+def _wait_for_all(group: Any) -> None:
+    with _with_others():
+        dist.barrier(group)
 
 
 @contextmanager
@@ -67,7 +72,7 @@ def _with_others() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        raise ConnectionError("another process of this run has ended") from error
+        raise ConnectionError("another process of this run has ended, or is cut off") from error
 
 
 def any_process(yes: bool, device: torch.device) -> bool:

@@ -115,13 +115,13 @@ def test_a_process_that_ends_ends_the_run_which_one_process_takes_up(
     if who == "torchrun":
         assert own_lines(error) == [f"stopped; {again}"]
     else:
-        other = f"process {1 - who}: another process of this run has ended; {again}"
+        other = f"process {1 - who}: another process of this run has ended, or is cut off; {again}"
         assert own_lines(error) == [other]
     assert 0 < read_checkpoint("mine.ckpt")["step"] < NUM_STEPS
 
     with pytest.raises(SystemExit):
         pretrain.main([*ARGUMENTS, "--batch-size", "3"])
-    assert "batch_size 2, now 6" in capsys.readouterr().err
+    assert "batch_size 2, now 3" in capsys.readouterr().err
     pretrain.main(ARGUMENTS)  # with two windows in each step, as it began
     assert_same_run(read_checkpoint(one_process / "mine.ckpt"), read_checkpoint("mine.ckpt"))
 

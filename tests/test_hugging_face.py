@@ -12,7 +12,10 @@ from conftest import DISK, ROOT, TINY_CONFIG, damaged, save_again_and_again, tin
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+import pretrain
 from gpt import GPT_CONFIG_124M, GPTModel, train_model
+from support.checkpoints import read_checkpoint
+from support.data import eval_loader, split_tokens
 from support.hugging_face import _layout, load_hugging_face, save_hugging_face
 from support.quantization import quantize
 from support.weights import load_model
@@ -186,9 +189,9 @@ def test_the_four_sizes(tmp_path, size):
     assert shapes == {name: shape for name, shape, _ in _layout(cfg)}
 
 
-def as_gpt2s_own(folder):
+def as_gpt2s_own(folder, **settings):
     """Write a GPT-2 as the published one is: names without prefix, tied, masks beside weights."""
-    theirs = gpt2()
+    theirs = gpt2(**settings)
     theirs.save_pretrained(folder)
     tensors = {
         name.removeprefix("transformer."): tensor
@@ -256,6 +259,23 @@ def test_it_goes_on_training(tmp_path):
     assert (tmp_path / "gpt2" / "model.safetensors").read_bytes() == before
     save_hugging_face(mine, tmp_path / "mine")
     assert_same(mine, AutoModelForCausalLM.from_pretrained(tmp_path / "mine"))
+
+
+def test_pretrain_goes_on_from_gpt2_as_it_is_published(tmp_path, monkeypatch, tokenizer, story):
+    theirs = as_gpt2s_own(tmp_path / "gpt2", vocab_size=50257)
+    (tmp_path / "mine.txt").write_text(story[:1200], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrain, "tune_malloc", lambda: None)
+    pretrain.main(["mine.txt", "--start-from", "gpt2", "--precision", "highest", "--epochs", "2"])
+    first, *_, last = read_checkpoint("mine.ckpt")["history"]
+    ids, _ = split_tokens(text_to_token_ids(story[:1200], tokenizer)[0], 16)
+    ids = ids[: (len(ids) - 1) // 16 * 16 + 1]  # whole windows
+    inputs, targets = map(torch.cat, zip(*eval_loader(ids, 16), strict=True))
+    with torch.no_grad():
+        logits = theirs(inputs).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert first[3] == pytest.approx(expected.item(), abs=1e-4)
+    assert last[3] < first[3]
 
 
 # 3. What does not fit -----------------------------------------------------------------------

@@ -14,6 +14,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpt
 import pretrain
 from gpt import GPT_CONFIG_124M, GPTModel, calc_loss_loader
 from support import token_file
@@ -197,6 +198,45 @@ def test_sizes_are_those_of_gpt2():
     assert parameters == {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Let products be computed in bfloat16 on the CPU, too; return the dtypes of the logits."""
+    autocast, dtypes = torch.autocast, []
+    monkeypatch.setattr(torch, "autocast", lambda *args, enabled: autocast(*args))
+    cross_entropy = gpt.F.cross_entropy
+
+    def noted(logits, targets):
+        dtypes.append(logits.dtype)
+        return cross_entropy(logits, targets)
+
+    monkeypatch.setattr(gpt.F, "cross_entropy", noted)
+    return dtypes
+
+
+def test_bfloat16_as_on_a_gpu(folder, uninterrupted, as_on_a_gpu):
+    train()
+    _, history, *_ = everything()
+    assert set(as_on_a_gpu) == {torch.bfloat16}
+    losses = [[line[3:5] for line in lines] for lines in (history, uninterrupted[1])]
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=0.01, atol=0)
+    content = read_checkpoint("mine.ckpt")
+    assert {weight.dtype for weight in content["weights"].values()} == {torch.float32}
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("default")  # PyTorch's own, of its compiler
+def test_compiled_it_learns_the_same(folder):
+    """Without dropout, whose numbers are others then. It needs a C++ compiler."""
+    arguments = ["mine.txt", "--config", f"{SIZE},drop_rate=0", "--epochs", "1"]
+    pretrain.main([*arguments, "--weights", "plain.pth"])
+    torch._dynamo.utils.counters.clear()
+    pretrain.main([*arguments, "--weights", "compiled.pth", "--compile"])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    plain, compiled = (torch.tensor(everything(name)[1]) for name in ("plain", "compiled"))
+    torch.testing.assert_close(compiled, plain)
+
+
 # 2. Interrupted -----------------------------------------------------------------------------
 
 
@@ -320,6 +360,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_kept(folder, capsys, stop_
         (["--batch-size", "2"], "batch_size 1, now 2"),
         (["--learning-rate", "1e-3"], r"learning_rate 0\.0004, now 0\.001"),
         (["--no-head-start"], "head_start True, now False"),
+        (["--precision", "highest"], "precision medium, now highest"),
         (["--config", f"{SIZE},n_layers=2"], "a model with the configuration .* not"),
     ]:
         with pytest.raises(SystemExit) as error:
