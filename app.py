@@ -196,7 +196,9 @@ STARTERS = [
     "On Thursday there was fog.",
     "The old clock",
 ]
-ELEMENTS = ("Connection", "Start", "Toolbar", "Text", "Token", "Bars", "Compare", "Settings")
+ELEMENTS = (
+    "Connection", "Start", "Toolbar", "Text", "Token", "Bars", "Compare", "Story", "Settings"
+)  # fmt: skip
 
 TRAIN = "python -m support.lesson"
 
@@ -292,10 +294,8 @@ async def on_generate(action: cl.Action) -> None:
 
 
 @cl.action_callback("story")
-async def on_story(action: cl.Action) -> None:
-    """Open the story at the side of the page."""
-    await cl.ElementSidebar.set_elements([element("Story", {"text": story_text})], key="story")
-    await cl.ElementSidebar.set_title("The story")
+async def on_story(action: cl.Action) -> str:
+    return story_text
 
 
 def element(name: str, props: dict[str, Any] | None = None) -> Any:

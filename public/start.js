@@ -22,10 +22,5 @@ function label() {
   if (help && help.textContent !== 'Help') help.textContent = 'Help';
   for (const [id, name] of [['chat-submit', 'Generate'], ['stop-button', 'Stop'], ['theme-toggle', 'Theme']])
     document.getElementById(id)?.setAttribute('aria-label', name);
-  document.querySelector('#side-view-title button')?.setAttribute('aria-label', 'Close the story');
-  // On a phone, the side panel is a dialog that points to a title, and there is none.
-  const title = document.querySelector('[role=dialog]')?.getAttribute('aria-labelledby');
-  if (title && !document.getElementById(title))
-    document.body.append(Object.assign(document.createElement('span'), { id: title, hidden: true, textContent: 'Story' }));
 }
 new MutationObserver(label).observe(document, { childList: true, subtree: true });

@@ -211,7 +211,7 @@ def test_the_popover_is_beside_its_token_and_in_view(open_page, size):
     for index in (1, 9, 60, 200, 350, count - 30, count - 1):
         tokens.nth(index).click()
         expect(page.locator("#token-details tbody tr")).to_have_count(8)
-        page.wait_for_timeout(50)  # a frame
+        page.evaluate("new Promise((seen) => requestAnimationFrame(() => setTimeout(seen)))")
         token, details = box(page, f"[data-index='{index}']"), box(page, "#token-details")
         assert details["top"] >= token["bottom"] or details["bottom"] <= token["top"]
         width, height = SIZES[size]
@@ -250,6 +250,8 @@ def test_a_click_brings_the_bars_into_view(open_page, size):
 def test_moved_settings_are_in_force_and_reset_resets(open_page, size):
     page = open_page(size)
     usual = page.locator("#settings-button").text_content()
+    beside = box(page, "#chat-input")["top"] - box(page, "#settings-line")["bottom"]
+    assert 0 < beside < 60  # though the page is not full
     page.locator("#settings-button").click()
     page.get_by_label("Tokens, slider").press("Home")
     for _ in range(4):
@@ -479,11 +481,25 @@ def test_drafts_comparison_and_story(open_page):
     assert page.errors == []
 
 
-def test_on_a_phone_the_story_is_a_dialog_with_a_name(open_page):
-    page = open_page("phone")
+@BOTH
+def test_the_story_is_beside_the_text_or_over_it(open_page, size):
+    page = open_page(size)
     generate(page, max_new_tokens=1)
     page.locator("#story").click()
-    expect(page.get_by_role("dialog", name="Story")).to_be_visible()
+    panel = page.get_by_role("dialog", name="The story")
+    expect(panel).to_contain_text(PROMPT)
+    if size == "laptop":
+        assert box(page, ".document")["right"] <= box(page, "#story-panel")["left"]
+        assert box(page, "#chat-submit")["right"] <= box(page, "#story-panel")["left"]
+    no_sideways(page)
+    picture(page, f"story-{size}")
+    page.keyboard.press("Escape")
+    expect(panel).to_be_hidden()
+    expect(page.locator("#story")).to_be_focused()
+    page.locator("#story").click()
+    page.get_by_role("button", name="Close the story").click()
+    expect(panel).to_be_hidden()
+    assert page.errors == []
 
 
 def test_copy_save_and_a_link(server, open_page):

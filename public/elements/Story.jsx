@@ -1,25 +1,33 @@
-// The story, in the side panel; the place that was jumped to is marked.
+// The story, beside the text or, on a narrow screen, over it; the place that was jumped to is marked.
 import { useEffect, useRef, useSyncExternalStore } from 'react';
 
-const { text } = props;
-page.story = text;
+const BESIDE = '(min-width: 1000px)'; // as in style.css
+
+// The server counts characters, as the browser's strings do not for emoji and the like.
+function around({ start, length }) {
+  const signs = [...page.story];
+  return [[0, start], [start, start + length], [start + length]].map((part) => signs.slice(...part).join(''));
+}
 
 function Story() {
-  const { place } = useSyncExternalStore(page.subscribe, page.get);
+  const { reading, place } = useSyncExternalStore(page.subscribe, page.get);
+  const dialog = useRef(null);
   const mark = useRef(null);
   useEffect(() => {
+    if (!reading) return dialog.current.close();
+    if (!dialog.current.open) matchMedia(BESIDE).matches ? dialog.current.show() : dialog.current.showModal();
     mark.current?.scrollIntoView({ block: 'center' });
-  }, [place]);
-  if (!place) return <div id="story-text" className="prose">{page.story}</div>;
-  // The server counts characters, as the browser's strings do not for emoji and the like.
-  const signs = [...page.story];
-  const end = place.start + place.length;
+  }, [reading, place]);
+  const [before, marked, after] = reading && place ? around(place) : [page.story];
+  const onKeyDown = (event) => event.key === 'Escape' && page.closeStory();
   return (
-    <div id="story-text" className="prose">
-      {signs.slice(0, place.start).join('')}
-      <mark ref={mark}>{signs.slice(place.start, end).join('')}</mark>
-      {signs.slice(end).join('')}
-    </div>
+    <dialog id="story-panel" aria-label="The story" ref={dialog} onClose={page.closeStory} onKeyDown={onKeyDown}>
+      <div className="row">
+        <h2>The story</h2>
+        <button type="button" aria-label="Close the story" onClick={page.closeStory}>Close</button>
+      </div>
+      {reading && <div id="story-text" className="prose" tabIndex={0}>{before}{marked && <mark ref={mark}>{marked}</mark>}{after}</div>}
+    </dialog>
   );
 }
 

@@ -43,13 +43,7 @@ const FromStory = ({ run }) => (
   <div className="from">
     <div>{run.length} tokens, from paragraph {run.paragraph} of the story:</div>
     <div className="quote">{run.before}<b>{run.story_text}</b>{run.after}</div>
-    <button
-      type="button"
-      onClick={() => {
-        page.set({ place: { start: run.story_text_start, length: run.story_text.length }, open: false });
-        page.request('story', {});
-      }}
-    >
+    <button type="button" onClick={() => page.openStory({ start: run.story_text_start, length: run.story_text.length })}>
       Show it in the story
     </button>
   </div>

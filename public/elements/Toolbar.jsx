@@ -43,7 +43,7 @@ function Toolbar() {
         <button id="again" type="button" disabled={busy} onClick={page.again}>Again</button>
         <button id="next-token" type="button" onClick={bars}>Next token</button>
         <button id="compare-button" type="button" disabled={busy} onClick={page.compare}>Compare</button>
-        <button id="story" type="button" onClick={() => page.request('story', {})}>Story</button>
+        <button id="story" type="button" onClick={() => page.openStory()}>Story</button>
         {navigator.clipboard && ( // browsers have none where the page comes over plain HTTP from elsewhere
           <>
             <Done id="copy" label="Copy" done="Copied" act={() => navigator.clipboard.writeText(page.text())} />

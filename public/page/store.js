@@ -53,6 +53,8 @@ export const page = {
     unfolded: false,
     known: {}, // what the server has told of places in the text, by question
     connected: false,
+    reading: false, // the story
+    place: null, // in the story, that is marked: { start, length }
     ...nothingOpen
   },
 
@@ -220,6 +222,12 @@ export const page = {
     const { seen = 256 } = tokens[index] ?? {};
     return tokens.slice(Math.max(0, index - seen, end - 256), end).map((token) => token.id);
   },
+
+  async openStory(place = null) {
+    page.story ??= await page.request('story', {});
+    page.set({ reading: Boolean(page.story), place, open: false });
+  },
+  closeStory: () => page.set({ reading: false }),
 
   pick: (chosen, open = true) => page.set({ chosen, open }),
   close: () => page.set({ open: false }),
