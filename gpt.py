@@ -124,11 +124,13 @@ class MultiHeadAttention(nn.Module):
     def _drop_mask(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "mask", None)  # the book's checkpoints hold the causal mask
 
+    def qkv(self, x: Tensor) -> Sequence[Tensor]:
+        """Return queries, keys and values of all heads: (B, T, C) -> three of (B, H, T, D)."""
+        parts = self.W_query(x), self.W_key(x), self.W_value(x)
+        return [part.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2) for part in parts]
+
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        q, k, v = (
-            linear(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, D)
-            for linear in (self.W_query, self.W_key, self.W_value)
-        )
+        q, k, v = self.qkv(x)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D) with S >= T
         return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, T, C)
@@ -199,9 +201,8 @@ class GPTModel(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        # Chosen by measuring. Embeddings of std 1 tell tokens apart from the first step on;
-        # small matrices keep the first logits near 0 and the first loss near ln(V). Two matrices of
-        # each block add to x: their sum should not outgrow the embeddings (GPT-2, section 2.3).
+        # Chosen by measuring: tokens are told apart from the first step on, the first loss is near
+        # ln(V), and what each block adds to x does not outgrow it in sum (GPT-2, section 2.3).
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 std = 1.0 if name == "tok_emb.weight" else 0.02
@@ -253,8 +254,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) -> Tensor:
     """Return the mean cross-entropy, in nats per token, of inputs and targets of shape (B, T).
 
-    The batch is moved to the model's device. On a CUDA GPU, matrix products are computed in
-    bfloat16, which is several times as fast there.
+    The batch is moved to the model's device. On a CUDA GPU, products are computed in bfloat16.
     """
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

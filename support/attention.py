@@ -28,10 +28,7 @@ def attention_weights(model: GPTModel, idx: Tensor) -> Tensor:
     for block in model.trf_blocks:
         assert isinstance(block, TransformerBlock)  # for the type checker
         att, normed = block.att, block.norm1(x)[0]  # (T, C)
-        q, k = (
-            linear(normed).unflatten(-1, (att.n_heads, -1)).transpose(0, 1)  # (H, T, D)
-            for linear in (att.W_query, att.W_key)
-        )
+        q, k, _ = att.qkv(normed)  # (H, T, D)
         scores = q @ k.mT / math.sqrt(q.size(-1))  # (H, T, T)
         layers.append(scores.float().masked_fill(future, -math.inf).softmax(-1))
         with eval_mode(model):

@@ -222,10 +222,7 @@ def _attention(
     att: MultiHeadAttention, x: Tensor, pieces: list[list[int]], caches: list[KVCache]
 ) -> Tensor:
     sizes = [len(piece) for piece in pieces]
-    q, k, v = (
-        linear(x).unflatten(-1, (att.n_heads, -1)).transpose(0, 1).split(sizes, dim=1)  # (H, T, D)
-        for linear in (att.W_query, att.W_key, att.W_value)
-    )
+    q, k, v = (part.split(sizes, dim=1) for part in att.qkv(x))  # (H, T, D) of each text
     outputs = []
     for i, cache in enumerate(caches):
         keys, values = cache.update(att.layer, k[i][None], v[i][None])  # (1, H, S, D)

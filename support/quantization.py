@@ -6,10 +6,13 @@ https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order:
 has the same bits whatever else is computed beside it, on any machine.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+
+from gpt import MultiHeadAttention
 
 EXACT = 1024  # so many products of 8-bit numbers add up exactly in float32: 2**24 > 1024 * 127**2
 
@@ -49,15 +52,16 @@ class Int8Linear(nn.Module):
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, *linears: nn.Linear):
+        """Take the place of layers that have the same input: their outputs, one after the other."""
         super().__init__()
-        weight, scale = quantize_rows(linear.weight.detach())
+        weight, scale = quantize_rows(torch.cat([linear.weight for linear in linears]))
         self.register_buffer("weight", weight.t())  # (K, M)
         self.register_buffer("scale", scale.flatten())
-        bias = linear.bias
-        self.register_buffer(
-            "bias", torch.zeros_like(self.scale) if bias is None else bias.detach()
-        )
+        biases: list[Tensor] = [
+            scale.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in linears
+        ]
+        self.register_buffer("bias", torch.cat(biases))
 
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = quantize_rows(x.flatten(0, -2))
@@ -65,11 +69,28 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self.bias, y, self.scale).unflatten(0, x.shape[:-1])
 
 
+class Int8Attention(MultiHeadAttention):
+    """Attention with 8-bit weights. Queries, keys and values come from one product, not three."""
+
+    def __init__(self, att: MultiHeadAttention):
+        nn.Module.__init__(self)
+        self.layer, self.n_heads = att.layer, att.n_heads
+        self.W_qkv = Int8Linear(att.W_query, att.W_key, att.W_value)
+        self.out_proj = Int8Linear(att.out_proj)  # type: ignore[assignment]
+
+    def qkv(self, x: Tensor) -> Sequence[Tensor]:
+        y = self.W_qkv(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, D)
+        return y.movedim(-3, 0).transpose(-3, -2).unbind()
+
+
 @torch.no_grad()
 def quantize(model: nn.Module) -> None:
     """Give each linear layer of a model 8-bit weights, and its embeddings no gradient, in place."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear(child))
+    for name, child in list(model.named_children()):
+        if isinstance(child, MultiHeadAttention):
+            setattr(model, name, Int8Attention(child))
+        elif isinstance(child, nn.Linear):
+            setattr(model, name, Int8Linear(child))
+        else:
+            quantize(child)
     model.requires_grad_(False)

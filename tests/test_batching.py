@@ -128,7 +128,7 @@ def test_full_size_products_are_the_same_for_any_number_of_rows():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     layers = [m for m in model.modules() if type(m).__name__ == "Int8Linear"]
-    assert len(layers) == 7
+    assert len(layers) == 5
     for layer in layers:
         x = torch.randn(MAX_STEP, layer.weight.size(0))
         whole = layer(x)

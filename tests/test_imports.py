@@ -39,9 +39,7 @@ def test_gpt_imports_torch_and_the_standard_library_alone():
     assert top - sys.stdlib_module_names == {"torch"}
 
 
-@pytest.mark.parametrize(
-    "room", ["checks", "data", "drafts", "files", "malloc", "memorization", "quantization"]
-)
+@pytest.mark.parametrize("room", ["checks", "data", "drafts", "files", "malloc", "memorization"])
 def test_rooms_that_do_not_work_on_the_model(room):
     assert not IMPORTS[f"support.{room}"] & {"gpt", "utils", "app"}
 

@@ -92,7 +92,7 @@ def test_half_the_memory(tiny_model, saved):
 def test_eight_bits(tiny_model, saved):
     model = load_model(saved, TINY_CONFIG, dtype=torch.int8)
     layers = [m for m in model.modules() if isinstance(m, Int8Linear)]
-    assert len(layers) == 2 * 6 + 1
+    assert len(layers) == 2 * 4 + 1  # queries, keys and values have one together
     assert {layer.weight.dtype for layer in layers} == {torch.int8}
     assert not any(isinstance(m, torch.nn.Linear) for m in model.modules())
     full = load_model(saved, TINY_CONFIG)
