@@ -397,7 +397,7 @@ CASES = {
 # Tried elsewhere: what is used inside the above, has no code of its own, or needs a file.
 ELSEWHERE = {
     "attend", "check_prompt", "token_info", "draw_token", "Drafter", "Sequence", "hidden_states",
-    "Int8Linear", "exact_product", "int8_product", "quantize", "quantize_rows",
+    "Int8Attention", "Int8Linear", "exact_product", "int8_product", "quantize", "quantize_rows",
     "LayerNorm", "MultiHeadAttention", "FeedForward", "TransformerBlock", "Evaluation",
     "TrainState", "eval_mode", "create_optimizer", "tune_malloc", "TokenInfo", "VerbatimSpan",
     "StoryPlace", "verbatim_share", "new_axes", "temperature_png", "read_text", "atomic_write",
