@@ -32,7 +32,7 @@ MAX_STEP = 128  # tokens in a step; texts that do not fit are the first in the n
 
 
 class TokenInfo(NamedTuple):
-    """One generated token: how probable it was, and what else it could have been."""
+    """One generated token, and how probable it was."""
 
     token_id: int
     text: str  # the characters that it completes: none, if it ends within one
@@ -40,7 +40,6 @@ class TokenInfo(NamedTuple):
     rank: int  # 1 is the most probable token
     logprob: float  # ln of the probability that the model gave it
     sampling_prob: float  # its probability after temperature, top-k and top-p
-    top_tokens: list[tuple[str, float, float]]  # (label, logprob, sampling_prob), best first
     from_draft: bool  # the model only had to confirm it
 
 
@@ -83,8 +82,10 @@ class Sequence:
             drawn, probs, ids = draw_token(row[None], self.generator, **self.settings)
             token_id = int(drawn)
             text = self.decoder.decode(tokenizer.decode_single_token_bytes(token_id))
-            info = token_info(token_id, text, row, probs, ids, token_id == guess, tokenizer)
-            tokens.append(info)
+            label, rank = token_label(token_id, tokenizer), 1 + int((row > row[token_id]).sum())
+            logprob = row.float().log_softmax(-1)[token_id].item()
+            prob = (probs[0, token_id] if ids is None else probs[ids == token_id]).item()
+            tokens.append(TokenInfo(token_id, text, label, rank, logprob, prob, token_id == guess))
             self.ids = [*self.ids, token_id]
             self.drafter.append(token_id)
             self.remaining -= 1
@@ -93,24 +94,6 @@ class Sequence:
                 break
             self.cache.length += 1
         return tokens
-
-
-def token_info(
-    token_id: int, text: str, logits: Tensor, probs: Tensor, ids: Tensor | None, from_draft: bool,
-    tokenizer: Encoding,
-) -> TokenInfo:  # fmt: skip
-    """Return what is to be known of a token, given logits (V,) and what it was drawn from."""
-    logits, count = logits.float(), min(5, len(logits))
-    # What it was drawn from begins with the top tokens, if it is enough.
-    top = logits.topk(count)[1] if ids is None or ids.size(-1) < count else ids[0, :count]
-    shown = torch.cat([torch.tensor([token_id], device=logits.device), top])
-    if ids is not None:  # probabilities of some tokens: those of all others are 0
-        probs = torch.zeros_like(logits)[None].scatter(-1, ids, probs)
-    logprobs = logits[shown] - logits.logsumexp(-1)
-    labels = [token_label(i, tokenizer) for i in shown.tolist()]
-    own, *top_tokens = zip(labels, logprobs.tolist(), probs[0, shown].tolist(), strict=True)
-    rank = 1 + int((logits > logits[token_id]).sum())
-    return TokenInfo(token_id, text, own[0], rank, own[1], own[2], top_tokens, from_draft)
 
 
 class Batch:

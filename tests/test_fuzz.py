@@ -396,7 +396,7 @@ CASES = {
 
 # Tried elsewhere: what is used inside the above, has no code of its own, or needs a file.
 ELSEWHERE = {
-    "attend", "check_prompt", "token_info", "draw_token", "Drafter", "Sequence", "hidden_states",
+    "attend", "check_prompt", "draw_token", "Drafter", "Sequence", "hidden_states",
     "Int8Attention", "Int8Linear", "exact_product", "int8_product", "quantize", "quantize_rows",
     "LayerNorm", "MultiHeadAttention", "FeedForward", "TransformerBlock", "Evaluation",
     "TrainState", "eval_mode", "create_optimizer", "tune_malloc", "TokenInfo", "VerbatimSpan",
