@@ -10,7 +10,7 @@ book "Build a Large Language Model (From Scratch)", so that state dicts move bet
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
@@ -81,9 +81,9 @@ class KVCache:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values, (B, H, T, D); return views of all it holds."""
         end = self.length + k.size(2)
-        self.kv[layer, 0, :, :, self.length : end] = k
-        self.kv[layer, 1, :, :, self.length : end] = v
-        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+        self.kv[layer, :, :, :, self.length : end] = torch.stack((k, v))
+        k, v = self.kv[layer, :, :, :, :end]
+        return k, v
 
 
 # 3. Layers ----------------------------------------------------------------------------------
@@ -239,9 +239,9 @@ class GPTModel(nn.Module):
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Switch dropout off inside a `with` block; give each module its mode back afterwards."""
-    in_training = [module for module in model.modules() if module.training]
+    in_training = [module for module in modules if module.training]
     try:
         for module in in_training:
             module.training = False
@@ -270,7 +270,7 @@ def calc_loss_loader(loader: DataLoader, model: GPTModel) -> float:
     model draws no random number. Raises ValueError for a loader without a batch.
     """
     total_loss, total_tokens = 0.0, 0
-    with eval_mode(model):
+    with eval_mode(model.modules()):
         for input_batch, target_batch in loader:
             loss = calc_loss_batch(input_batch, target_batch, model)
             total_loss += loss.item() * target_batch.numel()

