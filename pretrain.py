@@ -123,6 +123,8 @@ class Run:
         self.prompt = token_ids[None, :8].long()  # (1, T)
         if args.prompt:
             self.prompt = text_to_token_ids(args.prompt, tokenizer)
+            if self.prompt.max() >= model.cfg["vocab_size"]:
+                raise ValueError(f"--prompt {args.prompt!r:.60} has tokens that the model has not")
         self.signal: int = 0  # that has come, if any
         self.saved_at = time.monotonic()
         self.bar = tqdm(unit="step", total=num_steps, initial=state.step, disable=RANK > 0)
@@ -133,7 +135,8 @@ class Run:
         if time.monotonic() - self.saved_at >= 60 * self.args.save_every:
             self.save()
         if distributed.any_process(self.signal > 0, self.args.device):
-            self.bar.write("Stopping: saving the checkpoint, then the weights.")
+            if RANK == 0:
+                self.bar.write("Stopping: saving the checkpoint, then the weights.")
             self.save()
             self.save_weights()
             raise Stopped(self.signal or signal.SIGTERM)
@@ -227,7 +230,7 @@ def pretrain(args: argparse.Namespace) -> None:
                 on_step=run.on_step, on_eval=run.on_eval, state=state,
                 take_step=distributed.SharedStep(model) if WORLD_SIZE > 1 else train_step,
             )  # fmt: skip
-        except ConnectionError:  # the last step is whole
+        except OSError:  # a lost process, or a file that cannot be written; the last step is whole
             run.save()
             raise
         finally:
@@ -261,7 +264,8 @@ def main(argv: list[str] | None = None) -> None:
     except FloatingPointError as error:
         end(f"{error} (--learning-rate), and delete {args.weights.with_suffix('.ckpt')} first", 1)
     except OSError as error:
-        end(f"{error.filename}: {error.strerror}; {again}", 1)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        end(f"{what}; {again}", 1)
 
 
 def stop(number: int, frame: Any) -> NoReturn:

@@ -25,13 +25,18 @@ HELP = """\
 Train a GPT on a text of yours, from random weights with a head start, or from others.
 
 Without arguments it trains on the story of this project, as pretrain.ipynb does, in minutes on
-two cores. While it trains you see both losses and samples of its text. Files beside the weights,
-with their name, are kept up to date:
+two cores. While it trains you see both losses and samples of its text. What it writes is in the
+folder that you are in, or where --weights says, and named after the text, or as --weights is:
 
-  mine.pth   the trained weights, for load_model; written at the end
+  mine.pth   the weights, rounded to 8 bits, for load_model; written at the end, or when it stops
   mine.csv   the history: both losses, at each evaluation
   mine.png   the same as a plot
   mine.ckpt  the checkpoint, from which an interrupted training goes on; about 12 bytes a weight
+  mine.lock  (empty) keeps a second run away
+
+A text of 50 MB or more also gets a file of its tokens beside it, mine.txt.tokens. When the training
+has ended, mine.pth is all that is needed. To train longer then: --start-from mine.pth, and another
+name for --weights.
 
 Ctrl-C (and SIGTERM) ends it after the current step and saves. To go on, run the same command again,
 also with another number of processes. Each machine needs the text, and mine.ckpt to go on.
@@ -146,10 +151,11 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("what to train, on what").add_argument
-    add("text", nargs="?", type=text_path, default=STORY, help="UTF-8 (default: the story)")
+    add("text", nargs="?", type=text_path, default=STORY, help="a UTF-8 file (default: the story)")
     add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
     add("--config", type=model_config, metavar="SIZE", default={},
-        help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256)")
+        help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256); "
+        f"keys: {', '.join(GPT_CONFIG_124M)}")
     add("--start-from", type=start_path, metavar="WEIGHTS",
         help="weights of this project, for the same --config, or a folder of Hugging Face's GPT-2")
     add("--no-head-start", dest="head_start", action="store_false",
@@ -169,7 +175,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help="compile the model first, in about a minute; for GPUs, where it was not tried")
     add = parser.add_argument_group("what you see, and when").add_argument
     add("--prompt", help="what its samples continue (default: the text's first words)")
-    add("--evals-per-epoch", type=at_least(1), metavar="N", help="(2, or every 500 steps)")
+    add("--evals-per-epoch", type=at_least(1), metavar="N",
+        help="how often both losses are computed (2, or every 500 steps)")
     add("--save-every", type=at_least(0, float), default=5, metavar="MINUTES",
         help="how often to write the checkpoint (5)")
     args = parser.parse_args(argv)

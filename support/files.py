@@ -34,8 +34,11 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # it is on the disk before it takes the old one's place
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:
-        # Where the disk is full, torch.save raises a RuntimeError on top of the OSError.
+        # Where the disk is full, torch.save raises a RuntimeError on top of the OSError; so it does
+        # on top of a Ctrl-C.
         cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         if not isinstance(cause, OSError):
             raise
         raise OSError(

@@ -185,7 +185,7 @@ def _read_tensor(folder: Path, file: safe_open, name: str, shape: tuple[int, ...
     tensor = file.get_tensor(name)
     if not tensor.is_floating_point():
         raise ValueError(f"{folder} is quantized: {name} holds {tensor.dtype}, not float weights")
-    if not tensor.isfinite().all():
+    if not tensor.float().isfinite().all():  # as it will be; not all dtypes can be asked
         raise ValueError(f"{folder} is damaged: {name} has weights that are not finite")
     return tensor
 

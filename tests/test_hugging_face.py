@@ -218,7 +218,9 @@ def test_shards(tmp_path):
     assert_same(load_hugging_face(tmp_path), theirs)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn]
+)
 def test_other_dtypes(tmp_path, dtype):
     theirs = gpt2().to(dtype)
     theirs.save_pretrained(tmp_path)

@@ -2,9 +2,11 @@
 
 import ast
 import csv
+import io
 import re
 import resource
 import signal
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -219,7 +221,7 @@ def test_bfloat16_as_on_a_gpu(folder, uninterrupted, as_on_a_gpu):
     assert set(as_on_a_gpu) == {torch.bfloat16}
     losses = [[line[3:5] for line in lines] for lines in (history, uninterrupted[1])]
     assert losses[0] != losses[1]
-    torch.testing.assert_close(*map(torch.tensor, losses), rtol=0.01, atol=0)
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=2e-4, atol=0)
     content = read_checkpoint("mine.ckpt")
     assert {weight.dtype for weight in content["weights"].values()} == {torch.float32}
 
@@ -424,6 +426,41 @@ def test_weights_that_cannot_be_written_lose_no_step(folder, capsys, monkeypatch
     assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
 
 
+def test_a_history_that_cannot_be_written_loses_no_step(folder, capsys):
+    (folder / "mine.csv").mkdir()
+    with pytest.raises(SystemExit) as error:
+        train()
+    assert told(capsys, error, 1).startswith("mine.csv: not saved (Is a directory)")
+    assert read_checkpoint("mine.ckpt")["step"] == 0
+
+
+def test_a_second_ctrl_c_while_it_saves(folder, capsys, stop_at, monkeypatch):
+    class Interrupted(io.FileIO):
+        def write(self, data):
+            if self.tell():  # it has begun
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    def during(run):
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(Path, "open", lambda path, mode: Interrupted(path, mode))
+
+    with monkeypatch.context():
+        stop_at(5, during)
+        with pytest.raises(SystemExit) as error:
+            train()
+    assert told(capsys, error, 130) == "stopped; run the same command again to go on"
+    assert not list(folder.glob("*.partial"))
+
+
+def test_a_prompt_that_the_model_has_no_tokens_for(folder, capsys):
+    end = "<|endoftext|>"
+    with pytest.raises(SystemExit) as error:
+        train("--config", f"{SIZE},vocab_size=50256", "--prompt", end)
+    assert told(capsys, error, 2).startswith(f"--prompt '{end}' has tokens that the model has not")
+    assert "epoch" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("ending", ["csv", "png", "ckpt", "pth"])
 def test_the_text_is_not_overwritten(folder, capsys, ending):
     text = folder / f"mine.{ending}"
@@ -512,6 +549,11 @@ def test_a_damaged_folder(folder, capsys):
     with pytest.raises(SystemExit) as error:
         train("--start-from", "start")
     assert "model.safetensors" in told(capsys, error, 2)
+    (folder / "start" / "model.safetensors").unlink()
+    (folder / "start" / "model.safetensors").mkdir()
+    with pytest.raises(SystemExit) as error:
+        train("--start-from", "start")
+    assert "None" not in told(capsys, error, 1)
 
 
 # 5. Texts larger than memory ----------------------------------------------------------------

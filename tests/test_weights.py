@@ -13,9 +13,9 @@ from conftest import ROOT, TINY_CONFIG, tiny_loaders
 
 import support.weights
 import utils
-from gpt import GPTModel, calc_loss_loader, train_model
+from gpt import GPTModel, MultiHeadAttention, calc_loss_loader, train_model
 from support.data import create_dataloader
-from support.quantization import Int8Linear, exact_product, int8_product
+from support.quantization import Int8Attention, Int8Linear, exact_product, int8_product
 from support.weights import load_model, save_weights
 from utils import generate, stream
 
@@ -101,6 +101,15 @@ def test_eight_bits(tiny_model, saved):
     assert generate(model, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
     with pytest.raises(ValueError, match=r"has 8-bit weights, .*: nothing saved"):
         save_weights(model, saved)
+
+
+@torch.no_grad()
+def test_eight_bits_of_attention():
+    torch.manual_seed(0)
+    att = MultiHeadAttention({**TINY_CONFIG, "qkv_bias": True}, 0)
+    x = torch.randn(2, 5, 24)
+    for ours, exact in zip(Int8Attention(att).qkv(x), att.qkv(x), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 30])
