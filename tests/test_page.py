@@ -251,7 +251,7 @@ def test_moved_settings_are_in_force_and_reset_resets(open_page, size):
     page = open_page(size)
     usual = page.locator("#settings-button").text_content()
     beside = box(page, "#chat-input")["top"] - box(page, "#settings-line")["bottom"]
-    assert 0 < beside < 40  # though the page is not full
+    assert 0 < beside < 50  # though the page is not full
     page.locator("#settings-button").click()
     page.get_by_label("Tokens, slider").press("Home")
     for _ in range(4):
