@@ -25,8 +25,15 @@ from tqdm import tqdm
 
 from gpt import GPT_CONFIG_124M, Evaluation, GPTModel, TrainState, train_model, train_step
 from support import distributed
-from support.arguments import parse_arguments
-from support.checkpoints import RunConfig, read_checkpoint, restore, run_config, save_checkpoint
+from support.arguments import full_config, parse_arguments
+from support.checkpoints import (
+    RunConfig,
+    fingerprint,
+    read_checkpoint,
+    restore,
+    run_config,
+    save_checkpoint,
+)
 from support.data import epoch_loaders, eval_loader, read_text, split_tokens
 from support.distributed import LOCAL_RANK, RANK, WORLD_SIZE
 from support.files import atomic_write
@@ -59,27 +66,37 @@ def load_tokens(path: Path, tokenizer: tiktoken.Encoding) -> torch.Tensor:
 
 def new_model(args: argparse.Namespace) -> GPTModel:
     """Return the model to begin with: the lesson's untrained one, or that of --start-from."""
-    cfg = GPT_CONFIG_124M | args.config
-    if args.start_from is None:
-        torch.manual_seed(SEED)
-        model = GPTModel(cfg).eval()
-        if args.head_start:
-            give_head_start(model)
-        return model
-    if not args.start_from.is_dir():
-        model = GPTModel(cfg).eval()  # load_model stores matrices in the order for generation
+    if args.start_from and args.start_from.is_dir():
+        return model_from_folder(args.start_from, args.config)
+    cfg = full_config(GPT_CONFIG_124M, args.config)
+    torch.manual_seed(SEED)
+    model = GPTModel(cfg).eval()
+    if args.start_from:  # copied, because load_model stores matrices in the order for generation
         model.load_state_dict(load_model(args.start_from, cfg).state_dict())
-        return model
-    model = load_hugging_face(args.start_from)
-    for key, value in args.config.items():
-        shorter = key == "context_length" and value < model.cfg[key]  # windows may be
-        if value != model.cfg[key] and not shorter:
-            theirs = f"{args.start_from} has {model.cfg[key]}"
-            raise ValueError(f"--config has {key}={value}, but {theirs}: leave it out")
+    elif args.head_start:
+        give_head_start(model)
     return model
 
 
-def run_config_of(args: argparse.Namespace, texts: tuple, length: int, old: RunConfig) -> RunConfig:
+def model_from_folder(folder: Path, changes: dict[str, Any]) -> GPTModel:
+    """Return Hugging Face's GPT-2 in `folder`, with another `drop_rate` if asked for."""
+    model = load_hugging_face(folder)
+    cfg = full_config(model.cfg, changes)
+    for key, value in changes.items():
+        shorter = key == "context_length" and value < model.cfg[key]  # windows may be
+        if value != model.cfg[key] and not shorter and key != "drop_rate":
+            theirs = f"{folder} has {model.cfg[key]}"
+            raise ValueError(f"--config has {key}={value}, but {theirs}: leave it out")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = cfg["drop_rate"]
+    model.cfg["drop_rate"] = cfg["drop_rate"]
+    return model
+
+
+def run_config_of(
+    args: argparse.Namespace, model: GPTModel, texts: tuple, length: int, old: RunConfig
+) -> RunConfig:
     """Return what decides the run; `old` is that of the checkpoint that it goes on from, if any.
 
     A step's windows are shared among the processes. If there are now more or fewer of these than at
@@ -90,7 +107,7 @@ def run_config_of(args: argparse.Namespace, texts: tuple, length: int, old: RunC
     if batch_size != old.get("batch_size"):
         batch_size = args.batch_size * WORLD_SIZE
     settings = {"num_epochs": args.epochs, "learning_rate": args.learning_rate}
-    start_from = args.start_from and str(args.start_from)
+    start_from = fingerprint(model.parameters()) if args.start_from else None
     config = run_config(*texts, batch_size=batch_size, **settings)
     config |= {"head_start": args.head_start, "start_from": start_from}
     return config | {"context_length": length, "processes": processes, "precision": args.precision}
@@ -142,13 +159,19 @@ class Run:
             raise Stopped(self.signal or signal.SIGTERM)
 
     def on_eval(self, evaluation: Evaluation) -> None:
-        """Show the losses and a sample; write the history and its plot."""
+        """Show the losses and a sample; write the history."""
         if RANK:
             return
         self.bar.write(
             f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, validation "
             f"loss {evaluation.val_loss:.3f}. A sample: {self.sample()!r}"
         )
+        self.write_history()
+
+    def write_history(self) -> None:
+        """Write the history, as a table and as a plot."""
+        if RANK:
+            return
         table = io.StringIO()
         csv.writer(table).writerows([Evaluation._fields, *self.state.history])
         with atomic_write(self.args.weights.with_suffix(".csv")) as file:
@@ -203,15 +226,15 @@ def pretrain(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision(args.precision)
     tune_malloc()
     tokenizer = tiktoken.get_encoding("gpt2")
+    model = new_model(args).to(args.device)
     with distributed.first_of_machine_first():
         token_ids = load_tokens(args.text, tokenizer)
-    model = new_model(args).to(args.device)
     length = min((GPT_CONFIG_124M | args.config)["context_length"], model.cfg["context_length"])
     texts = split_tokens(token_ids, length)
 
     path = args.weights.with_suffix(".ckpt")
     saved = read_checkpoint(path)
-    config = run_config_of(args, texts, length, saved["run_config"] if saved else {})
+    config = run_config_of(args, model, texts, length, saved["run_config"] if saved else {})
     torch.manual_seed(SEED)  # for dropout
     state = restore(path, saved, model, config) if saved else TrainState()
     del saved  # it is large
@@ -237,6 +260,7 @@ def pretrain(args: argparse.Namespace) -> None:
             run.bar.close()
         run.save()
         run.save_weights()
+        run.write_history()  # again, in case that it could not be when a run before this one ended
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -262,7 +286,8 @@ def main(argv: list[str] | None = None) -> None:
             raise
         end(f"the memory of {args.device} is full: try a smaller --batch-size or --config", 1)
     except FloatingPointError as error:
-        end(f"{error} (--learning-rate), and delete {args.weights.with_suffix('.ckpt')} first", 1)
+        checkpoint = args.weights.with_suffix(".ckpt")
+        end(f"{error} (--learning-rate); delete {checkpoint} first, if it is there", 1)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         end(f"{what}; {again}", 1)

@@ -36,7 +36,7 @@ folder that you are in, or where --weights says, and named after the text, or as
 
 A text of 50 MB or more also gets a file of its tokens beside it, mine.txt.tokens. When the training
 has ended, mine.pth is all that is needed. To train longer then: --start-from mine.pth, and another
-name for --weights.
+name for --weights. A run that is killed while it writes leaves a *.partial file; delete it.
 
 Ctrl-C (and SIGTERM) ends it after the current step and saves. To go on, run the same command again,
 also with another number of processes. Each machine needs the text, and mine.ckpt to go on.
@@ -95,11 +95,19 @@ def model_config(text: str) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(
                 f"{item!r} is neither KEY=VALUE, such as n_layers=4, nor one of {', '.join(SIZES)}"
             ) from None
-    try:
-        check_config(GPT_CONFIG_124M | cfg)
-    except (TypeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    if unknown := sorted(cfg.keys() - GPT_CONFIG_124M.keys()):
+        keys = ", ".join(GPT_CONFIG_124M)
+        raise argparse.ArgumentTypeError(f"there is no key {unknown[0]!r:.60}; the keys are {keys}")
     return cfg
+
+
+def full_config(cfg: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with what --config says. Raises ValueError unless it is a model's."""
+    try:
+        check_config(cfg | changes)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"argument --config: {error}") from None
+    return cfg | changes
 
 
 def device(text: str) -> torch.device:
@@ -122,7 +130,7 @@ def device(text: str) -> torch.device:
 def text_path(text: str) -> Path:
     """Return the path of a text that is there."""
     if not os.path.isfile(text):  # unlike Path's, also False for a name that cannot be
-        raise argparse.ArgumentTypeError(f"there is no such file: {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} is no file: name a text in UTF-8")
     return Path(text)
 
 
@@ -157,7 +165,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256); "
         f"keys: {', '.join(GPT_CONFIG_124M)}")
     add("--start-from", type=start_path, metavar="WEIGHTS",
-        help="weights of this project, for the same --config, or a folder of Hugging Face's GPT-2")
+        help="weights of this project, for the same --config, or a folder of Hugging Face's GPT-2, "
+        "of which --config can change drop_rate and make context_length shorter")
     add("--no-head-start", dest="head_start", action="store_false",
         help="begin with random numbers alone; see support/head_start.py")
     add = parser.add_argument_group("how to train").add_argument
@@ -182,8 +191,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     args = parser.parse_args(argv)
     args.weights = args.weights or Path(f"{args.text.stem}.pth")
     for ending in (".csv", ".png", ".ckpt", ".lock", ".pth"):
-        if args.weights.with_suffix(ending).resolve() == args.text.resolve():
-            parser.error(f"{args.text} would be overwritten: name other --weights")
+        for source in (args.text, args.start_from):
+            if source and source.resolve() == args.weights.with_suffix(ending).resolve():
+                parser.error(f"{source} would be overwritten: name other --weights")
     if args.learning_rate is None:
         args.learning_rate = 5e-5 if args.start_from else 4e-4
     return parser, args

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,20 @@ def run_config(train_ids: torch.Tensor, val_ids: torch.Tensor, **settings: Any) 
         raise TypeError(f"no such settings: {', '.join(sorted(unknown))}")
     config: RunConfig = {"lm_head_lr_mult": LM_HEAD_LR_MULT}
     for name, ids in (("training text", train_ids), ("validation text", val_ids)):
-        digest = hashlib.sha256()
-        for piece in ids.split(1_000_000):  # of a text that may be larger than memory
-            digest.update(piece.long().cpu().numpy().tobytes())
-        config[name] = digest.hexdigest()[:16]
+        # In pieces: it may be larger than memory.
+        config[name] = fingerprint(piece.long() for piece in ids.split(1_000_000))
     for name, value in (numbers | settings).items():
         if name != "evals_per_epoch":  # evaluating more often changes nothing
             config[name] = value.item() if hasattr(value, "item") else value  # also NumPy's
     return config
+
+
+def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
+    """Return 16 digits that tell these numbers, in this order, from others."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save_checkpoint(

@@ -49,7 +49,7 @@ def split_tokens(
             raise ValueError(
                 f"the {name} part has {len(part)} tokens (val_fraction {val_fraction} of "
                 f"{len(token_ids)}), but one window needs {context_length + 1}: use a longer "
-                "text, another val_fraction or a smaller context_length"
+                "text or a smaller context_length"
             )
     return parts["training"], parts["validation"]
 

@@ -5,6 +5,7 @@ If a process is killed while it saves, the unfinished file stays beside the old 
 """
 
 import io
+import json
 import os
 import secrets
 import zipfile
@@ -47,6 +48,17 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # the first error is the one to tell
             unfinished.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds. Raises ValueError if it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, get it anew: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged, get it anew: it must hold a JSON object")
+    return content
 
 
 def load_archive(path: str | Path, what: str, remedy: str) -> Any:

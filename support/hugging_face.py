@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gpt import GPTModel, check_config
-from support.files import atomic_write
+from support.files import atomic_write, read_json
+from support.gpt2_tokenizer import END_OF_TEXT, check_tokenizer, tokenizer_files
 
 # 1. The two layouts -------------------------------------------------------------------------
 
@@ -60,13 +61,7 @@ BLOCK: dict[str, tuple[tuple[int, ...], list[str]]] = {
 }
 PREFIX = "transformer."  # of all names but the head's; some folders leave it out
 MASKS = (".attn.bias", ".attn.masked_bias")  # no weights: the causal mask, in some older files
-END_OF_TEXT = 50256  # the last of GPT-2's token ids
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TABLES = Path(__file__).parent.parent / "dataset" / "gpt2-bpe"  # under the names tiktoken gives
-TOKENIZER = {  # their names in such a folder
-    "vocab.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
-    "merges.txt": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
-}
 
 
 def _layout(cfg: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
@@ -99,14 +94,16 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
     `resid_pdrop`; they have two more of these, which play no part unless the model is trained.
 
     Raises FileNotFoundError for a folder or a file that is missing, and ValueError, naming what
-    does not fit, for a damaged file and for any model that a GPTModel would not be the same as.
+    does not fit, for a damaged file, for any model that a GPTModel would not be the same as, and
+    for one with another tokenizer.
     (The format has no checksums: a changed weight is noticed only if it is not finite.)
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} is no folder with a config.json: download a model first")
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     cfg = _our_config(config, folder)
+    check_tokenizer(folder)
     state = {}
     with ExitStack() as files:
         stored = _open_tensors(folder, files)
@@ -129,16 +126,6 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
     return model.eval()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, get it anew: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged, get it anew: it must hold a JSON object")
-    return content
-
-
 def _our_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the configuration of a GPTModel; raise ValueError where it cannot be the same."""
     cfg = {ours: config.get(theirs, default) for ours, theirs, default in SETTINGS}
@@ -158,7 +145,7 @@ def _open_tensors(folder: Path, files: ExitStack) -> dict[str, tuple[safe_open, 
     if (folder / WEIGHTS).exists():
         names = [WEIGHTS]
     elif (folder / INDEX).exists():
-        shards = _read_json(folder / INDEX).get("weight_map")
+        shards = read_json(folder / INDEX).get("weight_map")
         names = sorted({*map(str, shards.values())}) if isinstance(shards, dict) else []
         if not names or any(Path(name).name != name for name in names):  # "../x" is none of these
             raise ValueError(f"{folder / INDEX} is damaged, get it anew: it names no shards")
@@ -206,16 +193,14 @@ def save_hugging_face(model: GPTModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     weights = save(_their_tensors(model), metadata={"format": "pt"})
-    configs = _their_configs(model.cfg)
-    contents = {name: json.dumps(config, indent=2).encode() for name, config in configs.items()}
-    if "tokenizer_config.json" in contents:
-        contents |= {name: (TABLES / table).read_bytes() for name, table in TOKENIZER.items()}
+    settings = json.dumps(_their_config(model.cfg), indent=2).encode()
+    contents = {"config.json": settings, **tokenizer_files(model.cfg), WEIGHTS: weights}
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.json"
-    if config.exists() and config.read_bytes() != contents["config.json"]:
+    if config.exists() and config.read_bytes() != settings:
         raise ValueError(f"{folder} holds another model: nothing saved, take an empty folder")
     with ExitStack() as files:
-        for name, content in {**contents, WEIGHTS: weights}.items():
+        for name, content in contents.items():
             file = files.enter_context(atomic_write(folder / name))
             file.write(content)
             file.flush()  # if the disk is full, here, where nothing is renamed yet
@@ -235,16 +220,11 @@ def _their_tensors(model: GPTModel) -> dict[str, Tensor]:
     return tensors
 
 
-def _their_configs(cfg: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what goes into config.json, and into tokenizer_config.json if it fits."""
+def _their_config(cfg: dict[str, Any]) -> dict[str, Any]:
     config = {key: values[0] for key, values in AGREED.items() if values != [None]}
     config |= {theirs: cfg[ours] for ours, theirs, _ in SETTINGS}
     config |= {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
     config |= {"tie_word_embeddings": False, "attn_pdrop": 0.0, "embd_pdrop": cfg["drop_rate"]}
     config["n_ctx"] = cfg["context_length"]  # llama.cpp's converter reads it under this name
-    if cfg["vocab_size"] <= END_OF_TEXT:
-        return {"config.json": config | {"bos_token_id": None, "eos_token_id": None}}
-    config |= {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT}
-    names = ("bos_token", "eos_token", "unk_token")
-    tokenizer = {"model_max_length": cfg["context_length"]} | dict.fromkeys(names, "<|endoftext|>")
-    return {"config.json": config, "tokenizer_config.json": tokenizer}
+    end = END_OF_TEXT if cfg["vocab_size"] > END_OF_TEXT else None
+    return config | {"bos_token_id": end, "eos_token_id": end}

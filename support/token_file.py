@@ -33,7 +33,8 @@ def load_token_file(
     However it is interrupted, the file is whole or not there. The tokens are those of
     `text_to_token_ids`.
 
-    Raises ValueError for a text that is not UTF-8, and OSError if a file cannot be read or written.
+    Raises ValueError for a text that is empty or not UTF-8, and OSError if a file cannot be read or
+    written.
     """
     path = Path(f"{text_path}.tokens")
     with open(text_path, "rb") as text:
@@ -55,11 +56,12 @@ def _last_bytes(path: Path) -> bytes:
 
 def _pieces(path: Path, on_progress: Progress) -> Iterator[str]:
     # Pieces of a text that end before a space or a line end, where the tokenizer ends a token, too.
-    size, text = path.stat().st_size, ""
+    size, text, blank = path.stat().st_size, "", True
     with path.open("rb") as raw, TextIOWrapper(raw, "utf-8-sig") as file:
         try:
             while more := file.read(PIECE):
                 text += more
+                blank = blank and more.isspace()
                 if found := UP_TO_LAST_SPACE.match(text):
                     yield found[0]
                     text = text[found.end() :]
@@ -69,17 +71,21 @@ def _pieces(path: Path, on_progress: Progress) -> Iterator[str]:
             raise ValueError(
                 f"{path} is not UTF-8 text (byte {byte} cannot be read): save it as UTF-8"
             ) from None
+    if blank:
+        raise ValueError(f"{path} is empty: put the text to learn in it")
     yield text
 
 
 def _encode(pieces: Iterator[str], tokenizer: Encoding) -> Iterator[bytes]:
     # In threads: the tokenizer lets go of Python's lock. In order, and only a few pieces ahead.
     encode = partial(tokenizer.encode_to_numpy, allowed_special={"<|endoftext|>"})
-    with ThreadPoolExecutor() as pool:
-        waiting: deque[Future] = deque()
+    pool, waiting = ThreadPoolExecutor(), deque[Future]()
+    try:
         for piece in pieces:
             waiting.append(pool.submit(encode, piece))
             if len(waiting) > 2 * (os.cpu_count() or 1):
                 yield waiting.popleft().result().astype("uint16").tobytes()
         for future in waiting:
             yield future.result().astype("uint16").tobytes()
+    finally:
+        pool.shutdown(cancel_futures=True)  # if interrupted, do not wait for what is not begun

@@ -104,7 +104,7 @@ def load_model(
     if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8):
         choice = "torch.float32, bfloat16, float64 or int8"
         raise ValueError(f"dtype must be {choice}, not {dtype!r:.60}")
-    state = load_archive(path, "weights", "run pretrain.ipynb to make it anew")
+    state = load_archive(path, "weights", "get it anew, or train again")
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
     ):
@@ -118,7 +118,7 @@ def load_model(
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        problem = str(error).splitlines()[1].strip()
+        problem = f"{str(error).splitlines()[1].strip():.150}"  # it names each tensor
         raise ValueError(f"{path} holds the weights of another configuration: {problem}") from None
     if dtype == torch.int8:
         quantize(model)

@@ -48,9 +48,12 @@ def folder(tmp_path, one_process, monkeypatch):
     torch.set_float32_matmul_precision(precision)
 
 
-def torchrun(*arguments, how=("--standalone", "--nproc-per-node", "2"), cwd="."):
+TWO = ("--standalone", "--nproc-per-node", "2")
+
+
+def torchrun(*arguments, how=TWO, cwd=".", script=ROOT / "pretrain.py"):
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *how, ROOT / "pretrain.py", *arguments],
+        [sys.executable, "-m", "torch.distributed.run", *how, script, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -124,6 +127,29 @@ def test_a_process_that_ends_ends_the_run_which_one_process_takes_up(
     assert "batch_size 2, now 3" in capsys.readouterr().err
     pretrain.main(ARGUMENTS)  # with two windows in each step, as it began
     assert_same_run(read_checkpoint(one_process / "mine.ckpt"), read_checkpoint("mine.ckpt"))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it finds the processes in /proc")
+def test_a_process_that_answers_no_more_ends_the_run(folder):
+    (folder / "impatient.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from datetime import timedelta\n"
+        "import pretrain\n"
+        "pretrain.distributed.TIMEOUT = timedelta(seconds=5)\n"
+        "pretrain.main()\n"
+    )
+    process = torchrun(*ARGUMENTS, "--save-every", "0", script="impatient.py")
+    while not Path("mine.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(processes_of(process)[1], signal.SIGSTOP)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode != 0
+    (line,) = own_lines(error)
+    assert re.match("process 0: another process .* is cut off; run the same command again", line)
+    assert 0 < read_checkpoint("mine.ckpt")["step"] < NUM_STEPS
 
 
 def test_a_wrong_argument_is_told_once(folder):

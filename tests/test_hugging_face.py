@@ -111,6 +111,8 @@ def test_the_tokenizer_is_gpt2s(tmp_path, tokenizer, story):
         assert theirs.decode(ids) == text
     assert theirs.eos_token_id == theirs.bos_token_id == tokenizer.eot_token
     assert theirs.model_max_length == 16
+    theirs.save_pretrained(tmp_path)  # in its own way, in other files
+    load_hugging_face(tmp_path)
 
 
 def test_no_tokenizer_for_another_vocabulary(tmp_path):
@@ -372,6 +374,13 @@ WRONG = {
         "model.safetensors is damaged, or Git LFS's",
     ),
     "empty weights": (content("model.safetensors", b""), "model.safetensors is damaged"),
+    "another tokenizer": (content("vocab.json", b'{"a": 0}'), r"than GPT-2's \(vocab\.json\)"),
+    "another tokenizer in one file": (
+        content("tokenizer.json", b'{"model": {"vocab": {"a": 0}}}'), r"GPT-2's \(tokenizer\.json\)"
+    ),
+    "a tokenizer that is none": (content("tokenizer.json", b'{"model": 1}'), r"tokenizer\.json"),
+    "a tokenizer of another kind": (content("vocab.txt", b"[PAD]"), r"GPT-2's \(vocab\.txt\)"),
+    "a damaged tokenizer": (content("vocab.json", b"{"), r"vocab\.json is damaged"),
     "an index of nothing": (
         shards(content("model.safetensors.index.json", b"{}")), "index.json is damaged"
     ),

@@ -301,15 +301,17 @@ def test_by_default_it_does_not_save_at_each_step(folder, stop_at):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.txt"], "argument text: there is no such file: 'none.txt'"),
-        (["."], "argument text: there is no such file: '.'"),
+        (["none.txt"], "argument text: 'none.txt' is no file: name a text"),
+        (["."], "argument text: '.' is no file: name a text"),
         (["mine.txt", "--epochs", "0"], "argument --epochs: must be a whole number of at least 1"),
         (["mine.txt", "--batch-size", "2.5"], "argument --batch-size: must be a whole number"),
         (["mine.txt", "--learning-rate", "nan"], "argument --learning-rate: must be a number"),
         (["mine.txt", "--save-every", "-1"], "argument --save-every: must be a number of at least"),
         (["mine.txt", "--weights", "mine.ckpt"], "argument --weights: must end in .pth"),
         (["mine.txt", "--config", "gpt3"], "argument --config: 'gpt3' is neither KEY=VALUE"),
-        (["mine.txt", "--config", "layers=2"], "argument --config: config keys missing or unk"),
+        (["mine.txt", "--config", "layers=2"], "argument --config: there is no key 'layers'; the"),
+        (["mine.txt", "--config", "n_layers=0"], "argument --config: n_layers must be a whole"),
+        (["mine.txt", "--config", "drop_rate=''"], "argument --config: drop_rate must be a f"),
         (["mine.txt", "--config", "n_heads=5"], "argument --config: emb_dim 768 is no multiple"),
         (["mine.txt", "--config", "n_heads='"], "argument --config: .* is neither"),
         (["mine.txt", "--device", "gpu"], "argument --device: cannot use 'gpu'"),
@@ -318,7 +320,7 @@ def test_by_default_it_does_not_save_at_each_step(folder, stop_at):
         (["mine.txt", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["mine.txt", "--start-from", "gpt2"], "argument --start-from: there is no such file or f"),
         (["mine.txt", "--start-from", "."], r"\. is no folder with a config\.json"),
-        (["x" * 300], "argument text: there is no such file: 'xxx"),
+        (["x" * 300], "argument text: 'xxx"),
         (["mine.txt", "--weights", "no/a.pth"], "argument --weights: there is no such folder"),
     ],
 )  # fmt: skip
@@ -342,9 +344,12 @@ def test_no_cuda_where_it_was_asked_for(capsys):
         (b"", "mine.txt is empty"),
         ("Die Uhr schlägt.".encode("latin-1"), r"mine.txt is not UTF-8 text \(byte 12 "),
         (b"Too short.", "the training part has 3 tokens .* but one window needs 17: use a longer"),
+        (b" \n" * 600, "mine.txt is empty"),
     ],
 )
-def test_a_text_that_will_not_do(folder, capsys, content, message):
+@pytest.mark.parametrize("large", [False, True])
+def test_a_text_that_will_not_do(folder, capsys, monkeypatch, content, message, large):
+    monkeypatch.setattr(pretrain, "LARGE", 0 if large else 10**6)
     (folder / "mine.txt").write_bytes(content)
     with pytest.raises(SystemExit) as error:
         train()
@@ -426,12 +431,16 @@ def test_weights_that_cannot_be_written_lose_no_step(folder, capsys, monkeypatch
     assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
 
 
-def test_a_history_that_cannot_be_written_loses_no_step(folder, capsys):
+def test_a_history_that_cannot_be_written_loses_no_step(folder, capsys, uninterrupted):
     (folder / "mine.csv").mkdir()
-    with pytest.raises(SystemExit) as error:
-        train()
-    assert told(capsys, error, 1).startswith("mine.csv: not saved (Is a directory)")
-    assert read_checkpoint("mine.ckpt")["step"] == 0
+    for step in (0, NUM_STEPS // 4 + 1, NUM_STEPS // 2, 3 * NUM_STEPS // 4 + 1, NUM_STEPS):
+        with pytest.raises(SystemExit) as error:
+            train()
+        assert told(capsys, error, 1).startswith("mine.csv: not saved (Is a directory)")
+        assert read_checkpoint("mine.ckpt")["step"] == step
+    (folder / "mine.csv").rmdir()
+    train()
+    assert everything() == uninterrupted
 
 
 def test_a_second_ctrl_c_while_it_saves(folder, capsys, stop_at, monkeypatch):
@@ -459,6 +468,15 @@ def test_a_prompt_that_the_model_has_no_tokens_for(folder, capsys):
         train("--config", f"{SIZE},vocab_size=50256", "--prompt", end)
     assert told(capsys, error, 2).startswith(f"--prompt '{end}' has tokens that the model has not")
     assert "epoch" not in capsys.readouterr().out
+
+
+def test_the_weights_to_start_from_are_not_overwritten(folder, capsys):
+    save_weights(GPTModel(CONFIG), "start.pth")
+    before = (folder / "start.pth").read_bytes()
+    with pytest.raises(SystemExit) as error:
+        train("--start-from", "start.pth", "--weights", "./start.pth")
+    assert told(capsys, error, 2).startswith("start.pth would be overwritten: name other --weights")
+    assert (folder / "start.pth").read_bytes() == before
 
 
 @pytest.mark.parametrize("ending", ["csv", "png", "ckpt", "pth"])
@@ -491,7 +509,7 @@ def test_a_loss_that_diverges(folder, capsys):
         train("--learning-rate", "1e30", "--save-every", "0")
     line = told(capsys, error, 1)
     assert re.search(
-        r"step \d+ with learning rate .*\(--learning-rate\), and delete mine\.ckpt first", line
+        r"step \d+ with learning rate .*\(--learning-rate\); delete mine\.ckpt first, if", line
     )
     assert not (folder / "mine.pth").exists()
 
@@ -533,14 +551,52 @@ def test_weights_of_another_shape(folder, capsys):
     save_weights(GPTModel({**CONFIG, "n_layers": 2}), "start.pth")
     with pytest.raises(SystemExit) as error:
         train("--start-from", "start.pth")
-    assert re.match(r"start\.pth holds the weights of another config", told(capsys, error, 2))
+    line = told(capsys, error, 2)
+    assert line.startswith("start.pth holds the weights of another configuration: ")
+    assert len(line) < 300
     save_hugging_face(GPTModel({**CONFIG, "n_layers": 2}), "start")
     with pytest.raises(SystemExit) as error:
         train("--start-from", "start")
     assert told(capsys, error, 2).startswith("--config has n_layers=1, but start has 2")
     with pytest.raises(SystemExit) as error:  # the sizes that nobody named are the folder's
-        pretrain.main(["mine.txt", "--start-from", "start", "--config", "drop_rate=0.3"])
-    assert told(capsys, error, 2).startswith("--config has drop_rate=0.3, but start has 0.1: leav")
+        pretrain.main(["mine.txt", "--start-from", "start", "--config", "n_heads=4"])
+    assert told(capsys, error, 2).startswith(
+        "--config has n_heads=4, but start has 2: leave it out"
+    )
+    with pytest.raises(SystemExit) as error:
+        pretrain.main(["mine.txt", "--start-from", "start", "--config", "drop_rate=2"])
+    assert told(capsys, error, 2).startswith("argument --config: drop_rate must be below 1")
+
+
+def test_the_dropout_of_a_folder_can_be_changed(folder):
+    save_hugging_face(GPTModel({**CONFIG, "drop_rate": 0.1}), "start")
+    results = []
+    for name, change in [("a", "drop_rate=0.1"), ("b", "drop_rate=0"), ("c", "drop_rate=0.0")]:
+        pretrain.main(["mine.txt", "--start-from", "start", "--config", change,
+                       "--epochs", "1", "--weights", f"{name}.pth"])  # fmt: skip
+        results.append(read_checkpoint(f"{name}.ckpt"))
+    assert [content["config"]["drop_rate"] for content in results] == [0.1, 0, 0]
+    first, second, third = (content["history"][-1][3] for content in results)
+    assert first != second == third
+
+
+def test_it_goes_on_with_the_weights_it_began_with_wherever_they_are(folder, capsys, stop_at):
+    torch.manual_seed(1)
+    save_weights(GPTModel(CONFIG), "start.pth")
+    stop_at(5, lambda run: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train("--start-from", "start.pth")
+    assert read_checkpoint("mine.ckpt")["step"] == 5
+    (folder / "there").mkdir()
+    (folder / "start.pth").rename(folder / "there" / "moved.pth")
+    save_weights(GPTModel(CONFIG), "start.pth")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        train("--start-from", "start.pth")
+    assert re.search(r"mine\.ckpt belongs to .*start_from \w+, now \w+", told(capsys, error, 2))
+    stop_at(0, None)
+    train("--start-from", str(folder / "there" / "moved.pth"))
+    assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
 
 
 def test_a_damaged_folder(folder, capsys):
@@ -578,7 +634,7 @@ def test_a_token_file_holds_the_tokens_of_the_text(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("text") / "mine.txt"
     path.write_text(text, encoding="utf-8", newline="")
     expected = text_to_token_ids(path.read_text(encoding="utf-8-sig"), tokenizer)[0]
-    if not len(expected):
+    if not text.strip():  # it is refused as empty
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_file, "PIECE", 5)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import ROOT, TINY_CONFIG
 
-from gpt import GPTModel, calc_loss_loader, train_model
+from gpt import GPTModel, TrainState, calc_loss_loader, train_model
+from support.checkpoints import save_checkpoint
 from support.data import epoch_loaders, eval_loader, split_tokens
+from support.hugging_face import load_hugging_face
 from support.weights import load_model
 from utils import generate, text_to_token_ids
 
@@ -104,6 +106,16 @@ def test_snippet_with_the_shipped_weights(snippet_run, story):
     assert snippet_run.stderr == ""  # no warning, no log noise
     assert snippet_run.stdout.startswith(story[:39])
     assert len(snippet_run.stdout) > 150
+
+
+def test_the_snippet_that_exports(tmp_path, monkeypatch, tiny_model):
+    (snippet,) = (b for b in blocks("python") if "mine.ckpt" in b)
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("mine.ckpt", tiny_model, TrainState(), {})
+    exec(snippet, {})
+    exported = load_hugging_face("mine").state_dict()
+    for name, weights in tiny_model.state_dict().items():
+        assert torch.equal(exported[name], weights)
 
 
 def test_shipped_weights_know_the_story(story, tokenizer):
