@@ -78,12 +78,11 @@ class KVCache:
         self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.length = 0  # the model adds T to it, after its last layer
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values, (B, H, T, D); return views of all it holds."""
-        end = self.length + k.size(2)
-        self.kv[layer, :, :, :, self.length : end] = torch.stack((k, v))
-        k, v = self.kv[layer, :, :, :, :end]
-        return k, v
+    def update(self, layer: int, kv: Tensor) -> Sequence[Tensor]:
+        """Store a layer's new keys and values, (2, B, H, T, D); return views of all it holds."""
+        end = self.length + kv.size(3)
+        self.kv[layer, ..., self.length : end, :] = kv
+        return self.kv[layer, ..., :end, :].unbind()
 
 
 # 3. Layers ----------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         q, k, v = self.qkv(x)
         if cache is not None:
-            k, v = cache.update(self.layer, k, v)  # (B, H, S, D) with S >= T
+            k, v = cache.update(self.layer, torch.stack((k, v)))  # (B, H, S, D) with S >= T
         return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, T, C)
 
 

@@ -270,10 +270,12 @@ def _decode(
         # None beside a prompt: attention would round its numbers in another way.
         draft = drafter.propose(room) if drafter and cache.length else []
         piece = torch.cat([new_ids, new_ids.new_tensor([draft])], dim=1) if draft else new_ids
-        with eval_mode(modules):
+        # Inference mode is no_grad with cheaper bookkeeping; the copy is an ordinary tensor again.
+        with eval_mode(modules), torch.inference_mode():
             # Only these positions' logits are needed, so only they are computed.
             x = model.hidden_states(piece, cache)[:, -1 - len(draft) :]
             logits = model.out_head(x)  # (B, 1 + draft, V)
+        logits = logits.clone()
         cache.length -= len(draft)
         for step_logits, guess in zip(logits.unbind(1), [*draft, None], strict=True):
             new_ids, *_ = draw(step_logits)

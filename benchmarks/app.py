@@ -24,7 +24,7 @@ THREADS = {"OMP_NUM_THREADS": str(os.cpu_count())}  # as the page has them in us
 # One begins the story, one is not in it: every second person has the other.
 PROMPTS = ["Everyone knew who the Babbingtons were.", "The mountains were quiet that night, and"]
 TOKENS = 60  # for each person
-ROUNDS = 3
+ROUNDS = 5
 
 
 async def do_everything(server: Server) -> None:
@@ -38,11 +38,11 @@ async def do_everything(server: Server) -> None:
 
 
 async def generate_once(
-    server: Server, prompt: str, ready: asyncio.Barrier
+    server: Server, prompt: str, seed: int, ready: asyncio.Barrier
 ) -> tuple[float, float, float]:
     """Return when a prompt was sent, when its first token came, and when its last, in seconds."""
     async with Person(server) as person:
-        await person.set(max_new_tokens=TOKENS)
+        await person.set(max_new_tokens=TOKENS, seed=seed)
         await ready.wait()
         sent = time.perf_counter()
         await person.send(prompt)
@@ -56,7 +56,8 @@ async def generate_once(
 async def together(server: Server, prompts: list[str]) -> tuple[float, float, float]:
     """Return the slowest first token, the slowest person's tokens/s, and all people's."""
     ready = asyncio.Barrier(len(prompts))
-    times = await asyncio.gather(*(generate_once(server, prompt, ready) for prompt in prompts))
+    people = (generate_once(server, prompt, seed, ready) for seed, prompt in enumerate(prompts))
+    times = await asyncio.gather(*people)
     seconds = max(last for _, _, last in times) - min(sent for sent, _, _ in times)
     return (
         max(first - sent for sent, first, _ in times),
@@ -66,7 +67,10 @@ async def together(server: Server, prompts: list[str]) -> tuple[float, float, fl
 
 
 def main() -> None:
-    print(f"{TOKENS} tokens for each person, with the page's own settings (medians of {ROUNDS}).\n")
+    print(
+        f"{TOKENS} tokens for each person, with the page's usual settings and the same seeds each "
+    )
+    print(f"time (medians of {ROUNDS}).\n")
     print("| people at once | slowest first token | slowest person | all together |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, running_app(Path(folder), **THREADS) as server:

@@ -8,9 +8,9 @@
 
 A step takes a piece from each text: its newest token and a draft, or a part of its prompt. All
 pieces lie one after the other in one row of tokens, which shares the products with the weights;
-only attention is each text's own (Yu et al. 2022, "Orca", section 3.2). How a text is cut into
-pieces depends on that text alone. So where a product gives each token the same bits whoever else
-is there, as with 8-bit weights, so does all: a text is the same alone and among thirty.
+only attention is each text's own (Yu et al. 2022, "Orca", section 3.2), one token after the other.
+So where a product gives each token the same bits whatever else is there, as with 8-bit weights, so
+does all: a text is the same alone and among thirty, with drafts and without.
 """
 
 import codecs
@@ -59,8 +59,8 @@ class Sequence:
     error: Exception | None = None
     draft: list[int] = field(default_factory=list)
 
-    def next_piece(self) -> list[int]:
-        """Return the tokens for the next step. Past the context: see `utils.stream`."""
+    def next_piece(self, texts: int) -> list[int]:
+        """Return the tokens for a step of so many texts. Past the context: see `utils.stream`."""
         if self.cache.length + len(self.pending) > self.context_size:
             self.cache.length = 0
             self.pending = self.ids = self.ids[-max(1, self.context_size // 2) :]
@@ -68,9 +68,9 @@ class Sequence:
         # No draft beside a prompt: attention would round its numbers in another way.
         if len(piece) == len(self.pending) and self.cache.length:
             space = self.context_size - self.cache.length - len(piece)
-            self.draft = self.drafter.propose(
-                min(space, MAX_PIECE - len(piece), self.remaining - 1)
-            )
+            room = min(space, MAX_PIECE - len(piece), self.remaining - 1)
+            # The more texts share the reading of the weights, the less is left for a draft to save.
+            self.draft = self.drafter.propose(room, 1 + texts // 4)
         return piece + self.draft
 
     def take(self, piece: list[int], logits: Tensor, tokenizer: Encoding) -> list[TokenInfo]:
@@ -177,7 +177,7 @@ class Batch:
         # Those who waited longest, as many as fit into a step.
         pieces: list[list[int]] = []
         for sequence in self.sequences:
-            piece = sequence.next_piece()
+            piece = sequence.next_piece(len(self.sequences))
             if sum(map(len, pieces)) + len(piece) > MAX_STEP:
                 break
             pieces.append(piece)
@@ -205,9 +205,7 @@ def _attention(
     att: MultiHeadAttention, x: Tensor, pieces: list[list[int]], caches: list[KVCache]
 ) -> Tensor:
     sizes = [len(piece) for piece in pieces]
-    q, k, v = (part.split(sizes, dim=1) for part in att.qkv(x))  # (H, T, D) of each text
-    outputs = []
-    for i, cache in enumerate(caches):
-        keys, values = cache.update(att.layer, k[i][None], v[i][None])  # (1, H, S, D)
-        outputs.append(attend(q[i][None], keys, values)[0].transpose(0, 1).flatten(1))
-    return torch.cat(outputs)  # (N, C)
+    q, k, v = (part[None] for part in att.qkv(x))  # (1, H, N, D)
+    new = zip(caches, q.split(sizes, 2), torch.stack((k, v)).split(sizes, 3), strict=True)
+    outputs = [attend(q, *cache.update(att.layer, kv)) for cache, q, kv in new]  # (1, H, T, D)
+    return torch.cat(outputs, 2)[0].transpose(0, 1).flatten(1)  # (N, C)

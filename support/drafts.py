@@ -34,11 +34,14 @@ class Drafter:
         self.matches = np.append(self.matches, 0)
         self.text = np.append(self.text, token_id)
 
-    def propose(self, room: int) -> list[int]:
-        """Return a draft of at most `room` tokens, none while drafts do not pay."""
+    def propose(self, room: int, divisor: int = 1) -> list[int]:
+        """Return a draft of at most `room` tokens, none while drafts do not pay.
+
+        It is as long as its match divided by `divisor`: for steps in which others take part, too.
+        """
         place = int(self.matches[:-1].argmax())
         length = int(self.matches[place])
         if length < MIN_MATCH:
             return []
-        draft = self.text[place : place + min(length, room, MAX_DRAFT)].tolist()
+        draft = self.text[place : place + min(length // divisor, room, MAX_DRAFT)].tolist()
         return draft[: draft.index(-1)] if -1 in draft else draft

@@ -120,6 +120,14 @@ def test_mode_and_gradients_are_restored(training):
     assert model.training is training
 
 
+def test_what_it_yields_can_take_part_in_training(tiny_model):
+    weight = torch.ones(61, requires_grad=True)
+    for ids, logits in stream(tiny_model, torch.tensor([[1, 2]]), 3, 16):
+        (weight * logits).sum().backward()
+        tiny_model(ids).sum().backward()
+    assert weight.grad.any()
+
+
 def test_each_part_of_the_model_keeps_its_mode(tiny_model):
     tiny_model.train()
     tiny_model.trf_blocks[0].eval()

@@ -15,7 +15,14 @@ import support.weights
 import utils
 from gpt import GPTModel, MultiHeadAttention, calc_loss_loader, train_model
 from support.data import create_dataloader
-from support.quantization import Int8Attention, Int8Linear, exact_product, int8_product
+from support.quantization import (
+    Int8Attention,
+    Int8Linear,
+    exact_product,
+    fast_product,
+    has_fast_product,
+    pack,
+)
 from support.weights import load_model, save_weights
 from utils import generate, stream
 
@@ -114,12 +121,17 @@ def test_eight_bits_of_attention():
 
 @pytest.mark.parametrize("rows", [1, 2, 30])
 def test_products_of_eight_bits_are_exact_everywhere(rows):
-    a = torch.randint(-127, 128, (rows, 3072), dtype=torch.int8)
-    b = torch.randint(-127, 128, (3072, 100), dtype=torch.int8)
-    a[0], b[:, 0] = 127, 127  # the largest sum there can be
-    exact = a.long() @ b.long()
-    assert torch.equal(int8_product(a, b).long(), exact)
+    a = torch.randint(-127, 128, (rows, 3072)).float()
+    b = torch.randint(-127, 128, (100, 3072), dtype=torch.int8)
+    a[0], b[0] = 127, 127  # the largest sum there can be
+    scale, exact = torch.rand(100), a.long() @ b.long().T
     assert torch.equal(exact_product(a, b).long(), exact)  # what other devices use
+    try:
+        fast = fast_product(a, b, pack(b), scale)
+    except (AttributeError, RuntimeError):  # there is none on this machine
+        assert not has_fast_product()
+    else:
+        assert torch.equal(fast, exact.float() * scale) == has_fast_product()
 
 
 def test_a_bad_number_does_not_become_a_good_one():
