@@ -238,7 +238,7 @@ def pretrain(args: argparse.Namespace) -> None:
     torch.manual_seed(SEED)  # for dropout
     state = restore(path, saved, model, config) if saved else TrainState()
     del saved  # it is large
-    distributed.check_same("the text, or the checkpoint,", (config, state.step))
+    distributed.check_same("the text, the checkpoint or --start-from", (config, state.step))
 
     loaders, eval_loaders = make_loaders(texts, config, model.cfg["vocab_size"])
     num_steps = sum(map(len, loaders))

@@ -189,5 +189,5 @@ def test_two_machines_which_share_no_folder(folder, one_process):
     assert 0 not in codes
     (line,) = own_lines(errors[1])
     assert line.startswith(
-        "the text, or the checkpoint, differs between process 1 and the first: copy"
+        "the text, the checkpoint or --start-from differs between process 1 and the first: copy"
     )
