@@ -68,9 +68,9 @@ async def together(server: Server, prompts: list[str]) -> tuple[float, float, fl
 
 def main() -> None:
     print(
-        f"{TOKENS} tokens for each person, with the page's usual settings and the same seeds each "
+        f"{TOKENS} tokens for each person, with the page's usual settings and the same seeds "
+        f"each time (medians of {ROUNDS}).\n"
     )
-    print(f"time (medians of {ROUNDS}).\n")
     print("| people at once | slowest first token | slowest person | all together |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, running_app(Path(folder), **THREADS) as server:
