@@ -5,7 +5,8 @@ is rounded in the same way when it comes in (Dettmers et al. 2022, "LLM.int8()",
 https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order: a token's result
 has the same bits whatever else is computed beside it, on any machine.
 
-On the CPU each matrix is kept twice, in the orders of two operators: 250 MB for the usual model.
+Where there is a fast product, each matrix is kept twice, in the orders of its two operators: 250 MB
+for the usual model.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def exact_product(rows: Tensor, weight: Tensor) -> Tensor:
 
 def fast_product(rows: Tensor, weight: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """Return exact_product(rows, weight) * scale, by PyTorch's operators for 8 bits on the CPU."""
-    if len(rows) == 1:  # here the first is faster, anywhere else the second
+    if len(rows) == 1:  # for one row this operator is faster, for several the other one
         return torch._int_mm(rows.to(torch.int8), weight.T) * scale
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     return torch.ops.onednn.qlinear_pointwise(  # it takes numbers from 0 to 255
@@ -79,7 +80,8 @@ class Int8Linear(nn.Module):
             scale.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in linears
         ]
         self.register_buffer("bias", torch.cat(biases))
-        self.packed = pack(self.weight) if has_fast_product() else None  # of no use elsewhere
+        fast = self.weight.device.type == "cpu" and has_fast_product()
+        self.packed = pack(self.weight) if fast else None
 
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = quantize_rows(x.flatten(0, -2))
