@@ -134,6 +134,11 @@ def test_products_of_eight_bits_are_exact_everywhere(rows):
         assert torch.equal(fast, exact.float() * scale) == has_fast_product()
 
 
+def test_eight_bits_on_another_device():
+    layer = Int8Linear(torch.nn.Linear(24, 5, device="meta"))  # it stands for a GPU: shapes alone
+    assert layer(torch.zeros(2, 3, 24, device="meta")).shape == (2, 3, 5)
+
+
 def test_a_bad_number_does_not_become_a_good_one():
     for bad in (float("nan"), float("inf")):
         y = Int8Linear(torch.nn.Linear(24, 5))(torch.tensor([[bad, *[1.0] * 23], [1.0] * 24]))
