@@ -12,12 +12,13 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from app_server import Person, Server, running_app  # noqa: E402
+from app_server import Person, Server, copy_app, serving  # noqa: E402
 
 THREADS = {"OMP_NUM_THREADS": str(os.cpu_count())}  # as the page has them in use, not in tests
 
@@ -25,6 +26,14 @@ THREADS = {"OMP_NUM_THREADS": str(os.cpu_count())}  # as the page has them in us
 PROMPTS = ["Everyone knew who the Babbingtons were.", "The mountains were quiet that night, and"]
 TOKENS = 60  # for each person
 ROUNDS = 5
+
+# The page without drafts.
+WITHOUT = """
+import app
+from support.drafts import Drafter
+
+Drafter.propose = lambda *_: []
+"""
 
 
 async def do_everything(server: Server) -> None:
@@ -69,19 +78,38 @@ async def together(server: Server, prompts: list[str]) -> tuple[float, float, fl
 def main() -> None:
     print(
         f"{TOKENS} tokens for each person, with the page's usual settings and the same seeds "
-        f"each time (medians of {ROUNDS}).\n"
+        f"each time (medians of {ROUNDS} rounds).\n"
     )
+    with tempfile.TemporaryDirectory() as name, ExitStack() as servers:
+        folder = Path(name)
+        copy_app(folder)
+        (folder / "without.py").write_text(WITHOUT)
+        page, without = (
+            servers.enter_context(serving(folder, script, **THREADS))
+            for script in ("app.py", "without.py")
+        )
+        for server in (page, without):
+            asyncio.run(do_everything(server))
+        groups = {"one, without drafts": (without, PROMPTS[1:])}
+        groups |= {f"one, {prompt!r}": (page, [prompt]) for prompt in PROMPTS}
+        groups |= {str(people): (page, (PROMPTS * people)[:people]) for people in (8, 20, 30)}
+        rounds = [
+            {group: asyncio.run(together(*asked)) for group, asked in groups.items()}
+            for _ in range(ROUNDS)
+        ]
+        memory = page.memory() / 1000
     print("| people at once | slowest first token | slowest person | all together |")
     print("|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, running_app(Path(folder), **THREADS) as server:
-        asyncio.run(do_everything(server))
-        groups = {f"one, {prompt!r}": [prompt] for prompt in PROMPTS}
-        groups |= {str(people): (PROMPTS * people)[:people] for people in (8, 20, 30)}
-        for name, prompts in groups.items():
-            rounds = [asyncio.run(together(server, prompts)) for _ in range(ROUNDS)]
-            first, slowest, speed = map(statistics.median, zip(*rounds, strict=True))
-            print(f"| {name} | {first:.2f} s | {slowest:.1f} tokens/s | {speed:.1f} tokens/s |")
-        print(f"\nThe process takes {server.memory() / 1000:.1f} GB then.")
+    for group in groups:
+        first, slowest, speed = map(
+            statistics.median, zip(*(r[group] for r in rounds), strict=True)
+        )
+        print(f"| {group} | {first:.2f} s | {slowest:.1f} tokens/s | {speed:.1f} tokens/s |")
+    ratio = statistics.median(r["8"][2] / r["one, without drafts"][2] for r in rounds)
+    print(
+        f"\nEight together against one without drafts: {ratio:.2f} (median of the rounds' ratios)."
+    )
+    print(f"The process takes {memory:.1f} GB then.")
 
 
 if __name__ == "__main__":
