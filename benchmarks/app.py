@@ -1,9 +1,9 @@
-"""Time the page over its socket, without a browser: one person alone, then many at once.
+"""Time the page over its socket, without a browser: one person alone, and many at once.
 
     python benchmarks/app.py
 
 prints a table (`benchmarks/run.py page` puts it into the results). Needs what the tests need
-(tests/requirements.txt); takes about two minutes.
+(tests/requirements.txt); takes a minute or two.
 """
 
 import asyncio
@@ -27,7 +27,8 @@ PROMPTS = ["Everyone knew who the Babbingtons were.", "The mountains were quiet 
 TOKENS = 60  # for each person
 ROUNDS = 5
 
-# The page without drafts.
+ALONE = f"one, {PROMPTS[1]!r}, without drafts"
+# What runs then in place of app.py.
 WITHOUT = """
 import app
 from support.drafts import Drafter
@@ -75,11 +76,8 @@ async def together(server: Server, prompts: list[str]) -> tuple[float, float, fl
     )
 
 
-def main() -> None:
-    print(
-        f"{TOKENS} tokens for each person, with the page's usual settings and the same seeds "
-        f"each time (medians of {ROUNDS} rounds).\n"
-    )
+def measure() -> tuple[list[dict[str, tuple[float, float, float]]], float]:
+    """Return the rounds, each with what `together` gives for each group, and the page's GB then."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as servers:
         folder = Path(name)
         copy_app(folder)
@@ -90,25 +88,31 @@ def main() -> None:
         )
         for server in (page, without):
             asyncio.run(do_everything(server))
-        groups = {"one, without drafts": (without, PROMPTS[1:])}
+        groups = {ALONE: (without, PROMPTS[1:])}
         groups |= {f"one, {prompt!r}": (page, [prompt]) for prompt in PROMPTS}
         groups |= {str(people): (page, (PROMPTS * people)[:people]) for people in (8, 20, 30)}
         rounds = [
             {group: asyncio.run(together(*asked)) for group, asked in groups.items()}
             for _ in range(ROUNDS)
         ]
-        memory = page.memory() / 1000
+        return rounds, page.memory() / 1000
+
+
+def main() -> None:
+    rounds, memory = measure()
+    print(
+        f"{TOKENS} tokens for each person, with the page's usual settings and the same seeds "
+        f"each time (medians of {ROUNDS} rounds).\n"
+    )
     print("| people at once | slowest first token | slowest person | all together |")
     print("|---|---|---|---|")
-    for group in groups:
+    for group in rounds[0]:
         first, slowest, speed = map(
             statistics.median, zip(*(r[group] for r in rounds), strict=True)
         )
         print(f"| {group} | {first:.2f} s | {slowest:.1f} tokens/s | {speed:.1f} tokens/s |")
-    ratio = statistics.median(r["8"][2] / r["one, without drafts"][2] for r in rounds)
-    print(
-        f"\nEight together against one without drafts: {ratio:.2f} (median of the rounds' ratios)."
-    )
+    ratio = statistics.median(r["8"][2] / r[ALONE][2] for r in rounds)
+    print(f"\nEight against one without drafts: {ratio:.2f} (median of the rounds' ratios).")
     print(f"The process takes {memory:.1f} GB then.")
 
 

@@ -135,8 +135,9 @@ def test_products_of_eight_bits_are_exact_everywhere(rows):
 
 
 def test_eight_bits_on_another_device():
-    layer = Int8Linear(torch.nn.Linear(24, 5, device="meta"))  # it stands for a GPU: shapes alone
-    assert layer(torch.zeros(2, 3, 24, device="meta")).shape == (2, 3, 5)
+    there = Int8Linear(torch.nn.Linear(24, 5, device="meta"))  # it stands for a GPU: shapes alone
+    for layer in there, Int8Linear(torch.nn.Linear(24, 5)).to("meta"):
+        assert layer(torch.zeros(2, 3, 24, device="meta")).shape == (2, 3, 5)
 
 
 def test_a_bad_number_does_not_become_a_good_one():
