@@ -4,6 +4,8 @@ import argparse
 import ast
 import math
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,7 +67,11 @@ class Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, once on each machine."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, "" if LOCAL_RANK else f"{self.prog}: {message} (see --help)\n")
+        if LOCAL_RANK:  # torchrun ends all as soon as one has ended: the first one has to tell
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(30)
+            self.exit(2)
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 def at_least(low: float, kind: type = int) -> Callable[[str], float]:

@@ -48,6 +48,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect_here)
 
 
+@pytest.fixture(autouse=True)
+def default_precision():
+    """Begin with PyTorch's precision of products, whatever a test before has set."""
+    torch.set_float32_matmul_precision("highest")
+
+
 @pytest.fixture
 def tiny_model() -> GPTModel:
     torch.manual_seed(0)

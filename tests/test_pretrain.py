@@ -39,13 +39,11 @@ NUM_STEPS = 34
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, story):
-    """Return a folder with a text, in which the test runs; the process's settings stay."""
+    """Return a folder with a text, in which the test runs."""
     (tmp_path / "mine.txt").write_text(story[:LENGTH], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrain, "tune_malloc", lambda: None)
-    precision = torch.get_float32_matmul_precision()
-    yield tmp_path
-    torch.set_float32_matmul_precision(precision)
+    return tmp_path
 
 
 def train(*arguments, text="mine.txt"):

@@ -123,7 +123,7 @@ def test_eight_bits_of_attention():
 def test_products_of_eight_bits_are_exact_everywhere(rows):
     a = torch.randint(-127, 128, (rows, 3072)).float()
     b = torch.randint(-127, 128, (100, 3072), dtype=torch.int8)
-    a[0], b[0] = 127, 127  # the largest sum there can be
+    a[0], a[0, -1], b[0] = 127, 126, 127  # the largest odd sum there can be
     scale, exact = torch.rand(100), a.long() @ b.long().T
     assert torch.equal(exact_product(a, b).long(), exact)  # what other devices use
     try:
