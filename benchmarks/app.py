@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +25,7 @@ THREADS = {"OMP_NUM_THREADS": str(os.cpu_count())}  # as the page has them in us
 # One begins the story, one is not in it: every second person has the other.
 PROMPTS = ["Everyone knew who the Babbingtons were.", "The mountains were quiet that night, and"]
 TOKENS = 60  # for each person
+MANY = 200  # for those who are to be busy when a newcomer comes
 ROUNDS = 5
 
 ALONE = f"one, {PROMPTS[1]!r}, without drafts"
@@ -76,8 +77,24 @@ async def together(server: Server, prompts: list[str]) -> tuple[float, float, fl
     )
 
 
-def measure() -> tuple[list[dict[str, tuple[float, float, float]]], float]:
-    """Return the rounds, each with what `together` gives for each group, and the page's GB then."""
+async def newcomer(server: Server) -> float:
+    """Return the seconds to the first token of one who comes while twenty generate."""
+    async with AsyncExitStack() as stack:
+        people = [await stack.enter_async_context(Person(server)) for _ in range(21)]
+        for seed, person in enumerate(people):
+            await person.set(max_new_tokens=MANY, seed=seed)
+        for person, prompt in zip(people[:20], PROMPTS * 10, strict=True):
+            await person.send(prompt)
+        for person in people[:20]:
+            await person.expect("tokens")
+        start = time.perf_counter()
+        await people[20].send(PROMPTS[1])
+        await people[20].expect("tokens")
+        return time.perf_counter() - start
+
+
+def measure() -> tuple[list[dict[str, tuple[float, float, float]]], list[float], float]:
+    """Return what `together` gives for each group, round by round; a newcomer's; the page's GB."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as servers:
         folder = Path(name)
         copy_app(folder)
@@ -95,11 +112,12 @@ def measure() -> tuple[list[dict[str, tuple[float, float, float]]], float]:
             {group: asyncio.run(together(*asked)) for group, asked in groups.items()}
             for _ in range(ROUNDS)
         ]
-        return rounds, page.memory() / 1000
+        waits = [asyncio.run(newcomer(page)) for _ in range(ROUNDS)]
+        return rounds, waits, page.memory() / 1000
 
 
 def main() -> None:
-    rounds, memory = measure()
+    rounds, waits, memory = measure()
     print(
         f"{TOKENS} tokens for each person, with the page's usual settings and the same seeds "
         f"each time (medians of {ROUNDS} rounds).\n"
@@ -113,6 +131,10 @@ def main() -> None:
         print(f"| {group} | {first:.2f} s | {slowest:.1f} tokens/s | {speed:.1f} tokens/s |")
     ratio = statistics.median(r["8"][2] / r[ALONE][2] for r in rounds)
     print(f"\nEight against one without drafts: {ratio:.2f} (median of the rounds' ratios).")
+    print(
+        f"One who comes while twenty generate gets a first token after "
+        f"{statistics.median(waits):.2f} s (median of {ROUNDS}; the longest {max(waits):.2f} s)."
+    )
     print(f"The process takes {memory:.1f} GB then.")
 
 
