@@ -55,9 +55,8 @@ def load() -> GPTModel:
     return state.model
 
 
-state.model = state.turns = (
-    None  # `chainlit run -w` reads this file again: one model in memory at a time
-)
+# `chainlit run -w` reads this file again: one model in memory at a time.
+state.model = state.turns = None
 story_text = read_text(STORY)
 story_ids = (
     background_executor.submit(text_to_token_ids, story_text, tokenizer).result()[0].tolist()

@@ -9,6 +9,7 @@ Where there is a fast product, each matrix is kept twice, in the orders of its t
 for the usual model.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cache
 
@@ -18,9 +19,6 @@ from torch import Tensor, nn
 from gpt import MultiHeadAttention
 
 EXACT = 1024  # so many products of 8-bit numbers add up exactly in float32: 2**24 > 1024 * 127**2
-# What oneDNN's product has added to the numbers that come in. Without AMX instructions it is fast
-# only if they are from 0 to 255; with AMX it is faster, and only exact, if they stay as they are.
-OFFSET = 0 if torch.cpu.get_capabilities().get("amx_int8") else 128
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,16 +33,21 @@ def exact_product(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.stack([(x @ y.float().T).int() for x, y in pieces]).sum(0, dtype=torch.int32)
 
 
-def fast_product(rows: Tensor, weight: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
-    """Return exact_product(rows, weight) * scale, by PyTorch's operators for 8 bits on the CPU."""
+def fast_product(
+    rows: Tensor, weight: Tensor, scale: Tensor, packed: Tensor, offset: int
+) -> Tensor:
+    """Return exact_product(rows, weight) * scale, by PyTorch's operators for 8 bits on the CPU.
+
+    `packed` and `offset` are what `pack` and `fast_offset` return.
+    """
     x = rows.to(torch.int8)
-    if OFFSET:
-        if len(rows) == 1:  # for one row this operator is faster
-            return torch._int_mm(x, weight.T) * scale
-        x = x.view(torch.uint8) ^ OFFSET  # a faster way to add 128
+    if len(rows) == 1:  # for one row this operator is faster, for several the other one
+        return torch._int_mm(x, weight.T) * scale
+    if offset:
+        x = x.view(torch.uint8) ^ offset  # adds 128
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     return torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, OFFSET, packed, scale, zeros,
+        x, 1.0, offset, packed, scale, zeros,
         None, 1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
 
@@ -55,19 +58,26 @@ def pack(weight: Tensor) -> Tensor:
 
 
 @cache
-def has_fast_product() -> bool:
-    """Return whether `fast_product` is there, and exact."""
-    # Its operators are private, so they may be missing one day; and processors without instructions
-    # for 8-bit products may cut sums off at 16 bits, or round them. The largest odd sum shows it.
+def fast_offset() -> int | None:
+    """Return what `fast_product` adds to its numbers to be fast and exact; None if it cannot be."""
+    # With AMX instructions, a few rows take twice as long as with those before them, so oneDNN is
+    # told to do without. It reads this at its first product: earlier ones in float32 keep AMX on.
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    # The operators are private, so they may be missing one day. Processors without instructions for
+    # 8-bit products may cut sums off at 16 bits, and AMX rounds those of numbers with an offset:
+    # the largest odd sum shows it. Without AMX, numbers without one take a thousand times as long.
     rows, scale = torch.full((30, 768), 127.0), torch.ones(64)
     rows[:, -1] = 126
     weight = torch.full((64, 768), 127, dtype=torch.int8)
     exact = exact_product(rows, weight).float()
-    try:
-        results = [fast_product(rows[:n], weight, pack(weight), scale) for n in (1, 30)]
-    except (AttributeError, RuntimeError):
-        return False
-    return all(torch.equal(y, exact[: len(y)]) for y in results)
+    for offset in (128, 0) if torch.cpu.get_capabilities().get("amx_int8") else (128,):
+        try:
+            fast = [fast_product(x, weight, scale, pack(weight), offset) for x in (rows[:1], rows)]
+        except (AttributeError, RuntimeError):
+            return None
+        if all(torch.equal(y, exact[: len(y)]) for y in fast):
+            return offset
+    return None
 
 
 class Int8Linear(nn.Module):
@@ -87,13 +97,13 @@ class Int8Linear(nn.Module):
             scale.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in linears
         ]
         self.register_buffer("bias", torch.cat(biases))
-        fast = self.weight.device.type == "cpu" and has_fast_product()
-        self.packed = pack(self.weight) if fast else None
+        offset = fast_offset() if self.weight.device.type == "cpu" else None
+        self.fast = None if offset is None else (pack(self.weight), offset)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = quantize_rows(x.flatten(0, -2))
-        if self.packed is not None and x.device.type == "cpu":
-            y = fast_product(rows, self.weight, self.packed, self.scale)
+        if self.fast and x.device.type == "cpu":
+            y = fast_product(rows, self.weight, self.scale, *self.fast)
         else:
             y = exact_product(rows, self.weight) * self.scale
         return torch.addcmul(self.bias, y, scale).unflatten(0, x.shape[:-1])

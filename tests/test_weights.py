@@ -1,6 +1,7 @@
 """The weights file: a round trip, its format, and what is wrong with damaged ones."""
 
 import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from support.quantization import (
     Int8Attention,
     Int8Linear,
     exact_product,
+    fast_offset,
     fast_product,
-    has_fast_product,
     pack,
 )
 from support.weights import load_model, save_weights
@@ -126,12 +127,25 @@ def test_products_of_eight_bits_are_exact_everywhere(rows):
     a[0], a[0, -1], b[0] = 127, 126, 127  # the largest odd sum there can be
     scale, exact = torch.rand(100), a.long() @ b.long().T
     assert torch.equal(exact_product(a, b).long(), exact)  # what other devices use
-    try:
-        fast = fast_product(a, b, pack(b), scale)
-    except (AttributeError, RuntimeError):  # there is none on this machine
-        assert not has_fast_product()
-    else:
-        assert torch.equal(fast, exact.float() * scale) == has_fast_product()
+    if fast_offset() is not None:  # this machine has a fast product
+        fast = fast_product(a, b, scale, pack(b), fast_offset())
+        assert torch.equal(fast, exact.float() * scale)
+
+
+def test_eight_bits_are_the_same_with_other_instructions():
+    code = (
+        "import torch; from support.quantization import Int8Linear; torch.manual_seed(0); "
+        "linear = torch.nn.Linear(3072, 100); linear.weight.data.abs_()\n"  # large sums
+        "for rows in (1, 30): print(*Int8Linear(linear)(torch.rand(rows, 3072)).flatten().tolist())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE,
+            env={**os.environ, "ONEDNN_MAX_CPU_ISA": most},
+        ).stdout
+        for most in ("ALL", "AVX512_CORE_BF16", "AVX2")
+    }  # fmt: skip
+    assert len(outputs) == 1
 
 
 def test_eight_bits_on_another_device():
