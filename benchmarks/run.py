@@ -132,7 +132,7 @@ def machine() -> tuple[str, str]:
     kinds = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     instructions = ", ".join(kind for kind in kinds if kind in about) or "no AVX-512"
     short = next((kind for kind in ("xeon", "epyc") if kind in name.lower()), "other")
-    short += "-amx" if "amx_int8" in about else ""  # "medium" and 8 bits are others there
+    short += "-amx" if "amx_int8" in about else ""  # other products there
     return short, (
         f"{torch.get_num_threads()} cores of {name} ({instructions}), no GPU, "
         f"Python {platform.python_version()}, PyTorch {torch.__version__.split('+')[0]}, "

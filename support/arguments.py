@@ -67,8 +67,8 @@ class Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, once on each machine."""
 
     def error(self, message: str) -> NoReturn:
-        if LOCAL_RANK:  # torchrun ends all as soon as one has ended: the first one has to tell
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if LOCAL_RANK:  # the first one tells: wait, as torchrun ends it too once another has ended
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, without a traceback
             time.sleep(30)
             self.exit(2)
         self.exit(2, f"{self.prog}: {message} (see --help)\n")

@@ -59,7 +59,7 @@ def pack(weight: Tensor) -> Tensor:
 
 @cache
 def fast_offset() -> int | None:
-    """Return what `fast_product` adds to its numbers to be fast and exact; None if it cannot be."""
+    """Return what makes `fast_product` fast and exact when it adds this; None if nothing does."""
     # With AMX instructions, a few rows take twice as long as with those before them, so oneDNN is
     # told to do without. It reads this at its first product: earlier ones in float32 keep AMX on.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")

@@ -505,7 +505,8 @@ def test_saving_the_app_again_and_again(tmp_path):
     with serving(tmp_path, "app.py", options=["-w"], OMP_NUM_THREADS="2") as server:
         memory, shown = asyncio.run(scene(server))
     assert len(shown.tokens) == 4
-    assert max(memory) < memory[0] + 450  # four more models would take 1,800 MB
+    # One more model takes 420 MB or more; the first use alone took up to 240.
+    assert memory[1] < memory[0] + 350 and max(memory) < memory[1] + 300
     first, *others = [ast.literal_eval(line) for line in readings()]
     assert len(others) >= 4 and all(reading == first for reading in others)
     assert first["workers"] == [1, 2]  # two threads with workers would slow each other down
