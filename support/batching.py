@@ -82,7 +82,9 @@ class Sequence:
             drawn, probs, ids = draw_token(row[None], self.generator, **self.settings)
             token_id = int(drawn)
             text = self.decoder.decode(tokenizer.decode_single_token_bytes(token_id))
-            label, rank = token_label(token_id, tokenizer), 1 + int((row > row[token_id]).sum())
+            label = token_label(token_id, tokenizer)
+            kept = row if ids is None else row[ids[0]]  # with all that are more probable
+            rank = 1 + int((kept > row[token_id]).sum())
             logprob = row.float().log_softmax(-1)[token_id].item()
             prob = (probs[0, token_id] if ids is None else probs[ids == token_id]).item()
             tokens.append(TokenInfo(token_id, text, label, rank, logprob, prob, token_id == guess))
