@@ -4,8 +4,8 @@
 
 Generation, and what a click does. The page itself keeps the texts and shows them (`public/`); the
 app gets token ids and sends tokens. One thread, `inference_executor`, does all the work of the
-model, a step at a time for everybody (support/turns.py): the page never freezes, and Stop costs at
-most one step more. `background_executor` does what else takes long.
+model, one step at a time for all texts (support/page/scheduler.py): the page never freezes, and
+Stop takes at most one step. `background_executor` does everything else that takes long.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ import tiktoken
 import torch
 
 from gpt import GPT_CONFIG_124M, GPTModel
-from support import inside, server
-from support.batching import Batch, TokenInfo
-from support.data import read_text
-from support.server import background_executor, inference_executor, run_in, safely, state
-from support.settings import LIMITS, Settings, as_chosen, read_number, read_settings
-from support.turns import Turns
+from support.page import server, views
+from support.page.batch import Batch, TokenInfo
+from support.page.scheduler import Turns
+from support.page.server import background_executor, inference_executor, run_in, safely, state
+from support.page.settings import LIMITS, Settings, as_chosen, read_number, read_settings
+from support.training.data import read_text
 from utils import load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent
@@ -119,7 +119,7 @@ async def generate(request: Request, run: str, settings: Settings, ids: list[int
     continuation.seconds = time.perf_counter() - start
     continuation.stopped = request.stopped
     ids = [token["id"] for token in continuation.tokens]
-    continuation.share = await run_in(background_executor, inside.copied_share, ids, story_ids)
+    continuation.share = await run_in(background_executor, views.copied_share, ids, story_ids)
     continuation.finished = True
     if not request.left:
         await show(continuation)
@@ -235,7 +235,7 @@ async def continue_prompt(request: Request, prompt: str, run: str) -> None:
         await cl.ErrorMessage("Type a prompt first: a word is enough.").send()
     elif await find_model():
         ids = (await run_in(background_executor, text_to_token_ids, prompt, tokenizer))[0].tolist()
-        shown = await run_in(background_executor, inside.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
+        shown = await run_in(background_executor, views.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
         await emit("prompt", run=run, tokens=shown, before=len(ids) - len(shown))
         await generate(request, run, settings_now(), ids)
 
@@ -270,18 +270,18 @@ async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, 
 
 
 def look(what: str, model: GPTModel, ids: list[int]) -> Any:
-    """Return what the page shows of a text, see support/inside.py."""
+    """Return what the page shows of a text, see support/page/views.py."""
     read = ids[-CONTEXT:]
     if what == "next":
-        return inside.next_token(model, tokenizer, read)
-    return inside.scores(model, read) if what == "scores" else inside.attention(model, read)
+        return views.next_token(model, tokenizer, read)
+    return views.scores(model, read) if what == "scores" else views.attention(model, read)
 
 
 @cl.action_callback("look")
 async def on_look(action: cl.Action) -> Any:
     what, ids = action.payload.get("what"), read_ids(action.payload)
     if what == "copied":
-        return await run_in(background_executor, inside.copied, ids[-5000:], story_ids, tokenizer)
+        return await run_in(background_executor, views.copied, ids[-5000:], story_ids, tokenizer)
     if what in ("next", "scores", "attention") and (model := await find_model()):
         return await run_in(inference_executor, look, what, model, ids)
     return None

@@ -3,7 +3,7 @@
     python pretrain.py dataset/mine.txt --weights mine.pth --epochs 3 --batch-size 4
 
 From top to bottom: text and model, what happens while it trains, the training. The arguments are in
-support/arguments.py, what several processes need in support/distributed.py.
+support/training/arguments.py, what several processes need in support/training/distributed.py.
 """
 
 import argparse
@@ -24,9 +24,13 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gpt import GPT_CONFIG_124M, Evaluation, GPTModel, TrainState, train_model, train_step
-from support import distributed
-from support.arguments import full_config, parse_arguments
-from support.checkpoints import (
+from support.files import atomic_write
+from support.inspection.plots import plot_losses
+from support.model.hugging_face import load_hugging_face
+from support.model.weights import load_model, save_weights
+from support.training import distributed
+from support.training.arguments import full_config, parse_arguments
+from support.training.checkpoints import (
     RunConfig,
     fingerprint,
     read_checkpoint,
@@ -34,15 +38,11 @@ from support.checkpoints import (
     run_config,
     save_checkpoint,
 )
-from support.data import epoch_loaders, eval_loader, read_text, split_tokens
-from support.distributed import LOCAL_RANK, RANK, WORLD_SIZE
-from support.files import atomic_write
-from support.head_start import give_head_start
-from support.hugging_face import load_hugging_face
-from support.malloc import tune_malloc
-from support.plots import plot_losses
-from support.token_file import load_token_file
-from support.weights import load_model, save_weights
+from support.training.data import epoch_loaders, eval_loader, read_text, split_tokens
+from support.training.distributed import LOCAL_RANK, RANK, WORLD_SIZE
+from support.training.head_start import give_head_start
+from support.training.malloc import tune_malloc
+from support.training.token_file import load_token_file
 from utils import generate, text_to_token_ids, token_ids_to_text
 
 SEED = 123

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from gpt import GPTModel, KVCache, eval_mode
 from support.checks import check_ids, check_logits, check_number, check_sampling
-from support.drafts import Drafter
-from support.weights import load_model as load_model  # people import it from here
+from support.model.drafts import Drafter
+from support.model.weights import load_model as load_model  # people import it from here
 
 # tiktoken looks here for GPT-2's tables before it tries to download them.
 os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(__file__).parent / "dataset" / "gpt2-bpe"))
@@ -190,9 +190,9 @@ def stream(
     with the last `context_size // 2` tokens, and generation goes on from there.
 
     `draft_ids`, a text's ids (1, T) or (T,), makes one prompt faster where it resembles that text:
-    a step then checks a draft, looked up there (support/drafts.py), of several tokens. Each token
-    is still drawn from its own logits, up to the first that is not the draft's. So the tokens are
-    those without drafts, unless the rounding of logits changes a draw.
+    a step then checks a draft of several tokens, looked up there (support/model/drafts.py). Each
+    token is still drawn from its own logits, up to the first that is not the draft's. So the tokens
+    are those without drafts, unless the rounding of logits changes a draw.
 
     The model is in eval mode at each step, and has the mode it had in between. When it is called,
     it raises ValueError for an empty prompt, ids outside the vocabulary and settings out of range,

@@ -32,7 +32,7 @@ ALONE = f"one, {PROMPTS[1]!r}, without drafts"
 # What runs then in place of app.py.
 WITHOUT = """
 import app
-from support.drafts import Drafter
+from support.model.drafts import Drafter
 
 Drafter.propose = lambda *_: []
 """

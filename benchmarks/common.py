@@ -16,7 +16,7 @@ sys.path.append(str(PEERS))
 
 import gpt  # noqa: E402
 import utils  # noqa: E402
-from support import data  # noqa: E402
+from support.training import data  # noqa: E402
 
 CONFIG = gpt.GPT_CONFIG_124M
 LENGTH = CONFIG["context_length"]

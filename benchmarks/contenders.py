@@ -65,7 +65,7 @@ def ours_alone(new: int) -> Contenders:
 def ours_together(count: int, new: int) -> Contenders:
     """Return this project's ways to generate many texts at once, by name.
 
-    "Rows" are those of `generate`; the others are the page's batches (support/batching.py).
+    "Rows" are those of `generate`; the others are the page's batches (support/page/batch.py).
     """
     rows = {
         f"{OURS}, {precision}, rows": partial(ours, our_texts, count, new, precision)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from training import matrix_shapes
 
 import utils
-from support.batching import Batch
+from support.page.batch import Batch
 
 
 def our_texts(

@@ -16,7 +16,7 @@ import torch
 from common import CONFIG, LENGTH, PEERS, WEIGHTS, Round, generated, prompts
 
 import utils
-from support.hugging_face import save_hugging_face
+from support.model.hugging_face import save_hugging_face
 
 HERE = Path(__file__).parent
 BOOK, NANO, FACE = "llms-from-scratch", "nanoGPT", "Hugging Face"

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 import gpt
 import utils
-from support import data
-from support.head_start import give_head_start
-from support.malloc import tune_malloc
+from support.training import data
+from support.training.head_start import give_head_start
+from support.training.malloc import tune_malloc
 
 GOAL = 0.8  # the training loss to reach
 

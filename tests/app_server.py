@@ -49,7 +49,7 @@ from pathlib import Path
 
 from chainlit.chat_context import chat_contexts
 from chainlit.user_session import user_sessions
-from support.batching import Sequence
+from support.page.batch import Sequence
 
 count, take, say = 0, Sequence.take, Path("say")
 

@@ -17,7 +17,7 @@ from hypothesis import settings
 
 import utils  # noqa: F401  (it tells tiktoken where GPT-2's tables are)
 from gpt import GPT_CONFIG_124M, GPTModel
-from support.data import epoch_loaders, eval_loader, read_text
+from support.training.data import epoch_loaders, eval_loader, read_text
 
 # Timings vary too much on a busy machine to be part of a test.
 settings.register_profile("no deadline", deadline=None)
@@ -104,7 +104,7 @@ def begin(begun, function, args):
 def fork():
     """Return a function that calls another in a process of its own, which has imported PyTorch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.checkpoints", "support.hugging_face"])
+    context.set_forkserver_preload(["support.training.checkpoints", "support.model.hugging_face"])
 
     def start(function, *args):
         begun = context.Event()

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from support.lesson import run_lesson  # noqa: E402
+from support.lesson.__main__ import run_lesson  # noqa: E402
 
 LOSS = re.compile(r"training loss, over all whole windows: ([\d.]+)")
 

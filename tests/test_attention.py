@@ -3,7 +3,7 @@
 import torch
 
 from gpt import GPT_CONFIG_124M, GPTModel
-from support.attention import attention_weights
+from support.inspection.attention import attention_weights
 
 TINY = {**GPT_CONFIG_124M, "vocab_size": 50, "context_length": 8, "emb_dim": 12, "n_heads": 3}
 

@@ -12,11 +12,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
-import support.batching
+import support.page.batch
 from gpt import GPTModel, train_model
-from support.batching import MAX_STEP, Batch
-from support.data import create_dataloader
-from support.quantization import quantize
+from support.model.quantization import quantize
+from support.page.batch import MAX_STEP, Batch
+from support.training.data import create_dataloader
 from utils import generate, next_token_probs, stream, text_to_token_ids, token_label
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,13 +177,13 @@ def test_everyone_gets_a_turn(trained, tokenizer):
 
 def test_a_step_is_never_larger_than_it_may_be(trained, tokenizer, monkeypatch):
     sizes = []
-    original = support.batching.hidden_states
+    original = support.page.batch.hidden_states
 
     def noted(model, pieces, caches):
         sizes.append(sum(map(len, pieces)))
         return original(model, pieces, caches)
 
-    monkeypatch.setattr(support.batching, "hidden_states", noted)
+    monkeypatch.setattr(support.page.batch, "hidden_states", noted)
     batch = Batch(trained, tokenizer, TEXT.tolist())
     for i in range(12):
         add(batch, start=10 * i, length=64, n=30)
@@ -323,7 +323,7 @@ def test_a_character_begun_in_the_prompt_is_completed(tokenizer):
 
 @pytest.mark.filterwarnings("ignore")  # Chainlit's own, when it is imported
 def test_a_text_that_ends_while_its_reader_is_busy_is_read_to_the_end(trained, tokenizer):
-    from support.turns import Turns
+    from support.page.scheduler import Turns
 
     async def scene():
         turns, read = Turns(Batch(trained, tokenizer)), []

@@ -13,8 +13,8 @@ from conftest import TINY_CONFIG
 from torch import nn
 
 from gpt import GPTModel, calc_loss_loader
-from support.data import create_dataloader
-from support.weights import load_model
+from support.model.weights import load_model
+from support.training.data import create_dataloader
 from utils import generate, generate_text_simple
 
 pytestmark = pytest.mark.usefixtures("one_thread")

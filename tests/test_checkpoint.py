@@ -10,9 +10,9 @@ from conftest import TINY_CONFIG, tiny_loaders
 
 import gpt
 from gpt import GPTModel, TrainState, train_model
-from support import checkpoints
-from support.checkpoints import load_checkpoint, run_config, save_checkpoint
-from support.weights import save_weights
+from support.model.weights import save_weights
+from support.training import checkpoints
+from support.training.checkpoints import load_checkpoint, run_config, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,9 +12,9 @@ import torch
 from conftest import DISK, TINY_CONFIG, damaged
 
 from gpt import Evaluation, GPTModel, TrainState
-from support.checkpoints import load_checkpoint, save_checkpoint
 from support.files import atomic_write
-from support.weights import load_model, save_weights
+from support.model.weights import load_model, save_weights
+from support.training.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

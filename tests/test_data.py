@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.data import GPTDataset, create_dataloader, epoch_loaders, eval_loader, split_tokens
+from support.training.data import (
+    GPTDataset,
+    create_dataloader,
+    epoch_loaders,
+    eval_loader,
+    split_tokens,
+)
 
 
 @given(

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 import pretrain
-from support.checkpoints import read_checkpoint
+from support.training.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,9 +10,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gpt import GPTModel, train_model
-from support.data import create_dataloader
-from support.drafts import MAX_DRAFT, MIN_MATCH, Drafter
-from support.quantization import quantize
+from support.model.drafts import MAX_DRAFT, MIN_MATCH, Drafter
+from support.model.quantization import quantize
+from support.training.data import create_dataloader
 from utils import generate, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")

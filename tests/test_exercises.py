@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from support.exercises import CHECKS, check, reveal
+from support.lesson.exercises import CHECKS, check, reveal
 
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
 SOLUTIONS = dict(

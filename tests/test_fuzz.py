@@ -28,8 +28,10 @@ import gpt
 import support
 import utils
 from gpt import Evaluation, GPTModel, KVCache
-from support import attention, checkpoints, checks, data, head_start, memorization, plots
-from support.batching import Batch
+from support import checks
+from support.inspection import attention, memorization, plots
+from support.page.batch import Batch
+from support.training import checkpoints, data, head_start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -407,14 +409,19 @@ ELSEWHERE = {
 }  # fmt: skip
 # Rooms with tests of their own: those of the page, the notebook and the command.
 COMMANDS = {
-    "server", "turns", "inside", "settings", "lesson", "lesson_figures", "exercises",
-    "arguments", "distributed", "token_file", "hugging_face", "gpt2_tokenizer",
+    "page.server", "page.scheduler", "page.views", "page.settings", "lesson.figures",
+    "lesson.exercises", "lesson.__main__", "training.arguments", "training.distributed",
+    "training.token_file", "model.hugging_face", "model.gpt2_tokenizer",
 }  # fmt: skip
 
 
 def public_names():
     """Return the classes and functions of gpt.py, utils.py and all rooms, without _private ones."""
-    rooms = {room.name for room in pkgutil.iter_modules(support.__path__)} - COMMANDS
+    rooms = {
+        room.name.removeprefix("support.")
+        for room in pkgutil.walk_packages(support.__path__, "support.")
+        if not room.ispkg
+    } - COMMANDS
     modules = [gpt, utils, *(importlib.import_module(f"support.{room}") for room in rooms)]
     return {
         name

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import pretrain
 from gpt import GPT_CONFIG_124M, GPTModel, train_model
-from support.checkpoints import read_checkpoint
-from support.data import eval_loader, split_tokens
-from support.hugging_face import _layout, load_hugging_face, save_hugging_face
-from support.quantization import quantize
-from support.weights import load_model
+from support.model.hugging_face import _layout, load_hugging_face, save_hugging_face
+from support.model.quantization import quantize
+from support.model.weights import load_model
+from support.training.checkpoints import read_checkpoint
+from support.training.data import eval_loader, split_tokens
 from utils import generate, text_to_token_ids
 
 pytestmark = [

@@ -8,12 +8,31 @@ import sys
 import pytest
 from conftest import ROOT
 
-ROOMS = {f"support.{path.stem}" for path in (ROOT / "support").glob("*.py")} - {"support.__init__"}
-FILES = ROOMS | {path.stem for path in ROOT.glob("*.py")}
+PATHS = [*ROOT.glob("*.py"), *(ROOT / "support").rglob("*.py")]
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PATHS}
+FILES -= {name for name in FILES if name.endswith("__init__")}
+# What each part of the project may import from the others, besides itself: imports go down only.
+SHARED = {"support.checks", "support.files"}
+MODEL = {*SHARED, "gpt", "support.model"}
+INSPECTION = {*MODEL, "utils", "support.inspection"}
+ALL = {*INSPECTION, "support.training", "support.lesson", "support.page"}
+MAY_IMPORT = {
+    "gpt": set(),
+    "support.checks": set(),
+    "support.files": set(),
+    "support.model": MODEL,
+    "utils": MODEL,
+    "support.training": {*MODEL, "utils", "support.training"},
+    "support.inspection": INSPECTION,
+    "support.lesson": {*INSPECTION, "support.lesson"},
+    "support.page": {*INSPECTION, "support.page"},
+    "pretrain": ALL - {"support.lesson", "support.page"},
+    "app": ALL - {"support.lesson"},
+}
 
 
 def imports_of(module):
-    """Return the full names of all that a file of the project imports, also within functions."""
+    """Return the full names of everything that a file imports, also within functions."""
     path = ROOT / f"{module.replace('.', '/')}.py"
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -21,17 +40,33 @@ def imports_of(module):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
-            rooms = {f"{node.module}.{alias.name}" for alias in node.names} & FILES
-            names |= rooms or {node.module}
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & FILES
+            names |= modules or {node.module}
     return names
 
 
 IMPORTS = {module: imports_of(module) for module in FILES}
 
 
-def test_all_files_are_looked_at():
-    assert {"gpt", "utils", "app", "support.data", "support.server"} <= FILES
-    assert {"gpt", "utils", "support.server"} <= IMPORTS["app"]  # both kinds of import are seen
+def part(module):
+    """Return the key of MAY_IMPORT that a file belongs to: its folder in support/, or itself."""
+    return module if module in MAY_IMPORT else module.rpartition(".")[0]
+
+
+def test_all_files_belong_to_a_part():
+    assert {part(module) for module in FILES} == MAY_IMPORT.keys()
+    assert {"gpt", "utils", "support.page.server"} <= IMPORTS["app"]  # both kinds of import
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_imports_go_down_only(module):
+    imported = {part(name) for name in IMPORTS[module] & FILES}
+    assert imported <= MAY_IMPORT[part(module)]
+
+
+def test_no_import_cycle():
+    graph = {module: names & FILES for module, names in IMPORTS.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_gpt_imports_torch_and_the_standard_library_alone():
@@ -39,28 +74,17 @@ def test_gpt_imports_torch_and_the_standard_library_alone():
     assert top - sys.stdlib_module_names == {"torch"}
 
 
-@pytest.mark.parametrize("room", ["checks", "data", "drafts", "files", "malloc", "memorization"])
-def test_rooms_that_do_not_work_on_the_model(room):
-    assert not IMPORTS[f"support.{room}"] & {"gpt", "utils", "app"}
+@pytest.mark.parametrize("module", ["checks", "files", "model.drafts", "training.data"])
+def test_modules_that_do_not_need_the_model(module):
+    assert not IMPORTS[f"support.{module}"] & {"gpt", "utils", "app"}
 
 
-def test_no_file_imports_a_higher_one():
-    for module in FILES - {"app", "support.turns"}:  # these two are the page
-        assert not IMPORTS[module] & {"app", "support.server", "support.turns"}, module
-    assert not IMPORTS["utils"] & {"support.plots", "support.checkpoints"}
+def test_packages_are_empty():
+    for path in (ROOT / "support").rglob("__init__.py"):
+        assert path.read_bytes() == b"", path
 
 
-def test_no_import_cycle():
-    graphlib.TopologicalSorter(
-        {module: names & FILES for module, names in IMPORTS.items()}
-    ).prepare()  # raises CycleError
-
-
-def test_support_itself_imports_nothing():
-    assert (ROOT / "support" / "__init__.py").read_bytes() == b""
-
-
-def test_what_an_import_brings_along():
+def test_imports_load_no_library_early():
     code = """
 import sys, gpt
 print(*(name for name in sys.modules if name.split(".")[0] in ("support", "utils", "tiktoken")))

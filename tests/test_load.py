@@ -20,8 +20,8 @@ import torch
 from app_server import Person, Shown, copy_app, running_app, serving
 from conftest import ROOT
 
-from support.batching import Batch
-from support.data import read_text
+from support.page.batch import Batch
+from support.training.data import read_text
 from utils import load_model, text_to_token_ids
 
 SEED = 20
@@ -90,7 +90,7 @@ async def start_watch():
 
 # For the end of app.py: a text with one of these words fails before this token.
 FAILING = """
-from support.batching import Sequence
+from support.page.batch import Sequence
 
 FAILS_AT = {"anvil": 0, "bellows": 3}
 never_failing = Sequence.take

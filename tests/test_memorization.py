@@ -7,7 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.memorization import VerbatimSpan, story_place, verbatim_share, verbatim_spans
+from support.inspection.memorization import (
+    VerbatimSpan,
+    story_place,
+    verbatim_share,
+    verbatim_spans,
+)
 
 
 def test_story_place(story, tokenizer):

@@ -9,7 +9,7 @@ from conftest import TINY_CONFIG
 from torch.nn.functional import cross_entropy
 
 from gpt import GPT_CONFIG_124M, GPTModel, KVCache
-from support.head_start import give_head_start
+from support.training.head_start import give_head_start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,8 +9,8 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 from gpt import GPT_CONFIG_124M
-from support.exercises import CHECKS
-from support.weights import load_model
+from support.lesson.exercises import CHECKS
+from support.model.weights import load_model
 
 TINY_SHAPE = {"context_length": 48, "emb_dim": 32, "n_heads": 4, "n_layers": 2}
 TINY_PARAMETERS = f"""

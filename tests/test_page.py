@@ -16,7 +16,7 @@ from conftest import ROOT
 from playwright._impl._driver import compute_driver_executable
 from playwright.sync_api import Page, expect
 
-from support.settings import LIMITS
+from support.page.settings import LIMITS
 from utils import next_token_probs
 
 expect.set_options(timeout=60_000)

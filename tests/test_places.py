@@ -15,8 +15,8 @@ import pytest
 from app_server import Person, copy_app, serving
 from conftest import ROOT
 
-from support.data import read_text
-from support.memorization import verbatim_share, verbatim_spans
+from support.inspection.memorization import verbatim_share, verbatim_spans
+from support.training.data import read_text
 from utils import text_to_token_ids
 
 TESTS = ROOT / "tests"
@@ -27,12 +27,12 @@ WEIGHTS_NAME = '"pretrain-story-model.pth"'
 
 # After the snippet: has the model memorized the story as the file in this place has it?
 MEMORIZED = """
-from support.data import read_text
+from support.training.data import read_text
 ids = text_to_token_ids(read_text(STORY), tokenizer)
 print("memorized:", torch.equal(generate(model, ids[:, :9], 20, 256), ids[:, :29]))
 """
 PLOT = """
-from support.plots import plot_temperature
+from support.inspection.plots import plot_temperature
 plot_temperature(model(token_ids[:, -256:])[0, -1].detach(), tokenizer).savefig("next.png")
 """
 # The app and a person, in one process: in a namespace, nobody outside reaches the app.

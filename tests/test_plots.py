@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt import Evaluation
-from support.plots import plot_losses, plot_temperature, temperature_png
+from support.inspection.plots import plot_losses, plot_temperature, temperature_png
 
 HISTORY = [
     Evaluation(0, 0.0, 0, 4.0, 4.1, 0.0),

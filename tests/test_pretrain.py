@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 import gpt
 import pretrain
 from gpt import GPT_CONFIG_124M, GPTModel, calc_loss_loader
-from support import token_file
-from support.arguments import SIZES, model_config
-from support.checkpoints import read_checkpoint
-from support.data import eval_loader, read_text, split_tokens
-from support.hugging_face import save_hugging_face
-from support.token_file import load_token_file
-from support.weights import load_model, save_weights
+from support.model.hugging_face import save_hugging_face
+from support.model.weights import load_model, save_weights
+from support.training import token_file
+from support.training.arguments import SIZES, model_config
+from support.training.checkpoints import read_checkpoint
+from support.training.data import eval_loader, read_text, split_tokens
+from support.training.token_file import load_token_file
 from utils import text_to_token_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,15 +111,16 @@ def test_it_gives_what_the_lesson_gives_bit_for_bit(folder, monkeypatch):
         cell("story = read_text(STORY)"),
         "tokenizer = tiktoken.get_encoding('gpt2'); prompt = text_to_token_ids(PROMPT, tokenizer)",
         cell("token_ids = text_to_token_ids(story"),
-        "from support.data import create_dataloader, epoch_loaders, eval_loader, split_tokens",
+        "from support.training.data import *",
         cell("train_ids, val_ids = split_tokens"),
         cell("def whole_windows("),
-        "from gpt import GPTModel, train_model; from support.head_start import give_head_start",
+        "from gpt import GPTModel, train_model",
+        "from support.training.head_start import give_head_start",
         cell("def large_model():"),
         "num_steps = 0",
         cell("def on_step(step, num_steps):"),
         cell("train_model(model, plan_epochs()"),
-        "from support.weights import save_weights",
+        "from support.model.weights import save_weights",
         re.search(r"save_weights\(model.*ids", cell("save_weights(model, WEIGHTS"))[0] + ")",
     ):
         exec(source, names)

@@ -181,8 +181,9 @@ OPEN_FOLDERS = {  # what stands in these is sent to anybody
     "/copilot/": CHAINLIT / "copilot" / "dist",
 }
 OTHERS = ("/", "/avatars/", "/favicon/", "/logo/", "/logo?theme=", "/project/", "/project/file/")
-CLOSED = ("app.py", "gpt.py", "support/server.py", "counted.py", ".env", ".chainlit/config.toml",
-          "chainlit.md", "dataset/story.txt", "pretrain-story-model.pth")  # fmt: skip
+CLOSED = ("app.py", "gpt.py", "support/page/server.py", "counted.py", ".env",
+          ".chainlit/config.toml", "chainlit.md", "dataset/story.txt",
+          "pretrain-story-model.pth")  # fmt: skip
 
 
 def spellings(path: str) -> set[str]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import utils
-from support.data import read_text
+from support.training.data import read_text
 from utils import text_to_token_ids, token_ids_to_text, token_label
 
 

@@ -22,7 +22,7 @@ from gpt import (
     train_step,
     wsd_schedule,
 )
-from support.data import create_dataloader
+from support.training.data import create_dataloader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -124,8 +124,8 @@ import sys, torch
 sys.path += sys.argv[2:]
 from conftest import TINY_CONFIG, tiny_loaders
 from gpt import GPTModel, train_model
-from support.head_start import give_head_start
-from support.weights import save_weights
+from support.training.head_start import give_head_start
+from support.model.weights import save_weights
 from utils import generate
 torch.manual_seed(0)
 model = GPTModel(TINY_CONFIG)
@@ -259,7 +259,7 @@ def test_long_gradients_are_scaled_down_and_no_others(tiny_model):
 def test_freed_memory_is_kept():
     code = """
 import resource, torch
-from support.malloc import tune_malloc
+from support.training.malloc import tune_malloc
 tune_malloc()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt  # pages handed out by the system
 for _ in range(20):

@@ -12,11 +12,10 @@ import pytest
 import torch
 from conftest import ROOT, TINY_CONFIG, tiny_loaders
 
-import support.weights
+import support.model.weights
 import utils
 from gpt import GPTModel, MultiHeadAttention, calc_loss_loader, train_model
-from support.data import create_dataloader
-from support.quantization import (
+from support.model.quantization import (
     Int8Attention,
     Int8Linear,
     exact_product,
@@ -24,7 +23,8 @@ from support.quantization import (
     fast_product,
     pack,
 )
-from support.weights import load_model, save_weights
+from support.model.weights import load_model, save_weights
+from support.training.data import create_dataloader
 from utils import generate, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,7 +134,7 @@ def test_products_of_eight_bits_are_exact_everywhere(rows):
 
 def test_eight_bits_are_the_same_with_other_instructions():
     code = (
-        "import torch; from support.quantization import Int8Linear; torch.manual_seed(0); "
+        "import torch; from support.model.quantization import Int8Linear; torch.manual_seed(0); "
         "linear = torch.nn.Linear(3072, 100); linear.weight.data.abs_()\n"  # large sums
         "for rows in (1, 30): print(*Int8Linear(linear)(torch.rand(rows, 3072)).flatten().tolist())"
     )
@@ -173,7 +173,7 @@ def test_loading_needs_no_compiler(saved):
 
 
 def test_utils_hands_on_load_model():
-    assert utils.load_model is support.weights.load_model
+    assert utils.load_model is support.model.weights.load_model
 
 
 def test_float32_state_dicts_load_too(tiny_model, tmp_path):

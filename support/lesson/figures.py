@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from support.plots import BLUE, GREEN, ORANGE, new_axes
+from support.inspection.plots import BLUE, GREEN, ORANGE, new_axes
 
 COLOURS, STYLES = (BLUE, ORANGE, GREEN, "black"), ("-", "--", "-.", ":")
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gpt import GPTModel, KVCache, MultiHeadAttention, attend
 from support.checks import check_sampling
-from support.drafts import Drafter
+from support.model.drafts import Drafter
 from utils import check_prompt, draw_token, token_label
 
 MAX_PIECE = 64  # tokens of one text in a step

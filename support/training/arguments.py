@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import torch
 
 from gpt import GPT_CONFIG_124M, check_config
-from support.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE
+from support.training.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE
 
-STORY = Path(__file__).parent.parent / "dataset" / "story.txt"
+STORY = Path(__file__).parents[2] / "dataset" / "story.txt"
 SIZES = {  # of GPT-2; the other keys are those of GPT_CONFIG_124M
     "gpt2": {"emb_dim": 768, "n_heads": 12, "n_layers": 12},
     "gpt2-medium": {"emb_dim": 1024, "n_heads": 16, "n_layers": 24},
@@ -174,7 +174,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help="weights of this project, for the same --config, or a folder of Hugging Face's GPT-2, "
         "of which --config can change drop_rate and make context_length shorter")
     add("--no-head-start", dest="head_start", action="store_false",
-        help="begin with random numbers alone; see support/head_start.py")
+        help="begin with random numbers alone; see support/training/head_start.py")
     add = parser.add_argument_group("how to train").add_argument
     add("--epochs", type=at_least(1), default=6, metavar="N", help="times through the text (6)")
     add("--batch-size", type=at_least(1), default=1, metavar="N",

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.checks import check_ids
 from support.files import atomic_write, load_archive
-from support.quantization import quantize
+from support.model.quantization import quantize
 
 
 def save_weights(
@@ -90,7 +90,7 @@ def load_model(
 
     Its weights have `dtype`. A token's step means reading all weights once: so with
     `torch.bfloat16`, half the bytes, it generates faster on some CPUs, and with `torch.int8`, a
-    quarter, on most. 8-bit weights are for generation alone: see support/quantization.py.
+    quarter, on most. 8-bit weights are for generation alone: see support/model/quantization.py.
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to
     another configuration, or holds anything but weights (code in the file is never run), and for

@@ -1,11 +1,11 @@
-"""Everybody's texts in turn: the batch of support/batching.py, run by the inference thread."""
+"""Everybody's texts in turn: the batch of support/page/batch.py, run by the inference thread."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from support.batching import Batch, Sequence, TokenInfo
-from support.server import inference_executor, run_in
+from support.page.batch import Batch, Sequence, TokenInfo
+from support.page.server import inference_executor, run_in
 
 
 class Turns:

@@ -9,8 +9,8 @@ from tiktoken import Encoding
 from torch import Tensor
 
 from gpt import GPTModel
-from support.attention import attention_weights
-from support.memorization import story_place, verbatim_share, verbatim_spans
+from support.inspection.attention import attention_weights
+from support.inspection.memorization import story_place, verbatim_share, verbatim_spans
 from utils import token_label
 
 

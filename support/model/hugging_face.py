@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpt import GPTModel, check_config
 from support.files import atomic_write, read_json
-from support.gpt2_tokenizer import END_OF_TEXT, check_tokenizer, tokenizer_files
+from support.model.gpt2_tokenizer import END_OF_TEXT, check_tokenizer, tokenizer_files
 
 # 1. The two layouts -------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from support.files import read_json
 
-TABLES = Path(__file__).parent.parent / "dataset" / "gpt2-bpe"  # under the names tiktoken gives
+TABLES = Path(__file__).parents[2] / "dataset" / "gpt2-bpe"  # under the names tiktoken gives
 VOCAB, MERGES = "vocab.json", "merges.txt"  # their names in such a folder
 TABLE = {
     VOCAB: "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from gpt import LM_HEAD_LR_MULT, Evaluation, GPTModel, TrainState, train_model
-from support.data import epoch_loaders
 from support.files import atomic_write, load_archive
+from support.training.data import epoch_loaders
 
 RunConfig = dict[str, Any]
 

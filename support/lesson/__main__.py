@@ -9,7 +9,7 @@ import nbformat
 from nbclient import NotebookClient
 from tqdm import tqdm
 
-NOTEBOOK = Path(__file__).parent.parent / "pretrain.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "pretrain.ipynb"
 
 
 class LessonClient(NotebookClient):
