@@ -12,24 +12,20 @@
 Shapes: B rows, T tokens in a row, V tokens in the vocabulary.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from tiktoken import Encoding
 from torch import Tensor
 
+import tiktoken_ext.offline_gpt2  # noqa: F401  (GPT-2's tokenizer needs no download)
 from gpt import GPTModel, KVCache, eval_mode
 from support.checks import check_ids, check_logits, check_number, check_sampling
 from support.model.drafts import Drafter
 from support.model.weights import load_model as load_model  # people import it from here
-
-# tiktoken looks here for GPT-2's tables before it tries to download them.
-os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(Path(__file__).parent / "dataset" / "gpt2-bpe"))
 
 # 1. Tokens and text -------------------------------------------------------------------------
 

@@ -114,7 +114,7 @@ def copy_app(
     """
     for name in ("app.py", "gpt.py", "utils.py", "chainlit.md", ".gitignore"):
         shutil.copy(ROOT / name, folder)
-    for name in ("dataset", "public", "support"):
+    for name in ("dataset", "public", "support", "tiktoken_ext"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     if story:

@@ -15,7 +15,6 @@ import tiktoken
 import torch
 from hypothesis import settings
 
-import utils  # noqa: F401  (it tells tiktoken where GPT-2's tables are)
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.training.data import epoch_loaders, eval_loader, read_text
 

@@ -53,7 +53,7 @@ def run(notebook, folder):
     """Execute a notebook in a folder; raises if a cell does."""
     for name in ("gpt.py", "utils.py"):
         shutil.copy(ROOT / name, folder)
-    for name in ("support", "dataset"):
+    for name in ("support", "dataset", "tiktoken_ext"):
         shutil.copytree(ROOT / name, folder / name)
     story = folder / "dataset" / "story.txt"
     story.write_text(story.read_text()[:LENGTH])

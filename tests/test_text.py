@@ -1,4 +1,4 @@
-"""Tokens and text, there and back, and the story."""
+"""Tokens and text, there and back; GPT-2's tokenizer without a network; the story."""
 
 import os
 import subprocess
@@ -9,26 +9,82 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 import utils
 from support.training.data import read_text
+from tiktoken_ext import offline_gpt2, openai_public
 from utils import text_to_token_ids, token_ids_to_text, token_label
 
+OFFLINE = """
+import os, socket, sys, tiktoken
+def refuse(*args): raise OSError("no network here")
+socket.socket.connect = socket.getaddrinfo = refuse
+variables = dict(os.environ)
+"""
+ENCODE = "print(tiktoken.get_encoding('gpt2').encode('Everyone knew'))\n"
+ENCODINGS_COLLECTED = f"""
+sys.path.remove("")
+assert "gpt2" in tiktoken.list_encoding_names()
+sys.path.append({str(ROOT)!r})
+import utils
+"""
+ANOTHER_ENCODING = """
+try:
+    tiktoken.get_encoding("r50k_base")
+except OSError as error:
+    assert "no network here" in str(error)
+else:
+    sys.exit("no other encoding is in this project")
+assert os.environ == variables
+"""
 
-def test_tokenizer_needs_no_network(tmp_path):
-    code = (
-        "import socket\n"
-        "def refuse(*args): raise OSError('no network here')\n"
-        "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "import utils, tiktoken\n"
-        "print(tiktoken.get_encoding('gpt2').encode('Everyone knew'))"
-    )
-    env = {k: v for k, v in os.environ.items() if k != "TIKTOKEN_CACHE_DIR"}
-    env["TMPDIR"] = str(tmp_path)  # tiktoken's own cache would be there
+
+@pytest.mark.parametrize(
+    ("code", "variable"),
+    [
+        (ENCODE, "TMPDIR={cache}"),  # tiktoken's own cache would be there
+        (ENCODE, "TIKTOKEN_CACHE_DIR={cache}/data-gym-cache"),
+        (ENCODE, "DATA_GYM_CACHE_DIR={cache}/data-gym-cache"),
+        (ENCODE + "import utils", "TIKTOKEN_CACHE_DIR="),
+        ("import utils\nsys.path.remove('')\n" + ENCODE, "TIKTOKEN_CACHE_DIR="),
+        (ENCODINGS_COLLECTED + ENCODE + ANOTHER_ENCODING, "TIKTOKEN_CACHE_DIR="),
+    ],
+)
+def test_the_tokenizer_needs_no_network_and_no_cache(tmp_path, code, variable):
+    cached = tmp_path / "data-gym-cache" / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
+    cached.parent.mkdir()
+    cached.write_text("not GPT-2's")  # tiktoken itself would delete it and download the table
+    names = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    name, value = variable.format(cache=tmp_path).split("=")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[16190, 2993]"
+        [sys.executable, "-c", OFFLINE + code], cwd=ROOT, env={**env, name: value},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("[16190, 2993]\n", "")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [cached]
+    assert cached.read_text() == "not GPT-2's"
+
+
+def test_the_tokenizer_is_the_one_that_tiktoken_makes_from_these_tables(monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+
+    def from_tables(vocab_bpe_file, encoder_json_file, **hashes):
+        paths = [str(offline_gpt2.TABLES / name) for name in ("merges.txt", "vocab.json")]
+        return data_gym_to_mergeable_bpe_ranks(*paths, **hashes)
+
+    monkeypatch.setattr(openai_public, "data_gym_to_mergeable_bpe_ranks", from_tables)
+    assert offline_gpt2.gpt2() == openai_public.gpt2()
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_damaged_table_is_refused(tmp_path, monkeypatch, name):
+    content = (offline_gpt2.TABLES / name).read_bytes()
+    (tmp_path / name).write_bytes(content.replace(b"\n", b"\r\n") + b" ")
+    monkeypatch.setattr(offline_gpt2, "TABLES", tmp_path)
+    with pytest.raises(ValueError, match=rf"{name} is damaged: `git restore dataset` brings"):
+        offline_gpt2.read_table(name)
 
 
 @given(st.text())
