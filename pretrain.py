@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gpt import GPT_CONFIG_124M, Evaluation, GPTModel, TrainState, train_model, train_step
-from support.files import atomic_write
+from support.files import atomic_write, read_text
 from support.inspection.plots import plot_losses
 from support.model.hugging_face import load_hugging_face
 from support.model.weights import load_model, save_weights
@@ -38,7 +38,7 @@ from support.training.checkpoints import (
     run_config,
     save_checkpoint,
 )
-from support.training.data import epoch_loaders, eval_loader, read_text, split_tokens
+from support.training.data import epoch_loaders, eval_loader, split_tokens
 from support.training.distributed import LOCAL_RANK, RANK, WORLD_SIZE
 from support.training.head_start import give_head_start
 from support.training.malloc import tune_malloc

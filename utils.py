@@ -29,8 +29,11 @@ from support.model.weights import load_model as load_model  # people import it f
 
 # 1. Tokens and text -------------------------------------------------------------------------
 
-PIECE = 1_000_000  # characters that are encoded at once, at least
-BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")  # where GPT-2's tokenizer always begins a token
+# Characters to encode in one call, at least; tiktoken fails on a million blanks before a word.
+PIECE = 900_000
+# The last blank before a word, where GPT-2's tokenizer always begins a token. (Unlike Python, it
+# does not count the separators \x1c to \x1f as white space.)
+LAST_BLANK = re.compile(r"(?=[^\S\x1c-\x1f](?!<\|endoftext\|>)[\S\x1c-\x1f])")
 
 
 def text_to_token_ids(
@@ -44,16 +47,24 @@ def text_to_token_ids(
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {text!r:.60}")
-    pieces, start = [torch.empty(0, dtype=torch.long)], 0
-    while start < len(text):
-        cut = BETWEEN_WORDS.search(text, start + PIECE)
-        end = cut.start() if cut else len(text)
-        ids = tokenizer.encode(text[start:end], allowed_special={"<|endoftext|>"})
-        pieces.append(torch.tensor(ids, dtype=torch.long))
-        start = end
+    all_ids, done = [torch.empty(0, dtype=torch.long)], 0
+    for piece in split_text(text):
+        ids = tokenizer.encode(piece, allowed_special={"<|endoftext|>"})
+        all_ids.append(torch.tensor(ids, dtype=torch.long))
+        done += len(piece)
         if on_piece:
-            on_piece(start, len(text))
-    return torch.cat(pieces)[None]
+            on_piece(done, len(text))
+    return torch.cat(all_ids)[None]
+
+
+def split_text(text: str) -> Iterator[str]:
+    """Yield pieces of `text` whose token ids, one after the other, are those of the whole text."""
+    start = 0
+    while start < len(text):
+        cut = LAST_BLANK.search(text, start + PIECE)
+        end = cut.start() if cut else len(text)
+        yield text[start:end]
+        start = end
 
 
 def token_ids_to_text(token_ids: Tensor, tokenizer: Encoding) -> str:

@@ -1,15 +1,16 @@
-"""Reading and writing files so that none is lost and none is taken for what it is not.
+"""Crash-safe writes, and reads that detect damage.
 
-If a process is killed while it saves, the unfinished file stays beside the old one, named
-*.partial, and can be deleted.
+A process that is killed while it saves leaves an unfinished file, *.partial, beside the old one.
+It can be deleted.
 """
 
+import codecs
 import io
 import json
 import os
 import secrets
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,14 +18,16 @@ from typing import Any, BinaryIO
 
 import torch
 
+Progress = Callable[[int, int], object]
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Yield a file to write, which takes the place of the one at `path` when it is complete.
+    """Yield a file to write, which replaces the file at `path` once it is complete.
 
-    It is written beside `path` under a name of its own and then renamed: whatever happens, and
-    whoever else writes there, the old file or a new one is there, whole. Raises OSError, with the
-    path, if the disk is full or cannot be written.
+    It is written under a unique name beside `path` and then renamed. Whatever happens, and whoever
+    else writes there, `path` holds either the old file or a new one, complete. Raises OSError, with
+    the path, if the disk is full or not writable.
     """
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
@@ -32,11 +35,11 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         with unfinished.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # it is on the disk before it takes the old one's place
+            os.fsync(file.fileno())  # on the disk before it replaces the old file
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:
-        # Where the disk is full, torch.save raises a RuntimeError on top of the OSError; so it does
-        # on top of a Ctrl-C.
+        # On a full disk, torch.save raises a RuntimeError while it handles the OSError; the same
+        # goes for Ctrl-C.
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, KeyboardInterrupt):
             raise cause from None
@@ -46,27 +49,65 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             cause.errno, f"not saved ({cause.strerror}); an older file is unchanged", str(path)
         ) from error
     finally:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # report the first error, not this one
             unfinished.unlink(missing_ok=True)
 
 
+def read_text(path: str | Path) -> str:
+    """Return the text of a UTF-8 file. Raises ValueError as `read_pieces` does."""
+    return "".join(read_pieces(path))
+
+
+def read_pieces(
+    path: str | Path, size: int = -1, on_progress: Progress = lambda done, total: None
+) -> Iterator[str]:
+    """Yield the text of a UTF-8 file in pieces of `size` characters; by default, in one piece.
+
+    `on_progress(done, total)`, both in bytes, is called after each piece. Raises ValueError if the
+    file is empty, is not UTF-8, or has NUL characters, as UTF-16 text has.
+    """
+    blank, line = True, 1
+    with open(path, "rb") as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
+        if raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"{path} is UTF-16 text: save it as UTF-8")
+        try:
+            while piece := file.read(size):
+                if "\0" in piece:
+                    line += piece[: piece.index("\0")].count("\n")
+                    raise ValueError(
+                        f"{path} has a NUL character in line {line}, as UTF-16 text and binary "
+                        "files have: save it as UTF-8 text"
+                    )
+                line += piece.count("\n")
+                blank = blank and piece.isspace()
+                yield piece
+                on_progress(raw.tell(), os.path.getsize(path))
+        except UnicodeDecodeError as error:
+            byte = raw.tell() - len(error.object) + error.start
+            raise ValueError(
+                f"{path} is not UTF-8 text (byte {byte} cannot be decoded): save it as UTF-8"
+            ) from None
+    if blank:
+        raise ValueError(f"{path} is empty: put the text to learn in it")
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds. Raises ValueError if it is damaged."""
+    """Return the object in a JSON file. Raises ValueError if the file is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, get it anew: {error}") from None
+        raise ValueError(f"{path} is damaged, download it again: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged, get it anew: it must hold a JSON object")
+        raise ValueError(f"{path} is damaged, download it again: it must hold a JSON object")
     return content
 
 
 def load_archive(path: str | Path, what: str, remedy: str) -> Any:
-    """Return what `torch.save` stored at `path`, if its checksums are right.
+    """Return the object that `torch.save` stored at `path`, after verifying its checksums.
 
-    (`torch.load` alone ignores them, and would take some damaged bytes for weights.) Raises
-    ValueError if the file is damaged or holds code, which is never run; its message says `what` the
-    file should be and names the `remedy`.
+    `torch.load` alone ignores the checksums and can load damaged bytes as weights. Raises
+    ValueError if the file is damaged or contains code, which is never run. The message says `what`
+    the file should be, and names the `remedy`.
     """
     checked = io.BytesIO()
     try:
@@ -76,15 +117,15 @@ def load_archive(path: str | Path, what: str, remedy: str) -> Any:
             ThreadPoolExecutor() as pool,
         ):
             names = packed.namelist()
-            # All are opened before one is read: in some releases of Python 3.12 and 3.13, none can
-            # be opened while others are read (https://github.com/python/cpython/issues/127847).
+            # Open all entries before reading any: some releases of Python 3.12 and 3.13 cannot
+            # open one while others are read (https://github.com/python/cpython/issues/127847).
             entries = [packed.open(name) for name in names]
             for name, data in zip(names, pool.map(zipfile.ZipExtFile.read, entries), strict=True):
                 plain.writestr(name, data)
         checked.seek(0)
         return torch.load(checked, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
-        raise  # these say themselves what is wrong
+        raise  # their own messages are clear
     except Exception as error:  # damaged bytes make torch.load raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(

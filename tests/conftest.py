@@ -16,7 +16,8 @@ import torch
 from hypothesis import settings
 
 from gpt import GPT_CONFIG_124M, GPTModel
-from support.training.data import epoch_loaders, eval_loader, read_text
+from support.files import read_text
+from support.training.data import epoch_loaders, eval_loader
 
 # Timings vary too much on a busy machine to be part of a test.
 settings.register_profile("no deadline", deadline=None)

@@ -12,9 +12,9 @@ import torch
 from app_server import WEIGHTS, Person, copy_app, running_app, serving
 from conftest import ROOT
 
+from support.files import read_text
 from support.page.batch import Batch
 from support.page.settings import as_chosen, read_settings
-from support.training.data import read_text
 from utils import load_model, text_to_token_ids
 
 PROMPT = "On Thursday there was fog."

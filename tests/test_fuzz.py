@@ -403,7 +403,8 @@ ELSEWHERE = {
     "quantize", "quantize_rows", "fingerprint", "read_json",
     "LayerNorm", "MultiHeadAttention", "FeedForward", "TransformerBlock", "Evaluation",
     "TrainState", "eval_mode", "create_optimizer", "tune_malloc", "TokenInfo", "VerbatimSpan",
-    "StoryPlace", "verbatim_share", "new_axes", "temperature_png", "read_text", "atomic_write",
+    "StoryPlace", "verbatim_share", "new_axes", "temperature_png", "read_text", "read_pieces",
+    "atomic_write", "split_text",
     "load_archive", "save_weights", "load_model", "save_checkpoint", "load_checkpoint",
     "read_checkpoint", "restore",
 }  # fmt: skip

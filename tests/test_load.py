@@ -20,8 +20,8 @@ import torch
 from app_server import Person, Shown, copy_app, running_app, serving
 from conftest import ROOT
 
+from support.files import read_text
 from support.page.batch import Batch
-from support.training.data import read_text
 from utils import load_model, text_to_token_ids
 
 SEED = 20

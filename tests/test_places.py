@@ -15,8 +15,8 @@ import pytest
 from app_server import Person, copy_app, serving
 from conftest import ROOT
 
+from support.files import read_text
 from support.inspection.memorization import verbatim_share, verbatim_spans
-from support.training.data import read_text
 from utils import text_to_token_ids
 
 TESTS = ROOT / "tests"
@@ -27,7 +27,7 @@ WEIGHTS_NAME = '"pretrain-story-model.pth"'
 
 # After the snippet: has the model memorized the story as the file in this place has it?
 MEMORIZED = """
-from support.training.data import read_text
+from support.files import read_text
 ids = text_to_token_ids(read_text(STORY), tokenizer)
 print("memorized:", torch.equal(generate(model, ids[:, :9], 20, 256), ids[:, :29]))
 """

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 import gpt
 import pretrain
 from gpt import GPT_CONFIG_124M, GPTModel, calc_loss_loader
+from support.files import read_text
 from support.model.hugging_face import save_hugging_face
 from support.model.weights import load_model, save_weights
 from support.training import token_file
 from support.training.arguments import SIZES, model_config
 from support.training.checkpoints import read_checkpoint
-from support.training.data import eval_loader, read_text, split_tokens
+from support.training.data import eval_loader, split_tokens
 from support.training.token_file import load_token_file
 from utils import text_to_token_ids
 
@@ -342,6 +343,13 @@ def test_no_cuda_where_it_was_asked_for(capsys):
     [
         (b"", "mine.txt is empty"),
         ("Die Uhr schlägt.".encode("latin-1"), r"mine.txt is not UTF-8 text \(byte 12 "),
+        (
+            "No mark.\nUTF-16".encode("utf-16-le"),
+            "mine.txt has a NUL character in line 1, as UTF-16",
+        ),
+        (b"Long.\r\n" * 400_000 + b"\0", "mine.txt has a NUL character in line 400001"),
+        ("A mark.".encode("utf-16"), "mine.txt is UTF-16 text: save it as UTF-8"),
+        (b"\xfe\xff\0A", "mine.txt is UTF-16 text: save it as UTF-8"),
         (b"Too short.", "the training part has 3 tokens .* but one window needs 17: use a longer"),
         (b" \n" * 600, "mine.txt is empty"),
     ],
@@ -617,7 +625,7 @@ def test_a_damaged_folder(folder, capsys):
 def test_a_large_text_gives_the_same_weights(folder, monkeypatch, uninterrupted):
     monkeypatch.setattr(pretrain, "LARGE", 1000)
     train()
-    assert (folder / "mine.txt.tokens").exists()
+    assert len(list(folder.glob("mine.txt.*.tokens"))) == 1
     assert everything() == uninterrupted
 
 

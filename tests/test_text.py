@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 import utils
-from support.training.data import read_text
+from support.files import read_text
 from tiktoken_ext import offline_gpt2, openai_public
 from utils import text_to_token_ids, token_ids_to_text, token_label
 

@@ -6,7 +6,6 @@ A window of T tokens asks T questions at once: its targets are its inputs shifte
 import math
 import random
 from numbers import Real
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,19 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from support.checks import check_ids, check_number
 
 GPT2_VOCAB_SIZE = 50257
-
-
-def read_text(path: str | Path) -> str:
-    """Return the text of a UTF-8 file. Raises ValueError if it is empty or not UTF-8."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # with or without a byte-order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start} cannot be read): save it as UTF-8"
-        ) from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty: put the text to learn in it")
-    return text
 
 
 def split_tokens(
