@@ -16,7 +16,7 @@ sys.path.append(str(PEERS))
 
 import gpt  # noqa: E402
 import utils  # noqa: E402
-from support.training import data  # noqa: E402
+from support.files import read_text  # noqa: E402
 
 CONFIG = gpt.GPT_CONFIG_124M
 LENGTH = CONFIG["context_length"]
@@ -26,7 +26,7 @@ Round = Callable[[], dict[str, Any]]
 
 def story_ids() -> torch.Tensor:
     """Return the token ids of the story, shape (T,)."""
-    story = data.read_text(ROOT / "dataset" / "story.txt")
+    story = read_text(ROOT / "dataset" / "story.txt")
     return utils.text_to_token_ids(story, tiktoken.get_encoding("gpt2"))[0]
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import gpt
 import utils
+from support.files import read_text
 from support.training import data
 from support.training.head_start import give_head_start
 from support.training.malloc import tune_malloc
@@ -198,7 +199,7 @@ def windows(
     megabytes: int, stride: int, build: Callable[[str, tiktoken.Encoding, int], DataLoader]
 ) -> Round:
     """Return a round that makes windows from so much text, and says what memory they take."""
-    story = data.read_text(ROOT / "dataset" / "story.txt")
+    story = read_text(ROOT / "dataset" / "story.txt")
     text = story * round(megabytes * 1e6 / len(story))
     tokenizer = tiktoken.get_encoding("gpt2")
     build(story, tokenizer, stride)  # all that is to be imported and loaded is there
