@@ -1,4 +1,4 @@
-"""Verbatim overlap of a text with the story: the spans, their share, and where they stand."""
+"""Verbatim spans of a text in a story, the share that they cover, and their place in the story."""
 
 from itertools import accumulate
 
@@ -32,22 +32,23 @@ def test_story_place(story, tokenizer):
 
 @pytest.mark.parametrize("start", [-1, 3])
 def test_story_place_of_a_span_from_another_story(tokenizer, start):
-    with pytest.raises(ValueError, match="does not lie in a story of 4 tokens"):
+    with pytest.raises(ValueError, match="is outside a story of 4 tokens"):
         story_place(VerbatimSpan(0, 2, start), [1, 2, 3, 4], tokenizer)
 
 
-def test_verbatim_spans_by_hand():
-    story = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 9]
-    assert verbatim_spans([1, 2, 3, 4], story, 3) == [VerbatimSpan(0, 4, 0)]
-    assert verbatim_spans([0, 2, 3, 9, 0], story, 3) == [VerbatimSpan(1, 3, 9)]
-    assert verbatim_spans([1, 2, 3, 9], story, 3) == [VerbatimSpan(0, 4, 8)]  # the longer one
-    assert verbatim_spans([1, 2, 0, 4, 5], story, 3) == []
-    assert verbatim_spans([], story, 3) == []
-    assert verbatim_spans([1, 2, 3], [], 3) == []
-    overlapping = verbatim_spans([6, 7, 8, 1, 2, 3, 4, 5], story, 3)
-    assert overlapping == [VerbatimSpan(0, 6, 5), VerbatimSpan(3, 5, 0)]
-    assert verbatim_share(overlapping, 10) == 0.8
-    assert verbatim_share([], 0) == 0
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ([1, 2, 3, 4], [(0, 4, 0)]),
+        ([0, 2, 3, 9, 0], [(1, 3, 9)]),
+        ([1, 2, 3, 9], [(0, 4, 8)]),  # the longer run, although a shorter one comes earlier
+        ([1, 2, 0, 4, 5], []),
+        ([], []),
+        ([6, 7, 8, 1, 2, 3, 4, 5], [(0, 6, 5), (3, 5, 0)]),  # two that overlap
+    ],
+)
+def test_verbatim_spans_by_hand(text, spans):
+    assert verbatim_spans(text, [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 9], 3) == spans
 
 
 def test_verbatim_spans_of_tensors_and_of_bad_arguments():
@@ -57,7 +58,7 @@ def test_verbatim_spans_of_tensors_and_of_bad_arguments():
         verbatim_spans(text[None], story)
     with pytest.raises(ValueError, match="min_length must be at least 1, not 0"):
         verbatim_spans(text, story, 0)
-    assert verbatim_spans([7] * 2000, [7] * 2000) == [VerbatimSpan(0, 2000, 0)]  # and not in hours
+    assert verbatim_spans([7] * 2000, [7] * 2000) == [VerbatimSpan(0, 2000, 0)]  # without hours
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Memorization, measured: which passages of a generated text stand in the story word for word."""
+"""Measure memorization: find the passages that a generated text copies from the story."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from support.checks import check_number
 
 
 class VerbatimSpan(NamedTuple):
-    """A run of tokens of a text that stands word for word in the story."""
+    """A run of tokens of a text that also occurs in the story."""
 
     start: int  # index of its first token in the text
     length: int  # in tokens
@@ -23,20 +23,19 @@ def verbatim_spans(
     story_ids: Sequence[int] | torch.Tensor,
     min_length: int = 6,
 ) -> list[VerbatimSpan]:
-    """Return the runs of at least `min_length` tokens of a text that also stand in the story.
+    """Return the runs of at least `min_length` tokens of a text that also occur in the story.
 
-    Each run is as long as it can be, and none lies inside another, though two may overlap. A run
-    that stands in the story several times is given with its first place. The time grows with the
-    product of both lengths: a second for a text of 20,000 tokens and a story as long. Raises
-    ValueError for texts that are not rows of ids.
+    Each run is as long as possible. Runs may overlap, but none contains another. `story_start` is
+    the first occurrence in the story. The time is proportional to the product of both lengths: a
+    second for 20,000 tokens each. Raises ValueError for texts that are not rows of ids.
     """
     check_number("min_length", min_length, low=1)
     text, story = np.asarray(token_ids), np.asarray(story_ids)
     for ids in (text, story):
         if ids.ndim != 1 or (ids.size and ids.dtype.kind != "i"):
-            raise ValueError(f"each text must be one row of ids, not {ids!r:.60}")
+            raise ValueError(f"a text must be one row of ids, not {ids!r:.60}")
     spans: list[VerbatimSpan] = []
-    # matches[j]: how many tokens before place j of the story are also the last ones of the text.
+    # matches[j]: length of the longest common suffix of story[:j] and the text read so far.
     matches = np.zeros(len(story) + 1, dtype=int)
     for end in range(len(text) + 1):
         before = matches
@@ -52,20 +51,20 @@ def verbatim_spans(
 
 
 class StoryPlace(NamedTuple):
-    """Where a copied span stands in the story."""
+    """The place of a copied span in the story."""
 
-    paragraph: int  # 1 is the first
-    before: str  # a few words of the story before the span
-    after: str  # and after it
+    paragraph: int  # from 1
+    before: str  # the story's twelve tokens before the span
+    after: str  # and the twelve after it
 
 
 def story_place(span: VerbatimSpan, story_ids: Sequence[int], tokenizer: Encoding) -> StoryPlace:
-    """Return where in the story a span stands. Paragraphs are divided by an empty line.
+    """Return the place of a span in the story. Empty lines separate paragraphs.
 
-    Raises ValueError if the story is not so long: then the span was found in another one.
+    Raises ValueError if the span ends beyond the story, because it belongs to another one.
     """
     if not 0 <= span.story_start <= len(story_ids) - span.length:
-        raise ValueError(f"{span} does not lie in a story of {len(story_ids)} tokens")
+        raise ValueError(f"{span} is outside a story of {len(story_ids)} tokens")
     before = list(story_ids[: span.story_start])
     after = list(story_ids[span.story_start + span.length :][:12])
     paragraph = 1 + tokenizer.decode(before).count("\n\n")
@@ -73,6 +72,6 @@ def story_place(span: VerbatimSpan, story_ids: Sequence[int], tokenizer: Encodin
 
 
 def verbatim_share(spans: Sequence[VerbatimSpan], num_tokens: int) -> float:
-    """Return the share, from 0 to 1, of a text's tokens that lie in at least one of the spans."""
+    """Return the share, from 0 to 1, of a text's `num_tokens` tokens that are in a span."""
     covered = {i for span in spans for i in range(span.start, span.start + span.length)}
     return len(covered) / num_tokens if num_tokens else 0.0

@@ -1,13 +1,17 @@
-"""Figures. Matplotlib is slow to import: only those who plot wait for it."""
+"""Figures of losses and of next-token probabilities, and the style that all figures share.
 
-import io
+Matplotlib takes long to import, so modules that do not plot never import this one.
+"""
+
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ticker import MaxNLocator
 from tiktoken import Encoding
 
@@ -15,29 +19,72 @@ from gpt import Evaluation
 from support.checks import check_logits, check_number
 from utils import next_token_probs, token_label
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # told apart by colour-blind readers too
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # distinct for colour-blind readers, too
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a new figure of this size in inches, in the style of all the plots, and its axes."""
+    """Return a new figure, with its size in inches, and its axes, in the style of all figures."""
     figure = Figure(figsize=(width, height), layout="constrained")
     ax = figure.subplots()
+    style_axes(ax)
+    return figure, ax
+
+
+def style_axes(ax: Axes) -> None:
+    """Draw a light grid behind the data, and no frame at the top and the right."""
     ax.grid(alpha=0.3)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    return figure, ax
+
+
+def level_line(ax: Axes, name: str, level: float) -> None:
+    """Draw a horizontal line, with its name to the right of the axes, where it hides no data."""
+    ax.axhline(level, color="black", lw=0.8, ls=":")
+    right = ax.get_yaxis_transform()
+    ax.text(1.01, level, f"{name}: {level:.2f}", transform=right, va="center", fontsize=8)
+
+
+def drawable(texts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return texts that Matplotlib can draw, and the text properties to draw them with.
+
+    The properties name the installed fonts that have the characters, and turn formulas off, because
+    a token can contain dollar signs. A character without a font becomes an escape such as \\u6545.
+    """
+    fonts = {char: _font_family(char) for char in sorted(set("".join(texts)))}
+    escapes = {char: char.encode("unicode_escape").decode() for char in fonts}
+    shown = ["".join(char if fonts[char] else escapes[char] for char in text) for text in texts]
+    families = dict.fromkeys(["sans-serif", *filter(None, fonts.values())])
+    return shown, {"fontfamily": list(families), "parse_math": False}
+
+
+@cache
+def _font_family(char: str) -> str | None:
+    # The font family to draw a character with: the default, or the first installed one that has it.
+    if get_font(findfont(FontProperties())).get_char_index(ord(char)):
+        return "sans-serif"
+    for entry in fontManager.ttflist:
+        if entry.name.startswith("Last Resort"):  # Matplotlib's own: a box for each script
+            continue
+        try:
+            font = get_font(entry.fname)
+            font.set_size(10, 100)
+            if font.get_char_index(ord(char)) and any(font.load_char(ord(char)).bbox):
+                return entry.name
+        except (OSError, RuntimeError):  # a removed file, or a font of colour bitmaps
+            continue
+    return None
 
 
 def plot_losses(
     history: Sequence[Evaluation], baselines: Mapping[str, float] | None = None
 ) -> Figure:
-    """Return a figure of both losses against epochs (below) and tokens seen (above).
+    """Return a figure of both losses against epochs (bottom axis) and tokens seen (top axis).
 
-    The best validation loss is marked; `baselines`, losses by name, are drawn as level lines.
-    Raises ValueError without at least two evaluations.
+    A star marks the best validation loss. `baselines` (losses by name) become horizontal lines.
+    Raises ValueError for fewer than two evaluations.
     """
     if len(history) < 2:
-        raise ValueError(f"{len(history)} evaluations make no curve: train for longer first")
+        raise ValueError(f"a curve needs two evaluations, not {len(history)}: train for longer")
     epochs = [line.epoch for line in history]
     best = min(history, key=lambda line: line.val_loss)
     figure, ax = new_axes(8, 4.2)
@@ -47,18 +94,15 @@ def plot_losses(
     label = f"best validation: {best.val_loss:.2f} at epoch {best.epoch:g}"
     ax.plot(best.epoch, best.val_loss, "*", ms=14, color=ORANGE, label=label)
     for name, loss in (baselines or {}).items():
-        ax.axhline(loss, color="black", lw=0.8, ls=":")
-        beside = ax.get_yaxis_transform()  # beside the axes, where it covers no line
-        ax.text(1.01, loss, f"{name}: {loss:.2f}", transform=beside, va="center", fontsize=8)
+        level_line(ax, name, loss)
     ax.set(xlabel="epochs", ylabel="loss (nats per token)", xlim=(0, epochs[-1]), ylim=(0, None))
     _add_tokens_axis(ax, epochs, [line.tokens_seen for line in history])
-    figure.legend(loc="outside lower center", ncols=3)  # below the axes: it covers no line
+    figure.legend(loc="outside lower center", ncols=3)  # outside the axes, where it hides no line
     return figure
 
 
 def _add_tokens_axis(ax: Axes, epochs: list[float], tokens: list[int]) -> None:
-    # An epoch's number of windows varies by one with its offset, so the two scales are matched
-    # evaluation by evaluation.
+    # Epochs differ by a window with their offset, so interpolate between the evaluations.
     def to_tokens(x: Any) -> np.ndarray:
         return np.interp(x, epochs, tokens)
 
@@ -78,12 +122,12 @@ def plot_temperature(
     num_tokens: int = 10,
     prompt: str = "",
 ) -> Figure:
-    """Return bar charts of the most probable next tokens at each temperature.
+    """Return two bar charts of the most probable next tokens at each temperature.
 
-    Left, their probabilities; the last group of bars is what all other tokens have together. Right,
-    the same tokens among themselves: what each has of the probability that they have together.
-    `logits` has shape (V,); the `prompt` is named in the title. Raises ValueError for another shape
-    or no temperature, and as `next_token_probs` does.
+    The left one shows their probabilities; its last group is the sum of all other tokens. The right
+    one shows the probabilities renormalized over these tokens. `logits` has shape (V,); the title
+    quotes the `prompt`. Raises ValueError for another shape, for no temperature, and as
+    `next_token_probs` does.
     """
     check_number("num_tokens", num_tokens, low=1)
     check_logits(logits)
@@ -105,7 +149,8 @@ def plot_temperature(
     among.set(title=f"these {len(top)} among themselves")
     if prompt:
         shown = prompt if len(prompt) <= 60 else "... " + prompt[-56:]
-        figure.suptitle(f"the next token after {shown!r}", parse_math=False)
+        (title,), style = drawable([f"the next token after {shown!r}"])
+        figure.suptitle(title, **style)
     figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -118,15 +163,7 @@ def _draw_bars(ax: Axes, groups: Mapping[float, Sequence[float]], labels: Sequen
             x, heights, width, color=(BLUE, ORANGE, GREEN)[i % 3],
             hatch=("", "//", "..")[i % 3], edgecolor="white", label=f"temperature {temperature:g}",
         )  # fmt: skip
-    # Without parse_math=False, a token with two dollar signs would be read as a formula.
-    ax.set_xticks(range(len(labels)), labels, rotation=40, ha="right", parse_math=False)
-    ax.grid(alpha=0.3, axis="y")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def temperature_png(logits: torch.Tensor, tokenizer: Encoding, prompt: str = "") -> bytes:
-    """Return the figure of `plot_temperature` as a PNG."""
-    png = io.BytesIO()
-    plot_temperature(logits, tokenizer, prompt=prompt).savefig(png, format="png", dpi=120)
-    return png.getvalue()
+    shown, style = drawable(labels)
+    ax.set_xticks(range(len(labels)), shown, rotation=40, ha="right", **style)
+    style_axes(ax)
+    ax.grid(False, axis="x")

@@ -1,4 +1,4 @@
-"""Run the whole lesson from a terminal, with progress: python -m support.lesson"""
+"""Run the whole lesson in a terminal and show its progress: python -m support.lesson"""
 
 import sys
 import time
@@ -13,14 +13,14 @@ NOTEBOOK = Path(__file__).parents[2] / "pretrain.ipynb"
 
 
 class LessonClient(NotebookClient):
-    """Runs a notebook in its own folder; shows a bar over its cells, and a cell's last output."""
+    """Run a notebook in its folder, with a progress bar that shows the running cell's output."""
 
     def __init__(self, path: Path) -> None:
         notebook = nbformat.read(path, as_version=4)
         folder = {"metadata": {"path": path.parent}}
         super().__init__(
             notebook, timeout=None, kernel_name="python3", resources=folder, coalesce_streams=True
-        )  # of a progress bar, only its last state is kept
+        )  # coalesced, a cell's progress bar leaves only its last state in the notebook
         self.bar = tqdm(total=len(notebook.cells), unit="cell", file=sys.stderr, ncols=100)
         self.on_cell_start = self._show_title
         self.on_cell_complete = lambda cell, cell_index: self.bar.update(
@@ -32,14 +32,17 @@ class LessonClient(NotebookClient):
             self.bar.write(cell.source.splitlines()[0].removeprefix("## "), file=sys.stderr)
 
     def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
-        """Take what a cell prints, as usual, and show its last line, such as a bar of its own."""
+        """Store a cell's output, and show its last line, such as a progress bar of its own."""
         lines = msg["content"].get("text", "").split("\n")[-1].split("\r")
         self.bar.set_postfix_str(lines[-1].strip()[:45])
         return super().output(outs, msg, display_id, cell_index)
 
 
 def run_lesson(path: Path = NOTEBOOK) -> Any:
-    """Run a notebook in its folder; return it with its outputs. Raises CellExecutionError."""
+    """Run a notebook in its folder and return it with its outputs.
+
+    Raises CellExecutionError if a cell fails.
+    """
     client = LessonClient(path)
     try:
         return client.execute()
@@ -48,13 +51,11 @@ def run_lesson(path: Path = NOTEBOOK) -> Any:
 
 
 def main() -> None:
-    print(
-        "This trains the model and runs all experiments: ten to twelve minutes on two cores.",
-        flush=True,
-    )
+    print("Training and all experiments take 10 to 12 minutes on two cores.", flush=True)
     start = time.perf_counter()
     nbformat.write(run_lesson(), NOTEBOOK)
-    print(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes. Read it: {NOTEBOOK.name}")
+    minutes = (time.perf_counter() - start) / 60
+    print(f"Done in {minutes:.1f} minutes. The results are in {NOTEBOOK.name}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The lesson's predictions, and the checks of its exercises: what came out, what should have."""
+"""The lesson's predictions, compared with the measurements, and the checks of its exercises."""
 
 import copy
 import math
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from gpt import GPT_CONFIG_124M, GPTModel
 from utils import next_token_probs
 
-Case = tuple[tuple, Any]  # arguments, and the right result
+Case = tuple[tuple, Any]  # arguments and the right result
 
 
 def reveal(what: str, guess: object, actual: float | str, unit: str = "") -> None:
-    """Print what was measured, and how far a guess, written down before, was from it."""
+    """Print a measured value and, if a guess was written down, how far off the guess was."""
     shown = actual if isinstance(actual, str) else f"{actual:.4g}{unit}"
     print(f"{what}: {shown}.", end=" ")
     if guess is None:
@@ -30,14 +30,14 @@ def reveal(what: str, guess: object, actual: float | str, unit: str = "") -> Non
 
 
 def check(answer: Callable) -> None:
-    """Print whether a function that answers an exercise is right; if not, what came out of it.
+    """Print whether a function solves the exercise of its name; if not, show a case where it fails.
 
-    The exercise is known by the function's name. Arguments are copies: an answer may change them.
+    The function may change its arguments, because each call gets copies.
     """
     name = answer.__name__
     if name not in CHECKS:
-        return print(f"{name}: no exercise has this name. They are {', '.join(CHECKS)}.")
-    with torch.random.fork_rng():  # the lesson's random numbers stay as they are
+        return print(f"{name}: no exercise has this name. The exercises are {', '.join(CHECKS)}.")
+    with torch.random.fork_rng():  # the lesson's results do not depend on the checks
         torch.manual_seed(0)
         print(f"{name}: {CHECKS[name](answer) or 'right.'}")
 
@@ -48,7 +48,7 @@ UNANSWERED = "yours to write. (It returns None so far.)"
 
 
 def text(value: Any) -> str:
-    """Return a value as it is shown in a complaint: numbers with a few digits, not too long."""
+    """Return a value as a complaint shows it, its numbers rounded."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, float):
@@ -60,40 +60,51 @@ def text(value: Any) -> str:
 
 
 def short(value: Any, most: int = 160) -> str:
+    """Return `text(value)`, cut off after `most` characters."""
     shown = text(value)
     return shown if len(shown) <= most else shown[:most] + " ..."
 
 
+def call(answer: Callable, *args: Any) -> Any:
+    """Return what an answer returns, or the exception it raises."""
+    try:
+        return answer(*copy.deepcopy(args))
+    except Exception as error:
+        return error
+
+
+def outcome(result: Any) -> str:
+    """Return a description of a result of `call`."""
+    if isinstance(result, Exception):
+        return f"raised {type(result).__name__}: {result!s:.200}"
+    return f"returned {short(result)} ({getattr(result, 'dtype', type(result).__name__)})"
+
+
 def same(result: Any, right: Any) -> bool:
     """Return whether a result is right: numbers up to rounding, tensors of the right shape."""
-    if isinstance(right, Tensor):
-        if right.dtype == torch.bool and getattr(result, "dtype", None) != torch.bool:
+    try:
+        if isinstance(right, list):
+            return list(result) == right
+        if not isinstance(right, Tensor):
+            number = result.detach() if isinstance(result, Tensor) else result
+            return math.isclose(float(number), right, rel_tol=1e-4, abs_tol=1e-6)
+        if right.dtype == torch.bool and result.dtype != torch.bool:
             return False
-        result = torch.as_tensor(result)
-        return result.shape == right.shape and torch.allclose(
-            result.detach().double(), right.double(), rtol=1e-4, atol=1e-6
-        )
-    if isinstance(right, list):
-        return list(result) == right
-    result = result.detach() if isinstance(result, Tensor) else result
-    return math.isclose(float(result), right, rel_tol=1e-4, abs_tol=1e-6)
+        found, expected = torch.as_tensor(result).detach().double(), right.double()
+        return found.shape == right.shape and torch.allclose(found, expected, 1e-4, 1e-6)
+    except Exception:  # something else, such as a string
+        return False
 
 
-def complaint(cases: Callable[[], list[Case]], answer: Callable) -> str | None:
-    """Return what is wrong with the first case that fails, or None."""
+def check_cases(cases: Callable[[], list[Case]], answer: Callable) -> str | None:
+    """Return a complaint about the first case that fails, or None."""
     for args, right in cases():
-        call = f"{answer.__name__}({', '.join(map(short, args))})"
-        try:
-            result = answer(*copy.deepcopy(args))
-            if result is None:
-                return UNANSWERED
-            if same(result, right):
-                continue
-            kind = getattr(result, "dtype", type(result).__name__)
-            return f"not yet. {call} gave {short(result)} ({kind}); it should be {short(right)}."
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            return f"not yet. {call} should be {short(right)}, but ended with {message:.200}"
+        result = call(answer, *args)
+        if result is None:
+            return UNANSWERED
+        if not same(result, right):
+            head = f"{answer.__name__}({', '.join(map(short, args))})"
+            return f"not yet. {head} should return {short(right)}, but it {outcome(result)}."
     return None
 
 
@@ -177,34 +188,39 @@ DIAGNOSES = {"A": "rate too high", "B": "overfitting", "C": "rate too low"}
 
 
 def check_diagnoses(answer: Callable) -> str | None:
-    result = answer()
+    result = call(answer)
     if result is None:
         return UNANSWERED
     if not isinstance(result, dict) or result.keys() != DIAGNOSES.keys():
-        return f"not yet. It gave {short(result)}; it should be a dict with the keys A, B and C."
+        return f"not yet. It should return a dict with keys A, B and C, but it {outcome(result)}."
     wrong = [key for key in DIAGNOSES if result[key] != DIAGNOSES[key]]
     return f"not yet. Look again at {' and '.join(wrong)}." if wrong else None
 
 
 def check_continue_text(answer: Callable) -> str | None:
-    """Try a generation loop on a toy model, in which a token depends on the last one alone."""
+    """Try a generation loop on a toy model whose next token depends only on the last one."""
     table = torch.tensor(
         [[0.1, 0.5, 0.15, 0.25], [0.54, 0.1, 0.3, 0.06], [0.2, 0.6, 0.1, 0.1], [0.9, 0.05, 0.05, 0]]
     )
     top_p, steps, prompt = 0.78, 500, torch.tensor([[3, 0]])
-    try:
-        result = answer(lambda ids: table.log()[ids], prompt.clone(), steps, top_p)
-        if result is None:
-            return UNANSWERED
-        found = torch.as_tensor(result)
-        if found.shape != (1, 2 + steps) or not torch.equal(found[:, :2], prompt):
-            what = f"a prompt of shape (1, 2) and {steps} tokens gave shape {tuple(found.shape)}"
-            return f"not yet. {what}; it should be (1, {2 + steps}) and begin with the prompt."
-    except Exception as error:
-        return f"not yet. It ended with {type(error).__name__}: {error}"[:300]
+    result = call(answer, lambda ids: table.log()[ids], prompt, steps, top_p)
+    if result is None:
+        return UNANSWERED
+    if not isinstance(result, Tensor):
+        return f"not yet. It should return a tensor of ids, but it {outcome(result)}."
+    if result.shape != (1, 2 + steps) or not torch.equal(result[:, :2], prompt):
+        return (
+            f"not yet. A prompt of shape (1, 2) and {steps} tokens gave shape "
+            f"{tuple(result.shape)}; it should be (1, {2 + steps}) and begin with the prompt."
+        )
+    return check_draws(result[0, 1:], table, top_p)
+
+
+def check_draws(tokens: Tensor, table: Tensor, top_p: float) -> str | None:
+    """Return a complaint about tokens (T,) that follow the probabilities `table` (V, V) badly."""
     kept = next_token_probs(table.log(), 1.0, None, top_p)
     counts = torch.zeros_like(table)
-    for before, token in found[0, 1:].unfold(0, 2, 1).tolist():
+    for before, token in tokens.unfold(0, 2, 1).tolist():
         counts[before, token] += 1
         if kept[before, token] == 0:
             return (
@@ -216,24 +232,18 @@ def check_continue_text(answer: Callable) -> str | None:
     if far.any():
         row = int(far.any(1).nonzero()[0])
         return (
-            f"not yet. After token {row} it drew each token {text(counts[row].long())} times;"
+            f"not yet. After token {row} it drew the tokens {text(counts[row].long())} times each;"
             f" about {text(expected[row].round().long())} would be right."
         )
     return None
 
 
-ALL: tuple[Callable[[], list[Case]], ...] = (
-    merge,
-    num_windows,
-    cross_entropy,
-    perplexity,
-    bigram_probability,
-    may_look,
-    attend,
-)
-ALL += (num_parameters, descend, next_probs, accepted, longest_run, entropy)
+WITH_CASES: tuple[Callable[[], list[Case]], ...] = (
+    merge, num_windows, cross_entropy, perplexity, bigram_probability, may_look, attend,
+    num_parameters, descend, next_probs, accepted, longest_run, entropy,
+)  # fmt: skip
 CHECKS: dict[str, Callable[[Callable], str | None]] = {
     "continue_text": check_continue_text,
     "diagnoses": check_diagnoses,
-    **{cases.__name__: partial(complaint, cases) for cases in ALL},
+    **{cases.__name__: partial(check_cases, cases) for cases in WITH_CASES},
 }
