@@ -92,11 +92,12 @@ class Request:
     task: asyncio.Task | None = None  # asyncio itself does not keep its tasks alive
 
 
-def as_shown(token: TokenInfo, seen: int) -> dict[str, Any]:
-    """Return a token for the page; `seen` is how many tokens the model had read before it."""
+def as_shown(token: TokenInfo) -> dict[str, Any]:
+    """Return a token for the page."""
     return {
         "id": token.token_id, "text": token.text, "label": token.label, "rank": token.rank,
-        "logprob": round(token.logprob, 4), "prob": round(token.sampling_prob, 4), "seen": seen,
+        "logprob": round(token.logprob, 4), "prob": round(token.sampling_prob, 4),
+        "seen": token.num_read,
         "draft": token.from_draft,
     }  # fmt: skip
 
@@ -127,20 +128,10 @@ async def generate(request: Request, run: str, settings: Settings, ids: list[int
 
 async def take(continuation: Continuation, tokens: list[TokenInfo]) -> None:
     """Note new tokens; send them, but not more often than the page can show."""
-    for token in tokens:
-        seen = tokens_read(len(continuation.context), len(continuation.tokens))
-        continuation.tokens.append(as_shown(token, seen))
+    continuation.tokens += map(as_shown, tokens)
     if (now := time.perf_counter()) - continuation.sent_at >= SEND_EVERY:
         await send_new(continuation)
         continuation.sent_at = now
-
-
-def tokens_read(context: int, generated: int) -> int:
-    """Return how many tokens the model has read before the next one, see `utils.stream`."""
-    if context + generated <= CONTEXT:
-        return context + generated
-    over = generated - max(0, CONTEXT - context) - 1  # since the cache was full for the first time
-    return CONTEXT // 2 + over % (CONTEXT - CONTEXT // 2 + 1)
 
 
 async def send_new(continuation: Continuation) -> None:

@@ -1,12 +1,13 @@
-"""A GPT of GPT-2's small shape, its losses and its training loop. Needs PyTorch alone.
+"""A GPT of GPT-2's small shape, its losses and its training loop. It needs only PyTorch.
 
-From top to bottom: configuration, cache, layers, model, losses, training. Letters in the shapes:
-B rows, T tokens in each, C channels (`emb_dim`), H heads of D channels, V tokens in the vocabulary.
+From top to bottom: configuration, cache, layers, model, losses, training. Letters in shapes:
+B rows, T tokens per row, S tokens including cached ones, C channels (`emb_dim`), H heads of
+D channels, V tokens in the vocabulary.
 
-The layers are those of GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask
-Learners"), but the output head has weights of its own, queries, keys and values have no bias, and
-there is no dropout on the attention weights. The parameter names are those of Sebastian Raschka's
-book "Build a Large Language Model (From Scratch)", so that state dicts move between the two.
+The layers are GPT-2's (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"),
+with three differences: the output head has its own weights; queries, keys and values have no bias;
+and there is no dropout on the attention weights. Parameters are named as in Sebastian Raschka's
+book "Build a Large Language Model (From Scratch)", so state dicts move between the two.
 """
 
 import math
@@ -14,15 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.utils.data import DataLoader
-
-# 1. Configuration ---------------------------------------------------------------------------
 
 GPT_CONFIG_124M: dict[str, Any] = {
     "vocab_size": 50257,  # GPT-2's byte-pair tokens
@@ -37,7 +35,7 @@ GPT_CONFIG_124M: dict[str, Any] = {
 
 def _check_number(name: str, value: Any, kind: Any, low: float) -> None:
     fits = isinstance(value, kind) and not isinstance(value, bool)
-    if not (fits and low <= value <= torch.finfo(torch.float64).max):  # NaN is not, either
+    if not (fits and low <= value <= torch.finfo(torch.float64).max):  # False for NaN, too
         what = f"a {'whole' if kind is int else 'finite'} number of at least {low}"
         raise (ValueError if fits else TypeError)(f"{name} must be {what}, not {value!r:.60}")
 
@@ -59,33 +57,61 @@ def check_config(cfg: dict[str, Any]) -> None:
         raise TypeError(f"qkv_bias must be True or False, not {cfg['qkv_bias']!r}")
 
 
-# 2. Cache -----------------------------------------------------------------------------------
+class Cache(Protocol):
+    """What the model asks of a cache. Another arrangement of texts needs only these two methods."""
+
+    def positions(self, in_idx: Tensor) -> slice | Tensor: ...  # of the new tokens, (B, T)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...  # (B, H, T, D)
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, so that they need not be computed again.
+    """Keys and values of the tokens so far, so that each is computed only once.
 
-    Hand the same cache to `GPTModel.forward` with each further piece of a text. Memory is allocated
-    at once, for `batch_size` rows of `max_length` tokens (default, and at most: the context).
-    `length` counts the tokens stored; set it to 0 to start a new text.
+    Pass the same cache to `GPTModel.forward` with each further piece of the texts. It allocates
+    memory for `batch_size` rows of `max_length` tokens (default and maximum: the context length).
+    `length` counts the tokens stored per row; set it to 0 to start new texts.
     """
 
     def __init__(self, model: "GPTModel", batch_size: int = 1, max_length: int | None = None):
         cfg, weight = model.cfg, model.pos_emb.weight
-        self.max_length = min(max_length or cfg["context_length"], cfg["context_length"])
+        longest = cfg["context_length"]
+        self.max_length = longest if max_length is None else min(max_length, longest)
         head_dim = cfg["emb_dim"] // cfg["n_heads"]
         shape = (cfg["n_layers"], 2, batch_size, cfg["n_heads"], self.max_length, head_dim)
         self.kv = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.length = 0  # the model adds T to it, after its last layer
+        self.length = 0
 
-    def update(self, layer: int, kv: Tensor) -> Sequence[Tensor]:
-        """Store a layer's new keys and values, (2, B, H, T, D); return views of all it holds."""
-        end = self.length + kv.size(3)
-        self.kv[layer, ..., self.length : end, :] = kv
-        return self.kv[layer, ..., :end, :].unbind()
+    def positions(self, in_idx: Tensor) -> slice:
+        if len(in_idx) != self.kv.size(2):
+            raise ValueError(f"the cache has {self.kv.size(2)} rows, not {len(in_idx)}")
+        end = self.length + in_idx.size(1)
+        if end > self.max_length:
+            raise ValueError(f"{end} tokens do not fit: the cache holds {self.max_length}")
+        return slice(self.length, end)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        end = self.length + q.size(2)
+        self.kv[layer, :, :, :, self.length : end] = torch.stack((k, v)).detach()
+        keys, values = self.kv[layer, :, :, :, :end]  # (B, H, S, D) each
+        if layer == len(self.kv) - 1:
+            self.length = end
+        return self.gather(q, keys, values)
+
+    def gather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return what the last T of S tokens gather from all of them, (B, H, T, D)."""
+        T, S = q.size(2), k.size(2)
+        mask = None
+        if 1 < T < S:  # new token i is token S - T + i of its row
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S)
 
 
-# 3. Layers ----------------------------------------------------------------------------------
+class Embedding(nn.Embedding):
+    """PyTorch's table of vectors, but without random numbers on the meta device."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # PyTorch would import its compiler to draw nothing
+            super().reset_parameters()
 
 
 class LayerNorm(nn.Module):
@@ -104,7 +130,7 @@ class LayerNorm(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention: each token gathers from itself and from those before it.
+    """Causal self-attention: each token gathers from itself and the tokens before it.
 
     Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762
     """
@@ -123,31 +149,22 @@ class MultiHeadAttention(nn.Module):
     def _drop_mask(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
         state_dict.pop(prefix + "mask", None)  # the book's checkpoints hold the causal mask
 
-    def qkv(self, x: Tensor) -> Sequence[Tensor]:
-        """Return queries, keys and values of all heads: (B, T, C) -> three of (B, H, T, D)."""
-        parts = self.W_query(x), self.W_key(x), self.W_value(x)
-        return [part.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2) for part in parts]
-
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        q, k, v = self.qkv(x)
-        if cache is not None:
-            k, v = cache.update(self.layer, torch.stack((k, v)))  # (B, H, S, D) with S >= T
-        return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, T, C)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return (B, H, T, D): what the last T of S tokens gather with queries, keys and values."""
-    T, S = q.size(2), k.size(2)
-    if 1 < T < S:  # after cached tokens, one by one: the same bits as in steps of one token
-        ends = zip(q.split(1, dim=2), range(S - T + 1, S + 1), strict=True)
-        return torch.cat([attend(x, k[:, :, :end], v[:, :, :end]) for x, end in ends], dim=2)
-    # Dropout on the attention weights would cost (B, H, T, T) random numbers a layer and keep
-    # PyTorch from its fused kernel. The block applies dropout to the result instead.
-    return F.scaled_dot_product_attention(q, k, v, is_causal=T == S)
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        q, k, v = (
+            project(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, D)
+            for project in (self.W_query, self.W_key, self.W_value)
+        )
+        # Dropout on the attention weights would cost (B, H, T, T) random numbers per layer and
+        # rule out PyTorch's fused kernel. The block applies dropout to the result instead.
+        if cache is None:
+            gathered = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            gathered = cache.attend(self.layer, q, k, v)
+        return self.out_proj(gathered.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
 class FeedForward(nn.Module):
-    """Two matrices with a GELU between them (its tanh form, as in GPT-2), for each token alone.
+    """Two linear layers with a GELU between them (tanh form, as in GPT-2), for each token alone.
 
     Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", https://arxiv.org/abs/1606.08415
     """
@@ -162,10 +179,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each on a normalized copy of x and added back to x.
+    """Attention, then feed-forward, each applied to a normalized copy of x and added back to x.
 
-    The norm comes first ("pre-norm"), as in GPT-2, so that x itself runs straight through all
-    blocks, and so do its gradients. Xiong et al. 2020, https://arxiv.org/abs/2002.04745
+    The norm comes first ("pre-norm"), as in GPT-2, so x and its gradients run unchanged through
+    all blocks. Xiong et al. 2020, https://arxiv.org/abs/2002.04745
     """
 
     def __init__(self, cfg: dict[str, Any], layer: int) -> None:
@@ -176,32 +193,31 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(cfg["emb_dim"])
         self.drop = nn.Dropout(cfg["drop_rate"])
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         x = x + self.drop(self.att(self.norm1(x), cache))
         return x + self.drop(self.ff(self.norm2(x)))  # (B, T, C)
 
 
-# 4. Model -----------------------------------------------------------------------------------
-
-
 class GPTModel(nn.Module):
-    """Token ids in; out come, for each, the logits of the next. `cfg` is as `GPT_CONFIG_124M`."""
+    """A GPT with random weights. `cfg` has the keys of `GPT_CONFIG_124M`."""
 
     def __init__(self, cfg: dict[str, Any]) -> None:
         super().__init__()
         check_config(cfg)
         self.cfg = dict(cfg)
-        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
-        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.tok_emb = Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = Embedding(cfg["context_length"], cfg["emb_dim"])
         self.drop_emb = nn.Dropout(cfg["drop_rate"])
         self.trf_blocks = nn.ModuleList(TransformerBlock(cfg, i) for i in range(cfg["n_layers"]))
         self.final_norm = LayerNorm(cfg["emb_dim"])
         self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
-        self._init_weights()
+        if not self.out_head.weight.is_meta:
+            self.init_weights()
 
-    def _init_weights(self) -> None:
-        # Chosen by measuring: tokens are told apart from the first step on, the first loss is near
-        # ln(V), and what each block adds to x does not outgrow it in sum (GPT-2, section 2.3).
+    def init_weights(self) -> None:
+        """Draw all weights from the global random state."""
+        # At these scales, found by experiment, the first loss is near ln(V), and the sum of what
+        # all blocks add to x does not outgrow it (GPT-2's paper, section 2.3).
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 std = 1.0 if name == "tok_emb.weight" else 0.02
@@ -211,35 +227,32 @@ class GPTModel(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, in_idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return logits (B, T, V) for token ids (B, T).
+    def forward(self, in_idx: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return logits (B, T, V) for token ids (B, T), which continue the texts in `cache`.
 
-        With a `cache`, the ids continue those it holds. Raises ValueError if they do not fit.
+        Raises ValueError if they do not fit the context or the cache.
         """
         return self.out_head(self.hidden_states(in_idx, cache))
 
-    def hidden_states(self, in_idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return what `out_head` turns into logits, (B, T, C). As `forward` otherwise."""
-        start = 0 if cache is None else cache.length
-        room = self.cfg["context_length"] if cache is None else cache.max_length
-        end = start + in_idx.size(1)
-        if end > room:
-            what = f"context_length is {room}" if cache is None else f"the cache holds {room}"
-            raise ValueError(f"{end} tokens do not fit: {what}; pass fewer: in_idx[:, -{room}:]")
-        x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb.weight[start:end])  # (B, T, C)
+    def hidden_states(self, in_idx: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return the input of `out_head`, (B, T, C). Otherwise as `forward`."""
+        num_tokens, limit = in_idx.size(1), self.cfg["context_length"]
+        if cache is None and num_tokens > limit:
+            what = f"{num_tokens} tokens do not fit the context_length {limit}"
+            raise ValueError(f"{what}: pass in_idx[:, -{limit}:]")
+        positions = slice(num_tokens) if cache is None else cache.positions(in_idx)
+        x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb.weight[positions])  # (B, T, C)
         for block in self.trf_blocks:
             x = block(x, cache)
-        if cache is not None:
-            cache.length = end
         return self.final_norm(x)
 
 
-# 5. Losses ----------------------------------------------------------------------------------
+Batches = DataLoader | Sequence[tuple[Tensor, Tensor]]  # of inputs and targets, each (B, T)
 
 
 @contextmanager
 def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Switch dropout off inside a `with` block; give each module its mode back afterwards."""
+    """Switch dropout off inside a `with` block; restore each module's mode afterwards."""
     in_training = [module for module in modules if module.training]
     try:
         for module in in_training:
@@ -251,9 +264,9 @@ def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) -> Tensor:
-    """Return the mean cross-entropy, in nats per token, of inputs and targets of shape (B, T).
+    """Return the mean cross-entropy of inputs and targets (B, T), in nats per token.
 
-    The batch is moved to the model's device. On a CUDA GPU, products are computed in bfloat16.
+    The batch is moved to the model's device. A CUDA GPU computes matrix products in bfloat16.
     """
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -262,11 +275,11 @@ def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) 
 
 
 @torch.no_grad()
-def calc_loss_loader(loader: DataLoader, model: GPTModel) -> float:
-    """Return the mean loss over all tokens that `loader` gives, in nats per token.
+def calc_loss_loader(loader: Batches, model: GPTModel) -> float:
+    """Return the mean loss over all tokens in `loader`, in nats per token, without dropout.
 
-    A mean over tokens, not over batches: the batch size does not matter. Dropout is off, and the
-    model draws no random number. Raises ValueError for a loader without a batch.
+    It is a mean over tokens, so it does not depend on the batch size. It draws no random numbers.
+    Raises ValueError for a loader without batches.
     """
     total_loss, total_tokens = 0.0, 0
     with eval_mode(model.modules()):
@@ -275,20 +288,15 @@ def calc_loss_loader(loader: DataLoader, model: GPTModel) -> float:
             total_loss += loss.item() * target_batch.numel()
             total_tokens += target_batch.numel()
     if not total_tokens:
-        raise ValueError("the loader gives no batch: there is no loss to take a mean of")
+        raise ValueError("the loader has no batches, so there is no loss to average")
     return total_loss / total_tokens
 
 
 def evaluate_model(
-    model: GPTModel, train_loader: DataLoader, val_loader: DataLoader
+    model: GPTModel, train_loader: Batches, val_loader: Batches
 ) -> tuple[float, float]:
-    """Return the training loss and the validation loss, each as `calc_loss_loader` does."""
+    """Return the training loss and the validation loss, each from `calc_loss_loader`."""
     return calc_loss_loader(train_loader, model), calc_loss_loader(val_loader, model)
-
-
-# 6. Training --------------------------------------------------------------------------------
-
-Batch = tuple[Tensor, Tensor]  # inputs and targets, each (B, T)
 
 
 class Evaluation(NamedTuple):
@@ -299,23 +307,25 @@ class Evaluation(NamedTuple):
     tokens_seen: int
     train_loss: float
     val_loss: float
-    learning_rate: float  # of the last step; that of the output head is LM_HEAD_LR_MULT times it
+    learning_rate: float  # of the last step; the output head's is LM_HEAD_LR_MULT times as high
 
 
 @dataclass
 class TrainState:
-    """How far a training run has come. With weights and random state, enough to go on later."""
+    """The progress of a training run. With weights and random state, enough to resume it."""
 
     step: int = 0  # optimizer steps taken
     history: list[Evaluation] = field(default_factory=list)
     optimizer: dict[str, Any] = field(default_factory=dict)  # AdamW's state dict
 
 
-LM_HEAD_LR_MULT = 4.0  # the output head learns best from larger steps than the blocks can bear
+LM_HEAD_LR_MULT = 4.0  # the output head learns best from larger steps than the blocks tolerate
+ADAM_BETAS = (0.9, 0.99)
+DECAY_FRACTION = 0.4  # of all steps: the last part of `wsd_schedule`
 
 
-def create_optimizer(model: GPTModel, weight_decay: float) -> AdamW:
-    """Return AdamW with weight decay on the matrices of blocks and head. See `train_step`.
+def create_optimizer(model: GPTModel, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on the matrices of blocks and head only. See `train_step`.
 
     Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101
     """
@@ -327,17 +337,17 @@ def create_optimizer(model: GPTModel, weight_decay: float) -> AdamW:
         {"params": matrices, "weight_decay": weight_decay, "lr_mult": 1.0},
         {"params": others, "weight_decay": 0.0, "lr_mult": 1.0},
     ]
-    return AdamW(groups, betas=(0.9, 0.99), fused=True)
+    return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
 
 
 def wsd_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
-    """Return the share of the peak learning rate, from 0 to 1, at a step from 1 to num_steps.
+    """Return the learning rate at a step from 1 to `num_steps`, as a fraction of its peak.
 
     Warm-up, stable, decay: it rises linearly for `warmup_steps`, stays at 1, and falls along half
-    a cosine in the last two fifths, which warm-up leaves free even if there are few steps.
+    a cosine over the last two fifths, which warm-up never overlaps.
     Hu et al. 2024, "MiniCPM", section 4, https://arxiv.org/abs/2404.06395
     """
-    decay_steps = 2 * num_steps // 5
+    decay_steps = int(DECAY_FRACTION * num_steps)
     warmup_steps = min(warmup_steps, num_steps - decay_steps)
     if step <= warmup_steps:
         return step / warmup_steps
@@ -346,14 +356,14 @@ def wsd_schedule(step: int, num_steps: int, warmup_steps: int) -> float:
 
 
 def train_step(
-    model: GPTModel, optimizer: AdamW, batch: Batch, step: int, learning_rate: float,
-    max_grad_norm: float,
+    model: GPTModel, optimizer: torch.optim.AdamW, batch: tuple[Tensor, Tensor], step: int,
+    learning_rate: float, max_grad_norm: float,
 ) -> None:  # fmt: skip
-    """Take one optimizer step, the `step`-th, on a batch.
+    """Take optimizer step number `step` on a batch of inputs and targets, each (B, T).
 
-    Gradients longer than `max_grad_norm` are scaled down to it (Pascanu et al. 2012,
-    https://arxiv.org/abs/1211.5063). Raises FloatingPointError, before any weight changes, if
-    the loss or a gradient is infinite or not a number.
+    A gradient whose norm exceeds `max_grad_norm` is scaled down to it (Pascanu et al. 2012,
+    https://arxiv.org/abs/1211.5063). Raises FloatingPointError, before any weight changes, if the
+    loss or the gradient is not finite.
     """
     model.train()
     for group in optimizer.param_groups:
@@ -361,20 +371,19 @@ def train_step(
     optimizer.zero_grad()
     loss = calc_loss_batch(*batch, model)
     loss.backward()
-    grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if not torch.isfinite(loss + grad_norm):
-        raise FloatingPointError(
-            f"loss {loss.item()}, gradient norm {grad_norm.item()} at step {step} with learning "
-            f"rate {learning_rate:.2g}; the weights are those of the step before: try a lower rate"
-        )
-    if grad_norm > max_grad_norm:
-        nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, grad_norm)
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    loss_value, norm_value = torch.stack((loss.detach(), norm)).tolist()  # a GPU waits only here
+    if not math.isfinite(loss_value + norm_value):
+        what = f"loss {loss_value}, gradient norm {norm_value} at step {step} with learning rate"
+        remedy = "the weights are those of the step before: try a lower rate"
+        raise FloatingPointError(f"{what} {learning_rate:.2g}; {remedy}")
+    if norm_value > max_grad_norm:
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, norm)
     optimizer.step()
 
 
-def _batches(loaders: Sequence[DataLoader], evals: float) -> Iterator[tuple[Batch, float, bool]]:
-    # For each step: its batch, the epoch reached after it, and whether to evaluate then, which is
-    # True `evals` times in each epoch, the last time at its end.
+def _batches(loaders: Sequence[Batches], evals: float) -> Iterator[tuple[Any, float, bool]]:
+    # Yield each step's batch, the epoch after it, and whether to evaluate (`evals` times an epoch).
     for epoch, loader in enumerate(loaders):
         for i, batch in enumerate(loader, start=1):
             due = i * evals // len(loader) > (i - 1) * evals // len(loader)
@@ -382,32 +391,25 @@ def _batches(loaders: Sequence[DataLoader], evals: float) -> Iterator[tuple[Batc
 
 
 def train_model(
-    model: GPTModel,
-    train_loaders: Sequence[DataLoader],
-    eval_loaders: Sequence[DataLoader],
-    *,
-    learning_rate: float = 4e-4,
-    warmup_steps: int = 10,
-    weight_decay: float = 0.1,
-    max_grad_norm: float = 1.0,
-    evals_per_epoch: int = 2,
+    model: GPTModel, train_loaders: Sequence[Batches], train_eval_loader: Batches,
+    val_loader: Batches, *, learning_rate: float = 4e-4, warmup_steps: int = 10,
+    weight_decay: float = 0.1, max_grad_norm: float = 1.0, evals_per_epoch: int = 2,
     on_step: Callable[[int, int], object] = lambda step, num_steps: None,
     on_eval: Callable[[Evaluation], object] = lambda evaluation: None,
-    take_step: Callable[..., None] = train_step,
-    state: TrainState | None = None,
-) -> list[Evaluation]:
-    """Train `model` in place; return the history, whose first line is from before the first step.
+    take_step: Callable[..., None] = train_step, state: TrainState | None = None,
+) -> list[Evaluation]:  # fmt: skip
+    """Train `model` in place; return the history, which begins before the first step.
 
-    - `train_loaders`: one of (inputs, targets) an epoch; `eval_loaders`: two, for both losses.
-    - `learning_rate` (the peak), `warmup_steps`: see `wsd_schedule`.
-    - `weight_decay`: see `create_optimizer`. `max_grad_norm`: see `train_step`, whose place a
-      `take_step` with the same arguments can take.
+    - `train_loaders` has one loader per epoch; the other two are for the two losses.
+    - `learning_rate` (the peak), `warmup_steps`: see `wsd_schedule`. `weight_decay`: see
+      `create_optimizer`. `max_grad_norm`: see `train_step`.
     - `on_step(step, num_steps)` is called after each step, `on_eval(evaluation)` after each
       evaluation: before the first step, and `evals_per_epoch` times in each epoch.
-    - `state`: how far an earlier call came, to go on from there; it is kept up to date.
+    - Pass `take_step` to replace `train_step`; it takes the same arguments.
+    - Pass the `state` of an interrupted call to resume it. It is kept up to date.
 
-    Interrupted, as by Ctrl-C, the model keeps what it has learned; afterwards it is in eval mode.
-    Raises TypeError or ValueError for bad arguments, FloatingPointError for a loss not finite.
+    Interrupted, as by Ctrl-C, the model keeps what it has learned. Afterwards it is in eval mode.
+    Raises TypeError or ValueError for bad arguments, FloatingPointError if a loss is not finite.
     """
     for name, value in {
         "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
@@ -415,15 +417,14 @@ def train_model(
     }.items():  # fmt: skip
         _check_number(name, value, Real, low=0)
     if not (num_steps := sum(map(len, train_loaders))):
-        raise ValueError("train_loaders have no batch: there is nothing to train on")
-    state = TrainState() if state is None else state
-    optimizer = create_optimizer(model, float(weight_decay))
+        raise ValueError("train_loaders have no batches: there is nothing to train on")
+    state, optimizer = state or TrainState(), create_optimizer(model, float(weight_decay))
     if state.optimizer:
         optimizer.load_state_dict(state.optimizer)
 
     def evaluate(step: int, epoch: float, tokens_seen: int, lr: float) -> None:
         model.eval()
-        losses = evaluate_model(model, *eval_loaders)
+        losses = evaluate_model(model, train_eval_loader, val_loader)
         if not math.isfinite(sum(losses)):
             what = f"losses {losses} after step {step} with learning rate {lr:.2g}"
             raise FloatingPointError(f"{what}: start again with a lower rate")
@@ -437,7 +438,7 @@ def train_model(
         for step, (batch, epoch, due) in enumerate(_batches(train_loaders, evals_per_epoch), 1):
             tokens_seen += batch[0].numel()
             lr = float(learning_rate) * wsd_schedule(step, num_steps, warmup_steps)
-            if step > state.step:  # else it was taken before an interruption
+            if step > state.step:  # otherwise it was taken before the interruption
                 take_step(model, optimizer, batch, step, lr, max_grad_norm)
                 state.step, state.optimizer = step, optimizer.state_dict()
                 on_step(step, num_steps)

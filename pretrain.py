@@ -240,7 +240,7 @@ def pretrain(args: argparse.Namespace) -> None:
     del saved  # it is large
     distributed.check_same("the text, the checkpoint or --start-from", (config, state.step))
 
-    loaders, eval_loaders = make_loaders(texts, config, model.cfg["vocab_size"])
+    loaders, (train_eval_loader, val_loader) = make_loaders(texts, config, model.cfg["vocab_size"])
     num_steps = sum(map(len, loaders))
     run = Run(args, model, state, config, token_ids, tokenizer, num_steps)
     if args.compile:
@@ -248,7 +248,7 @@ def pretrain(args: argparse.Namespace) -> None:
     with run.signals():
         try:
             train_model(
-                model, loaders, eval_loaders, learning_rate=args.learning_rate,
+                model, loaders, train_eval_loader, val_loader, learning_rate=args.learning_rate,
                 evals_per_epoch=args.evals_per_epoch or max(2, len(loaders[0]) // 500),
                 on_step=run.on_step, on_eval=run.on_eval, state=state,
                 take_step=distributed.SharedStep(model) if WORLD_SIZE > 1 else train_step,

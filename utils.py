@@ -22,16 +22,17 @@ from tiktoken import Encoding
 from torch import Tensor
 
 import tiktoken_ext.offline_gpt2  # noqa: F401  (GPT-2's tokenizer needs no download)
-from gpt import GPTModel, KVCache, eval_mode
+from gpt import GPTModel, eval_mode
 from support.checks import check_ids, check_logits, check_number, check_sampling
 from support.model.drafts import Drafter
+from support.model.quantization import create_cache
 from support.model.weights import load_model as load_model  # people import it from here
 
 # 1. Tokens and text -------------------------------------------------------------------------
 
 # Characters to encode in one call, at least; tiktoken fails on a million blanks before a word.
 PIECE = 900_000
-# The last blank before a word, where GPT-2's tokenizer always begins a token. (Unlike Python, it
+# The last blank before a word, where GPT-2's tokenizer always starts a token. (Unlike Python, it
 # does not count the separators \x1c to \x1f as white space.)
 LAST_BLANK = re.compile(r"(?=[^\S\x1c-\x1f](?!<\|endoftext\|>)[\S\x1c-\x1f])")
 
@@ -41,9 +42,9 @@ def text_to_token_ids(
 ) -> Tensor:
     """Return the token ids of `text`, shape (1, T).
 
-    The text "<|endoftext|>" becomes the one special token of that name. A long text is encoded in
-    pieces that end between words, to save memory; `on_piece(done, total)`, both in characters, is
-    called after each of them, for a progress bar. Raises TypeError for anything but text.
+    The text "<|endoftext|>" becomes the special token of that name. To save memory, a long text is
+    encoded in pieces that end between words; `on_piece(done, total)`, in characters, is called
+    after each piece. Raises TypeError for anything but text.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {text!r:.60}")
@@ -70,8 +71,8 @@ def split_text(text: str) -> Iterator[str]:
 def token_ids_to_text(token_ids: Tensor, tokenizer: Encoding) -> str:
     """Return the text of token ids of shape (1, T) or (T,).
 
-    Raises ValueError for more than one row (which one is meant?) and for ids that the tokenizer
-    does not have, and TypeError for anything but a tensor of ids.
+    Raises ValueError for more than one row and for ids outside the tokenizer's vocabulary, and
+    TypeError for anything but a tensor of ids.
     """
     check_ids("token_ids", token_ids, 1, 2, vocab_size=tokenizer.n_vocab)
     if token_ids.dim() == 2 and len(token_ids) != 1:
@@ -81,14 +82,20 @@ def token_ids_to_text(token_ids: Tensor, tokenizer: Encoding) -> str:
     return tokenizer.decode(token_ids.flatten().tolist())
 
 
-def token_label(token_id: int, tokenizer: Encoding) -> str:
-    """Return a token's text to be seen: a space as "\u2423", a line end as "\\n", and so on.
+def token_bytes(token_id: int, tokenizer: Encoding) -> bytes:
+    """Return a token's bytes: none for an id above the tokenizer's, as in a padded vocabulary."""
+    return tokenizer.decode_single_token_bytes(token_id) if token_id < tokenizer.n_vocab else b""
 
-    Raises TypeError or ValueError for what is not an id of the tokenizer.
+
+def token_label(token_id: int, tokenizer: Encoding) -> str:
+    """Return a token's text with visible characters: a space as "␣", a line end as "\\n".
+
+    An id above the tokenizer's is shown as a number. Raises TypeError or ValueError for anything
+    but an id.
     """
     check_number("token_id", token_id, low=0)
     if token_id >= tokenizer.n_vocab:
-        raise ValueError(f"token id {token_id} is outside the vocabulary of {tokenizer.n_vocab}")
+        return f"<{token_id}>"
     text = tokenizer.decode([token_id])
     visible = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
     return "".join(visible).replace(" ", "\u2423")
@@ -103,16 +110,16 @@ def next_token_probs(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Return the probabilities (B, V) that the next token is drawn from, given logits (B, V).
+    """Return the probabilities (B, V) from which to sample the next token, for logits (B, V).
 
-    - `temperature` divides the logits: below 1 favours the probable tokens, above 1 evens out the
-      probabilities; 0 gives everything to the most probable token.
+    - `temperature` divides the logits: below 1 favours probable tokens, above 1 evens out the
+      probabilities, and 0 gives the most probable token probability 1.
     - `top_k` keeps the k most probable tokens (Fan et al. 2018, https://arxiv.org/abs/1805.04833).
-    - `top_p` then keeps the fewest tokens whose probabilities add up to p, at least one
+    - `top_p` then keeps the fewest tokens whose probabilities add up to at least p
       (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751).
 
-    Raises TypeError or ValueError for bad settings, and ValueError for a row of logits whose
-    largest is not finite.
+    Raises TypeError or ValueError for bad settings, and ValueError for a row whose largest logit is
+    not finite.
     """
     check_sampling(temperature, top_k, top_p)
     check_logits(logits)
@@ -125,8 +132,8 @@ def next_token_probs(
 def _candidates(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    # The tokens that the settings leave, best first: probabilities (B, K) and ids (B, K). The ids
-    # are None if K is V and the tokens are in the vocabulary's order.
+    # Return probabilities (B, K) and ids (B, K) of the remaining tokens, most probable first. The
+    # ids are None if all tokens remain, in the vocabulary's order.
     ids = logits.argmax(-1, keepdim=True) if temperature == 0 else None
     if ids is not None:
         return torch.ones_like(ids, dtype=torch.float32), ids
@@ -134,10 +141,10 @@ def _candidates(
         logits, ids = logits.topk(top_k)
     elif top_p is not None and top_p < 1:
         logits, ids = logits.sort(descending=True, stable=True)
-    # Beyond these bounds float32 overflows, and nothing would change: greedy, or all the same.
+    # Clamp to avoid overflow: beyond these bounds sampling is greedy or uniform anyway.
     probs = (logits.float() / min(max(temperature, 1e-6), 1e6)).softmax(-1)
     if top_p is not None and top_p < 1:
-        keep = probs.cumsum(-1) - probs < top_p  # while those before are not yet enough
+        keep = probs.cumsum(-1) - probs < top_p  # the tokens before it do not reach top_p
         keep[..., 0] = True
         probs = probs * keep
         probs = probs / probs.sum(-1, keepdim=True)
@@ -145,12 +152,12 @@ def _candidates(
 
 
 def sample_next_token(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one id for each row of probabilities: (B, V) -> (B, 1).
+    """Return one id sampled from each row of probabilities: (B, V) -> (B, 1).
 
-    It draws where the generator is, and returns the ids to where the probabilities are.
+    Samples on the generator's device; the ids are on the device of `probs`.
     """
-    there = probs if generator is None else probs.to(generator.device)
-    return torch.multinomial(there, 1, generator=generator).to(probs.device)
+    device = probs.device if generator is None else generator.device
+    return torch.multinomial(probs.to(device), 1, generator=generator).to(probs.device)
 
 
 # 3. Generation ------------------------------------------------------------------------------
@@ -159,10 +166,10 @@ def sample_next_token(probs: Tensor, generator: torch.Generator | None = None) -
 def generate_text_simple(
     model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int
 ) -> Tensor:
-    """Append the most probable next token, again and again: (B, T) -> (B, T + max_new_tokens).
+    """Append the most probable token `max_new_tokens` times: (B, T) -> (B, T + max_new_tokens).
 
-    The plainest way to generate: it runs the whole text through the model for each new token.
-    `generate` gives the same tokens, within the context, much faster. Call `model.eval()` first.
+    This is the simplest form of generation: each step runs the whole text through the model.
+    Within the context, `generate` returns the same tokens much faster. Call `model.eval()` first.
     """
     for _ in range(max_new_tokens):
         with torch.no_grad():
@@ -185,26 +192,26 @@ def stream(
     generator: torch.Generator | None = None,
     draft_ids: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, for each new token, the next ids (B, 1) and the logits (B, V) they came from.
+    """Yield, for each new token, the next ids (B, 1) and the logits (B, V) they were sampled from.
 
-    `idx` holds the prompt's ids (B, T); a prompt longer than `context_size` is cropped to its
-    last `context_size` tokens. `temperature` 0 is greedy; see `next_token_probs` for `top_k` (above
-    V: V) and `top_p`. Draws come from `generator`, or from the global random state without one.
-    A row that drew `eos_id` goes on with `eos_id`; when all have, it ends.
+    `idx` holds the prompts' ids (B, T); a prompt longer than `context_size` is cropped to its last
+    `context_size` tokens. `temperature` 0 is greedy; for `top_k` (values above V mean V) and
+    `top_p`, see `next_token_probs`. `generator` defaults to the global random state. A row that
+    has sampled `eos_id` continues with `eos_id`; generation ends once all rows have.
 
-    Each step feeds the model one token, with a `KVCache`. Positions are learned for
-    `context_size` tokens and cannot slide: when these are used up, the cache is filled again
-    with the last `context_size // 2` tokens, and generation goes on from there.
+    Each step feeds the model one token, with a KV cache. Position embeddings are learned for
+    `context_size` tokens and cannot shift: when they are used up, the cache is refilled with the
+    last `context_size // 2` tokens, and generation continues from there.
 
-    `draft_ids`, a text's ids (1, T) or (T,), makes one prompt faster where it resembles that text:
-    a step then checks a draft of several tokens, looked up there (support/model/drafts.py). Each
-    token is still drawn from its own logits, up to the first that is not the draft's. So the tokens
-    are those without drafts, unless the rounding of logits changes a draw.
+    `draft_ids`, the ids of a text, (1, T) or (T,), speed up one prompt where it resembles that
+    text: a step then checks a draft of several tokens, looked up there (support/model/drafts.py).
+    Each token is still sampled from its own logits, up to the first that differs from the draft.
+    So the tokens are the same as without drafts, unless rounding in the logits changes a sample.
 
-    The model is in eval mode at each step, and has the mode it had in between. When it is called,
-    it raises ValueError for an empty prompt, ids outside the vocabulary and settings out of range,
-    and TypeError for what is not a number or not a tensor of ids; later, ValueError for weights
-    that are not finite.
+    The model is in eval mode during each step and in its previous mode in between. The call raises
+    ValueError for an empty prompt, ids outside the vocabulary and settings out of range, and
+    TypeError for arguments of the wrong type; iteration raises ValueError if weights are not
+    finite.
     """
     check_prompt(model, idx, max_new_tokens, context_size, eos_id)
     check_sampling(temperature, top_k, top_p)
@@ -225,7 +232,7 @@ def stream(
 def check_prompt(
     model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int, eos_id: int | None = None
 ) -> None:
-    """Raise TypeError or ValueError for what `stream` cannot go on from."""
+    """Raise TypeError or ValueError for a prompt that `stream` cannot continue."""
     check_number("max_new_tokens", max_new_tokens, low=0)
     check_number("context_size", context_size)
     longest, vocab_size = model.cfg["context_length"], model.cfg["vocab_size"]
@@ -238,16 +245,16 @@ def check_prompt(
         raise ValueError(f"eos_id {eos_id} is outside the model's vocabulary of {vocab_size}")
     check_ids("the prompt", idx, 2, vocab_size=vocab_size)
     if idx.numel() == 0:
-        raise ValueError(f"the prompt has shape {tuple(idx.shape)}: no token to go on from")
+        raise ValueError(f"the prompt has shape {tuple(idx.shape)}: there is nothing to continue")
 
 
 def draw_token(
     logits: Tensor, generator: torch.Generator | None, temperature: float, **limits: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the next ids (B, 1), and the probabilities and ids (B, K) they were drawn from.
+    """Return the next ids (B, 1), and the probabilities and ids (B, K) they were sampled from.
 
-    The latter are None if K is V, in the vocabulary's order. The settings, see `next_token_probs`,
-    must have been checked. Raises ValueError if a row's largest logit is not finite.
+    The latter ids are None if all tokens remain, in the vocabulary's order. The settings (see
+    `next_token_probs`) are not checked. Raises ValueError if a row's largest logit is not finite.
     """
     check_logits(logits)
     probs, ids = _candidates(logits, temperature, **limits)
@@ -263,23 +270,23 @@ def _decode(
     model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int,
     draw: Callable[[Tensor], tuple[Tensor, Any, Any]], eos_id: int | None, drafter: Drafter | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    # A function of its own, so that `stream` checks its arguments when it is called. It draws only
-    # when it is asked for a token, so that the generator is never ahead.
+    # A separate function, so that `stream` checks its arguments when it is called. It samples only
+    # when a token is requested, so the generator is never ahead.
     new_ids = idx = idx.to(model.out_head.weight.device)
     finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
-    cache = KVCache(model, batch_size=idx.size(0), max_length=context_size)
-    modules = list(model.modules())  # finding them at each step would cost 2 % of the time
+    cache = create_cache(model, batch_size=idx.size(0), max_length=context_size)
+    modules = list(model.modules())  # collecting them at each step would cost 2% of the time
     while max_new_tokens > 0:
         if cache.length + new_ids.size(1) > context_size:
             cache.length = 0
             new_ids = idx = idx[:, -max(1, context_size // 2) :]
         room = min(context_size - cache.length - new_ids.size(1), max_new_tokens - 1)
-        # None beside a prompt: attention would round its numbers in another way.
+        # No draft beside a prompt, because attention would round its numbers differently.
         draft = drafter.propose(room) if drafter and cache.length else []
         piece = torch.cat([new_ids, new_ids.new_tensor([draft])], dim=1) if draft else new_ids
-        # Inference mode is no_grad with cheaper bookkeeping; the copy is an ordinary tensor again.
+        # Inference mode is no_grad with cheaper bookkeeping; the clone is a normal tensor again.
         with eval_mode(modules), torch.inference_mode():
-            # Only these positions' logits are needed, so only they are computed.
+            # Compute logits only for the positions from which a token is sampled.
             x = model.hidden_states(piece, cache)[:, -1 - len(draft) :]
             logits = model.out_head(x)  # (B, 1 + draft, V)
         logits = logits.clone()
@@ -315,10 +322,10 @@ def generate(
     generator: torch.Generator | None = None,
     draft_ids: Tensor | None = None,
 ) -> Tensor:
-    """Continue the prompts `idx`: (B, T) -> (B, T + n) with n up to `max_new_tokens`.
+    """Return the prompts `idx` with their continuations: (B, T) -> (B, T + n).
 
-    The whole prompt comes first, also where it was cropped for the model. Arguments, errors and
-    behaviour past the context are those of `stream`.
+    n is `max_new_tokens`, or fewer after `eos_id`. The result begins with the whole prompt, even if
+    the model read only its end. Arguments, errors and behaviour past the context: see `stream`.
     """
     steps = stream(
         model, idx, max_new_tokens, context_size, temperature, top_k, eos_id,

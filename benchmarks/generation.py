@@ -40,7 +40,7 @@ def our_batch(
         ids: dict[Any, list[int]] = {
             batch.add(torch.tensor([prompt]), new, LENGTH): [] for prompt in prompts(count)
         }
-        while batch.sequences:
+        while batch.slots:
             for sequence, tokens in batch.step():
                 ids[sequence] += [token.token_id for token in tokens]
         return list(ids.values())
@@ -97,7 +97,7 @@ def exactness(dtype: torch.dtype, new: int) -> Round:
         for seed, idx in some:
             generator = torch.Generator().manual_seed(seed)
             done[batch.add(idx, new, LENGTH, 0.8, 50, generator=generator)] = []
-        while batch.sequences:
+        while batch.slots:
             for sequence, tokens in batch.step():
                 done[sequence] += [(token.token_id, token.logprob) for token in tokens]
         return list(done.values())

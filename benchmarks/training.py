@@ -143,7 +143,7 @@ def our_training(head_start: bool) -> Round:
             give_head_start(model)
         train_ids, eval_loaders = recipe_texts()
         loaders = data.epoch_loaders(train_ids, LENGTH, num_epochs=6)
-        gpt.train_model(model, loaders, eval_loaders, on_step=on_step, on_eval=on_eval)
+        gpt.train_model(model, loaders, *eval_loaders, on_step=on_step, on_eval=on_eval)
 
     def one_round() -> dict[str, Any]:
         turns.release()

@@ -70,12 +70,12 @@ def one_thread():
 
 
 def tiny_loaders(train_ids, val_ids, num_epochs=2, batch_size=1, seed=0):
-    """Return the two lists of loaders that `train_model` takes, for a model of TINY_CONFIG."""
+    """Return the loaders that `train_model` takes, for a model of TINY_CONFIG."""
     size = {"context_length": 16, "vocab_size": 61}
     train_loaders = epoch_loaders(
         train_ids, num_epochs=num_epochs, batch_size=batch_size, seed=seed, **size
     )
-    return train_loaders, [eval_loader(ids, **size) for ids in (train_ids, val_ids)]
+    return train_loaders, *(eval_loader(ids, **size) for ids in (train_ids, val_ids))
 
 
 @pytest.fixture(scope="session")

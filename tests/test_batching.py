@@ -12,7 +12,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
-import support.page.batch
 from gpt import GPTModel, train_model
 from support.model.quantization import quantize
 from support.page.batch import MAX_STEP, Batch
@@ -35,7 +34,7 @@ def trained(request):
     torch.manual_seed(0)
     model = GPTModel({**TINY_CONFIG, "context_length": 64, "emb_dim": 48, "drop_rate": 0.0})
     loaders = [create_dataloader(TEXT, 32, stride=7, batch_size=8)] * 25
-    train_model(model, loaders, [loaders[0]] * 2, learning_rate=1e-2, evals_per_epoch=0)
+    train_model(model, loaders, loaders[0], loaders[0], learning_rate=1e-2, evals_per_epoch=0)
     if request.param == "int8":
         quantize(model)
     return model
@@ -50,16 +49,16 @@ def add(batch, seed=0, start=0, length=10, n=20, context_size=64, **settings):
 def run(batch):
     """Return the tokens of each text until all are complete."""
     texts = {}
-    while batch.sequences:
-        for sequence, tokens in batch.step():
-            texts.setdefault(sequence, []).extend(tokens)
+    while batch.slots:
+        for slot, tokens in batch.step():
+            texts.setdefault(slot, []).extend(tokens)
     return texts
 
 
 def alone(model, tokenizer, **arguments):
     batch = Batch(model, tokenizer, TEXT.tolist())
-    sequence = add(batch, **arguments)
-    return run(batch).get(sequence, [])
+    slot = add(batch, **arguments)
+    return run(batch).get(slot, [])
 
 
 TEXTS = st.lists(
@@ -84,12 +83,12 @@ def test_alone_and_among_others(trained, tokenizer, texts, joins, leaves):
                 results[add(batch, **arguments)] = ([], arguments)
         if leaves and step == 5:
             batch.remove(stranger)
-        for sequence, tokens in batch.step():
-            if sequence in results:
-                results[sequence][0].extend(tokens)
-    for sequence, tokens in run(batch).items():
-        if sequence in results:
-            results[sequence][0].extend(tokens)
+        for slot, tokens in batch.step():
+            if slot in results:
+                results[slot][0].extend(tokens)
+    for slot, tokens in run(batch).items():
+        if slot in results:
+            results[slot][0].extend(tokens)
     for tokens, arguments in results.values():
         expected = alone(trained, tokenizer, **arguments)
         assert [t.token_id for t in tokens] == [t.token_id for t in expected]
@@ -110,8 +109,8 @@ def test_alone_and_among_others(trained, tokenizer, texts, joins, leaves):
 )  # fmt: skip
 def test_tokens_are_those_of_generate(trained, tokenizer, drafts, **arguments):
     batch = Batch(trained, tokenizer, TEXT.tolist() if drafts else ())
-    sequence = add(batch, **arguments)
-    ids = [token.token_id for token in run(batch).get(sequence, [])]
+    slot = add(batch, **arguments)
+    ids = [token.token_id for token in run(batch).get(slot, [])]
     settings = {name: arguments[name] for name in SETTINGS}
     generator = torch.Generator().manual_seed(arguments["seed"])
     idx = TEXT[None, arguments["start"] : arguments["start"] + arguments["length"]]
@@ -119,7 +118,7 @@ def test_tokens_are_those_of_generate(trained, tokenizer, drafts, **arguments):
         trained, idx, arguments["n"], arguments["context_size"], generator=generator, **settings
     )
     assert ids == expected[0, idx.size(1) :].tolist()
-    assert torch.equal(sequence.generator.get_state(), generator.get_state())
+    assert torch.equal(slot.generator.get_state(), generator.get_state())
 
 
 def test_full_size_products_are_the_same_for_any_number_of_rows():
@@ -131,7 +130,7 @@ def test_full_size_products_are_the_same_for_any_number_of_rows():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     layers = [m for m in model.modules() if type(m).__name__ == "Int8Linear"]
-    assert len(layers) == 5
+    assert len(layers) == 7
     for layer in layers:
         x = torch.randn(MAX_STEP, layer.weight.size(1))
         whole = layer(x)
@@ -143,8 +142,8 @@ def test_full_size_products_are_the_same_for_any_number_of_rows():
 def test_drafts_are_shorter_among_others(trained, tokenizer):
     def accepted(texts):
         batch = Batch(trained, tokenizer, TEXT.tolist())
-        sequences = [add(batch, start=100, n=50) for _ in range(texts)]
-        return sum(token.from_draft for token in run(batch)[sequences[0]])
+        slots = [add(batch, start=100, n=50) for _ in range(texts)]
+        return sum(token.from_draft for token in run(batch)[slots[0]])
 
     assert accepted(3) > accepted(10) > accepted(40) > 0
 
@@ -153,7 +152,7 @@ def test_drafts_take_fewer_steps(trained, tokenizer):
     batch = Batch(trained, tokenizer, TEXT.tolist())
     add(batch, start=100, n=50)
     tokens, steps = [], 0
-    while batch.sequences:
+    while batch.slots:
         ((_, new),) = batch.step()
         tokens += new
         steps += 1
@@ -170,20 +169,20 @@ def test_everyone_gets_a_turn(trained, tokenizer):
     for step in range(1, 25):
         done = batch.step()
         assert done
-        for sequence, _ in done:
-            last[sequence] = step
+        for slot, _ in done:
+            last[slot] = step
         assert step - min(last.values()) <= 20 * 60 // MAX_STEP + 1
 
 
 def test_a_step_is_never_larger_than_it_may_be(trained, tokenizer, monkeypatch):
     sizes = []
-    original = support.page.batch.hidden_states
+    original = trained.hidden_states
 
-    def noted(model, pieces, caches):
-        sizes.append(sum(map(len, pieces)))
-        return original(model, pieces, caches)
+    def noted(in_idx, cache):
+        sizes.append(in_idx.numel())
+        return original(in_idx, cache)
 
-    monkeypatch.setattr(support.page.batch, "hidden_states", noted)
+    monkeypatch.setattr(trained, "hidden_states", noted)
     batch = Batch(trained, tokenizer, TEXT.tolist())
     for i in range(12):
         add(batch, start=10 * i, length=64, n=30)
@@ -210,17 +209,17 @@ def test_one_that_fails_ends_alone(trained, tokenizer):
     (_, nothing), (_, something) = batch.step()
     assert isinstance(failing.error, AttributeError)
     assert (nothing, len(something), fine.error) == ([], 1, None)
-    assert batch.sequences == [fine]
+    assert batch.slots == [fine]
 
 
 def test_weights_that_are_not_finite(tiny_model, tokenizer):
     with torch.no_grad():
         tiny_model.final_norm.scale[0] = math.nan
     batch = Batch(tiny_model, tokenizer)
-    sequence = add(batch, context_size=16)
-    assert batch.step() == [(sequence, [])]
-    assert "are the model's weights damaged?" in str(sequence.error)
-    assert batch.step() == batch.sequences == []
+    slot = add(batch, context_size=16)
+    assert batch.step() == [(slot, [])]
+    assert "are the model's weights damaged?" in str(slot.error)
+    assert batch.step() == batch.slots == []
 
 
 def test_no_new_tokens(trained, tokenizer):
@@ -234,8 +233,8 @@ def test_a_model_in_training_mode_has_no_dropout(tiny_model, tokenizer):
     for training in (True, False):
         tiny_model.train(training)
         batch = Batch(tiny_model, tokenizer)
-        sequence = add(batch, context_size=16)
-        texts.append(run(batch)[sequence])
+        slot = add(batch, context_size=16)
+        texts.append(run(batch)[slot])
         assert tiny_model.training is training
     assert texts[0] == texts[1]
 
@@ -257,7 +256,7 @@ def test_bad_arguments(tiny_model, tokenizer, change, error, message):
     batch = Batch(tiny_model, tokenizer)
     with pytest.raises(error, match=message):
         batch.add(**{"idx": TEXT[None, :3], "max_new_tokens": 3, "context_size": 16, **change})
-    assert batch.sequences == []
+    assert batch.slots == []
 
 
 # What is told of each token ------------------------------------------------------------------
@@ -282,9 +281,9 @@ def worded_model():
 def test_probabilities_of_each_token(worded_model, tokenizer, settings):
     idx = text_to_token_ids("The clock", tokenizer)
     batch = Batch(worded_model, tokenizer)
-    sequence = batch.add(idx, 5, 16, generator=torch.Generator().manual_seed(0), **settings)
+    slot = batch.add(idx, 5, 16, generator=torch.Generator().manual_seed(0), **settings)
     steps = stream(worded_model, idx, 5, 16, generator=torch.Generator().manual_seed(0), **settings)
-    for info, (next_ids, logits) in zip(run(batch)[sequence], steps, strict=True):
+    for info, (next_ids, logits) in zip(run(batch)[slot], steps, strict=True):
         before, after = logits.log_softmax(-1)[0], next_token_probs(logits, **settings)[0]
         assert info.token_id == next_ids.item()
         assert info.label == token_label(info.token_id, tokenizer)
@@ -303,8 +302,8 @@ def planned(token_ids):
 
 def texts_of(plan, prompt, tokenizer):
     batch = Batch(planned(plan), tokenizer)
-    sequence = batch.add(torch.tensor([prompt]), len(plan), 16)
-    tokens = run(batch)[sequence]
+    slot = batch.add(torch.tensor([prompt]), len(plan), 16)
+    tokens = run(batch)[slot]
     assert [token.token_id for token in tokens] == plan
     return [token.text for token in tokens]
 
@@ -329,9 +328,9 @@ def test_a_text_that_ends_while_its_reader_is_busy_is_read_to_the_end(trained, t
         turns, read = Turns(Batch(trained, tokenizer)), []
         async for tokens in turns.tokens(TEXT[None, :5], 2, 64):
             read.extend(tokens)
-            (sequence,) = turns.queues
+            (slot,) = turns.queues
             deadline = time.monotonic() + 60
-            while sequence.remaining:  # keeps the event loop, while the next step is made
+            while slot.remaining:  # keeps the event loop, while the next step is made
                 assert time.monotonic() < deadline
         return read
 

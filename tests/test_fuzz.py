@@ -180,7 +180,7 @@ def run_training(train_ids, val_ids, num_epochs, batch_size, seed, num_windows, 
     own = GPTModel(TINY_CONFIG)
     loaders = data.epoch_loaders(train_ids, T, num_epochs, batch_size, seed, V)
     evals = [data.eval_loader(ids, T, num_windows, V) for ids in (train_ids, val_ids)]
-    return gpt.train_model(own, loaders, evals, **settings), own
+    return gpt.train_model(own, loaders, *evals, **settings), own
 
 
 def run_head_start(cfg):

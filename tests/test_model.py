@@ -212,7 +212,7 @@ def test_missing_config_key():
 @pytest.mark.parametrize("size", [17, 40])
 def test_more_tokens_than_the_context(tiny_model, size):
     ids = torch.ones(1, size, dtype=torch.long)
-    message = rf"{size} tokens do not fit: context_length is 16; .* in_idx\[:, -16:\]"
+    message = rf"{size} tokens do not fit the context_length 16: pass in_idx\[:, -16:\]"
     with pytest.raises(ValueError, match=message):
         tiny_model(ids)
     assert tiny_model(ids[:, -16:]).shape == (1, 16, 61)

@@ -151,7 +151,7 @@ def test_training_goes_on_with_the_lines_of_the_lesson(tmp_path, monkeypatch):
         "torch": torch, "large_model": lambda: GPTModel(TINY_CONFIG), "NUM_EPOCHS": epochs,
         "SEED": 1, "LEARNING_RATE": 4e-4, "BATCH_SIZE": 1, "train_ids": text, "val_ids": text,
         "plan_epochs": lambda: epoch_loaders(text, length, epochs), "train_model": train_and_tell,
-        "eval_loaders": [eval_loader(text, length)] * 2,
+        "train_eval_loader": eval_loader(text, length), "val_loader": eval_loader(text, length),
     }  # fmt: skip
     torch.manual_seed(5)
     with pytest.raises(KeyboardInterrupt):

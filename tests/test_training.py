@@ -238,7 +238,7 @@ def test_bad_hyperparameters(tiny_model, name, value, error):
 
 def test_loaders_without_a_batch(tiny_model):
     with pytest.raises(ValueError, match="train_loaders have no batch"):
-        train_model(tiny_model, [], [])
+        train_model(tiny_model, [], [], [])
 
 
 def test_long_gradients_are_scaled_down_and_no_others(tiny_model):
@@ -285,7 +285,7 @@ ids = torch.arange(400) * 7 % 61
 windows = [(ids[i : i + 16], ids[i + 1 : i + 17]) for i in range(0, 384, 16)]
 train_loaders = [DataLoader(windows, batch_size=2, shuffle=True) for _ in range(20)]
 batches = [(ids[None, :16], ids[None, 1:17])]  # a list will do, too
-history = train_model(model, train_loaders, [DataLoader(windows), batches], learning_rate=3e-3)
+history = train_model(model, train_loaders, DataLoader(windows), batches, learning_rate=3e-3)
 print(history[0].train_loss, history[-1].train_loss, history[-1].val_loss)
 """
     env = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}

@@ -1,29 +1,28 @@
-"""8-bit weights: a quarter of the bytes to read for each token, and faster products.
+"""8-bit weights: a quarter of the bytes to read per token, and faster products.
 
 Each row of a matrix is stored as whole numbers from -127 to 127 and one scale. Each token's vector
-is rounded in the same way when it comes in (Dettmers et al. 2022, "LLM.int8()", section 2.1,
-https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order: a token's result
-has the same bits whatever else is computed beside it, on any machine.
+is rounded the same way on input (Dettmers et al. 2022, "LLM.int8()", section 2.1,
+https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order, so a token's result
+has the same bits whatever else is computed with it, on any machine.
 
-Where there is a fast product, each matrix is kept twice, in the orders of its two operators: 250 MB
-for the usual model.
+Where a fast product exists, each matrix is stored twice, in the layouts of its two operators:
+250 MB for the default model.
 """
 
-import os
-from collections.abc import Sequence
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt import MultiHeadAttention
+from gpt import GPTModel, KVCache
 
-EXACT = 1024  # so many products of 8-bit numbers add up exactly in float32: 2**24 > 1024 * 127**2
+EXACT = 1024  # float32 adds this many products of 8-bit numbers exactly: 1024 * 127**2 < 2**24
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the whole numbers (N, K) and the scales (N, 1) whose product is close to x (N, K)."""
-    scale = x.abs().amax(-1, keepdim=True) / 127  # 0 only for a row of zeros, whatever x / 0 is
+    """Return whole numbers (N, K) and scales (N, 1) whose product approximates x (N, K)."""
+    scale = x.abs().amax(-1, keepdim=True) / 127  # 0 only for a row of zeros, where x / 0 is NaN
     return (x / scale).round_(), scale
 
 
@@ -36,12 +35,12 @@ def exact_product(rows: Tensor, weight: Tensor) -> Tensor:
 def fast_product(
     rows: Tensor, weight: Tensor, scale: Tensor, packed: Tensor, offset: int
 ) -> Tensor:
-    """Return exact_product(rows, weight) * scale, by PyTorch's operators for 8 bits on the CPU.
+    """Return exact_product(rows, weight) * scale, by PyTorch's 8-bit operators for the CPU.
 
-    `packed` and `offset` are what `pack` and `fast_offset` return.
+    `packed` comes from `pack`, `offset` from `fast_offset`.
     """
     x = rows.to(torch.int8)
-    if len(rows) == 1:  # for one row this operator is faster, for several the other one
+    if len(rows) == 1:  # this operator is faster for one row, the other one for several
         return torch._int_mm(x, weight.T) * scale
     if offset:
         x = x.view(torch.uint8) ^ offset  # adds 128
@@ -53,19 +52,16 @@ def fast_product(
 
 
 def pack(weight: Tensor) -> Tensor:
-    """Return 8-bit weights (M, K) in oneDNN's order. Raises RuntimeError where there is none."""
+    """Return 8-bit weights (M, K) in oneDNN's layout. Raises RuntimeError if it has none."""
     return torch.ops.onednn.qlinear_prepack(weight, None)
 
 
 @cache
 def fast_offset() -> int | None:
-    """Return what makes `fast_product` fast and exact when it adds this; None if nothing does."""
-    # With AMX instructions, a few rows take twice as long as with those before them, so oneDNN is
-    # told to do without. It reads this at its first product: earlier ones in float32 keep AMX on.
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-    # The operators are private, so they may be missing one day. Processors without instructions for
-    # 8-bit products may cut sums off at 16 bits, and AMX rounds those of numbers with an offset:
-    # the largest odd sum shows it. Without AMX, numbers without one take a thousand times as long.
+    """Return the input offset with which `fast_product` is exact and fast on this CPU, or None."""
+    # The operators are private, so a later PyTorch may lack them. CPUs without instructions for
+    # 8-bit products may saturate sums at 16 bits, and AMX rounds sums of inputs with an offset: the
+    # largest odd sum detects both. Without AMX, inputs without an offset are 1,000 times as slow.
     rows, scale = torch.full((30, 768), 127.0), torch.ones(64)
     rows[:, -1] = 126
     weight = torch.full((64, 768), 127, dtype=torch.int8)
@@ -81,22 +77,19 @@ def fast_offset() -> int | None:
 
 
 class Int8Linear(nn.Module):
-    """What `nn.Linear` computes, with 8-bit weights. It has no gradient, and cannot be copied."""
+    """`nn.Linear` with 8-bit weights. It has no gradient and cannot be copied."""
 
     weight: Tensor
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, *linears: nn.Linear):
-        """Take the place of layers that have the same input: their outputs, one after the other."""
+    def __init__(self, linear: nn.Linear):
         super().__init__()
-        rows, scale = quantize_rows(torch.cat([linear.weight for linear in linears]))
+        rows, scale = quantize_rows(linear.weight)
         self.register_buffer("weight", rows.to(torch.int8))  # (M, K)
         self.register_buffer("scale", scale.flatten())
-        biases: list[Tensor] = [
-            scale.new_zeros(len(x.weight)) if x.bias is None else x.bias for x in linears
-        ]
-        self.register_buffer("bias", torch.cat(biases))
+        bias = self.scale.new_zeros(len(rows)) if linear.bias is None else linear.bias.detach()
+        self.register_buffer("bias", bias)
         offset = fast_offset() if self.weight.device.type == "cpu" else None
         self.fast = None if offset is None else (pack(self.weight), offset)
 
@@ -109,28 +102,34 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self.bias, y, scale).unflatten(0, x.shape[:-1])
 
 
-class Int8Attention(MultiHeadAttention):
-    """Attention with 8-bit weights. Queries, keys and values come from one product, not three."""
-
-    def __init__(self, att: MultiHeadAttention):
-        nn.Module.__init__(self)
-        self.layer, self.n_heads = att.layer, att.n_heads
-        self.W_qkv = Int8Linear(att.W_query, att.W_key, att.W_value)
-        self.out_proj = Int8Linear(att.out_proj)  # type: ignore[assignment]
-
-    def qkv(self, x: Tensor) -> Sequence[Tensor]:
-        y = self.W_qkv(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, D)
-        return y.movedim(-3, 0).transpose(-3, -2).unbind()
-
-
 @torch.no_grad()
 def quantize(model: nn.Module) -> None:
-    """Give each linear layer of a model 8-bit weights, and its embeddings no gradient, in place."""
+    """Replace each linear layer of a model by one with 8-bit weights; freeze its other weights."""
     for name, child in list(model.named_children()):
-        if isinstance(child, MultiHeadAttention):
-            setattr(model, name, Int8Attention(child))
-        elif isinstance(child, nn.Linear):
+        if isinstance(child, nn.Linear):
             setattr(model, name, Int8Linear(child))
         else:
             quantize(child)
     model.requires_grad_(False)
+
+
+class ExactCache(KVCache):
+    """A cache that gives each token the same bits in a piece of any length.
+
+    A fused attention kernel rounds differently for one token than for several, so this one attends
+    token by token, but for the first piece of a text.
+    """
+
+    def gather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        T, S = q.size(2), k.size(2)
+        if T in (1, S):
+            return super().gather(q, k, v)
+        ends = zip(q.split(1, dim=2), range(S - T + 1, S + 1), strict=True)
+        sdpa = F.scaled_dot_product_attention
+        return torch.cat([sdpa(x, k[:, :, :end], v[:, :, :end]) for x, end in ends], dim=2)
+
+
+def create_cache(model: GPTModel, batch_size: int = 1, max_length: int | None = None) -> KVCache:
+    """Return an empty cache that suits the model: an `ExactCache` if its products are exact."""
+    kind = ExactCache if isinstance(model.out_head, Int8Linear) else KVCache
+    return kind(model, batch_size, max_length)

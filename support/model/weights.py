@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.checks import check_ids
@@ -59,21 +58,6 @@ def save_weights(
                 on_tensor()
 
 
-class _NoInit(TorchFunctionMode):
-    """Within it, `torch.nn.init.normal_` does nothing.
-
-    On the meta device there is nothing to fill, but PyTorch would import its compiler, 800 modules,
-    to find that out.
-    """
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.nn.init.normal_:
-            return None
-        return func(*args, **kwargs or {})
-
-
 def _by_columns(name: str, tensor: torch.Tensor) -> torch.Tensor:
     # The same matrix, in memory column by column: PyTorch's float32 products with one row of
     # tokens, which are most of generation, are a quarter faster so. Embeddings are read by rows.
@@ -113,7 +97,7 @@ def load_model(
     if dtype == torch.float32:
         state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
     state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
-    with torch.device("meta"), _NoInit():  # spend no time and memory on random weights
+    with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
     try:
         model.load_state_dict(state, assign=True)

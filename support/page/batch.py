@@ -1,20 +1,20 @@
-"""Many texts at once: one step of the model brings each of them forward ("continuous batching").
+"""Many texts in one batch: each step of the model advances all of them ("continuous batching").
 
     batch = Batch(model, tokenizer, draft_ids=story_ids)
-    sequence = batch.add(prompt, max_new_tokens=50, context_size=256, temperature=0.8, top_k=50)
-    while batch.sequences:
-        for sequence, tokens in batch.step():  # others may be added or removed after any step
+    slot = batch.add(prompt, max_new_tokens=50, context_size=256, temperature=0.8, top_k=50)
+    while batch.slots:
+        for slot, tokens in batch.step():  # others may be added or removed between steps
             print("".join(token.text for token in tokens), end="")
 
-A step takes a piece from each text: its newest token and a draft, or a part of its prompt. All
-pieces lie one after the other in one row of tokens, which shares the products with the weights;
-only attention is each text's own (Yu et al. 2022, "Orca", section 3.2), one token after the other.
-So where a product gives each token the same bits whatever else is there, as with 8-bit weights, so
-does all: a text is the same alone and among thirty, with drafts and without.
+A step takes a piece of each text: its newest token and a draft, or a part of its prompt. All pieces
+lie one after the other in one row of tokens, so they share the products with the weights; only
+attention is computed text by text (Yu et al. 2022, "Orca", section 3.2). With 8-bit weights, whose
+products give a token the same bits whatever is beside it, a text is the same alone and among
+thirty, with drafts and without.
 """
 
 import codecs
-from collections.abc import Sequence as Row
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,32 +22,50 @@ import torch
 from tiktoken import Encoding
 from torch import Tensor
 
-from gpt import GPTModel, KVCache, MultiHeadAttention, attend
+from gpt import GPTModel, KVCache, eval_mode
 from support.checks import check_sampling
 from support.model.drafts import Drafter
-from utils import check_prompt, draw_token, token_label
+from support.model.quantization import create_cache
+from utils import check_prompt, draw_token, token_bytes, token_label
 
-MAX_PIECE = 64  # tokens of one text in a step
-MAX_STEP = 128  # tokens in a step; texts that do not fit are the first in the next one
+MAX_PIECE = 64  # tokens of one text per step
+MAX_STEP = 128  # tokens per step; texts that do not fit come first in the next one
+
+
+class BatchCache:
+    """The caches of several texts whose pieces lie one after the other in one row of tokens."""
+
+    def __init__(self, caches: list[KVCache], sizes: list[int]):
+        self.caches, self.sizes = caches, sizes
+
+    def positions(self, in_idx: Tensor) -> Tensor:
+        sizes = zip(self.caches, self.sizes, strict=True)
+        positions = [cache.length + i for cache, size in sizes for i in range(size)]
+        return torch.tensor(positions, device=in_idx.device)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        pieces = zip(self.caches, *(x.split(self.sizes, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([cache.attend(layer, *piece) for cache, *piece in pieces], dim=2)
 
 
 class TokenInfo(NamedTuple):
     """One generated token, and how probable it was."""
 
     token_id: int
-    text: str  # the characters that it completes: none, if it ends within one
+    text: str  # the characters that it completes: none if it ends within one
     label: str  # see `token_label`
     rank: int  # 1 is the most probable token
-    logprob: float  # ln of the probability that the model gave it
+    logprob: float  # ln of the model's probability
     sampling_prob: float  # its probability after temperature, top-k and top-p
-    from_draft: bool  # the model only had to confirm it
+    num_read: int  # tokens that the model had read before it, at most the context
+    from_draft: bool  # the model only confirmed it
 
 
 @dataclass(eq=False)
-class Sequence:
-    """One text of a batch. `error` says why it ended, if it failed."""
+class Slot:
+    """One text of a batch. `error` is the reason it ended, if it failed."""
 
-    ids: list[int]  # the prompt, as far as the model reads it, and what was generated
+    ids: list[int]  # what the model can still read: the end of the prompt and generated tokens
     pending: list[int]  # those at the end that are not in the cache yet
     remaining: int  # tokens to generate
     context_size: int
@@ -59,35 +77,40 @@ class Sequence:
     error: Exception | None = None
     draft: list[int] = field(default_factory=list)
 
-    def next_piece(self, texts: int) -> list[int]:
-        """Return the tokens for a step of so many texts. Past the context: see `utils.stream`."""
+    def next_piece(self, num_texts: int) -> list[int]:
+        """Return the tokens for a step of `num_texts` texts. Past the context: see `stream`."""
         if self.cache.length + len(self.pending) > self.context_size:
             self.cache.length = 0
             self.pending = self.ids = self.ids[-max(1, self.context_size // 2) :]
         piece, self.draft = self.pending[:MAX_PIECE], []
-        # No draft beside a prompt: attention would round its numbers in another way.
+        # No draft beside a prompt, because attention would round its numbers differently.
         if len(piece) == len(self.pending) and self.cache.length:
             space = self.context_size - self.cache.length - len(piece)
             room = min(space, MAX_PIECE - len(piece), self.remaining - 1)
-            # The more texts share the reading of the weights, the less is left for a draft to save.
-            self.draft = self.drafter.propose(room, 1 + texts // 4)
+            # The more texts share the reading of the weights, the less a draft can save.
+            self.draft = self.drafter.propose(room, 1 + num_texts // 4)
         return piece + self.draft
 
     def take(self, piece: list[int], logits: Tensor, tokenizer: Encoding) -> list[TokenInfo]:
-        """Draw tokens from the logits (N, V) of the newest token and of those of its draft."""
-        self.cache.length += len(piece) - len(self.draft)
+        """Sample tokens from the logits (N, V) of the newest token and of its draft."""
+        self.cache.length -= len(self.draft)
         self.pending = self.pending[len(piece) - len(self.draft) :]
         tokens: list[TokenInfo] = []
         for row, guess in zip(logits, [*self.draft, None][: len(logits)], strict=True):
             drawn, probs, ids = draw_token(row[None], self.generator, **self.settings)
             token_id = int(drawn)
-            text = self.decoder.decode(tokenizer.decode_single_token_bytes(token_id))
-            label = token_label(token_id, tokenizer)
-            kept = row if ids is None else row[ids[0]]  # with all that are more probable
-            rank = 1 + int((kept > row[token_id]).sum())
-            logprob = row.float().log_softmax(-1)[token_id].item()
-            prob = (probs[0, token_id] if ids is None else probs[ids == token_id]).item()
-            tokens.append(TokenInfo(token_id, text, label, rank, logprob, prob, token_id == guess))
+            kept = row if ids is None else row[ids[0]]  # includes all that are more probable
+            prob = probs[0, token_id] if ids is None else probs[ids == token_id]
+            tokens.append(TokenInfo(
+                token_id=token_id,
+                text=self.decoder.decode(token_bytes(token_id, tokenizer)),
+                label=token_label(token_id, tokenizer),
+                rank=1 + int((kept > row[token_id]).sum()),
+                logprob=row.float().log_softmax(-1)[token_id].item(),
+                sampling_prob=prob.item(),
+                num_read=self.cache.length,
+                from_draft=token_id == guess,
+            ))  # fmt: skip
             self.ids = [*self.ids, token_id]
             self.drafter.append(token_id)
             self.remaining -= 1
@@ -99,115 +122,96 @@ class Sequence:
 
 
 class Batch:
-    """Texts that are generated together. It knows no threads: use it in one.
+    """Texts that are generated together. It is not thread-safe: use it in one thread.
 
-    `draft_ids`, a row of ids, is a text to look up drafts in, beside each text's own past.
+    `draft_ids`, a row of ids, is a text to look up drafts in, besides each text's own past.
     """
 
-    def __init__(self, model: GPTModel, tokenizer: Encoding, draft_ids: Row[int] = ()):
+    def __init__(self, model: GPTModel, tokenizer: Encoding, draft_ids: Sequence[int] = ()):
         self.model, self.tokenizer, self.draft_ids = model, tokenizer, list(draft_ids)
-        self.sequences: list[Sequence] = []  # those that go on; who waited longest comes first
+        self.modules = list(model.modules())  # collecting them at each step would take longer
+        self.slots: list[Slot] = []  # unfinished texts; the one that waited longest comes first
 
     def add(
-        self,
-        idx: Tensor,
-        max_new_tokens: int,
-        context_size: int,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        *,
-        top_p: float | None = None,
+        self, idx: Tensor, max_new_tokens: int, context_size: int, temperature: float = 0.0,
+        top_k: int | None = None, *, top_p: float | None = None,
         generator: torch.Generator | None = None,
-    ) -> Sequence:
-        """Let a text take part from the next step on: arguments and errors as in `utils.stream`.
+    ) -> Slot:  # fmt: skip
+        """Add a text from the next step on. Arguments and errors are those of `utils.stream`.
 
-        The prompt is one row, idx (1, T). Without new tokens to come, it takes no part.
+        The prompt `idx` is one row, (1, T). A text without tokens to generate is complete at once.
         """
         check_prompt(self.model, idx, max_new_tokens, context_size)
         check_sampling(temperature, top_k, top_p)
         if len(idx) != 1:
             raise ValueError(f"the prompt has {len(idx)} rows; add one at a time, such as idx[:1]")
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.decode(self.tokenizer.decode_bytes(idx[0].tolist()))  # may end within a character
+        for token_id in idx[0, -4:].tolist():  # the prompt may end within a character
+            decoder.decode(token_bytes(token_id, self.tokenizer))
         ids = idx[0, -context_size:].tolist()
-        sequence = Sequence(
+        slot = Slot(
             ids, ids, max_new_tokens, context_size,
             {"temperature": temperature, "top_k": top_k, "top_p": top_p}, generator,
-            KVCache(self.model, max_length=min(context_size, len(ids) + max_new_tokens)),
+            create_cache(self.model, 1, min(context_size, len(ids) + max_new_tokens)),
             Drafter(self.draft_ids, ids), decoder,
         )  # fmt: skip
         if max_new_tokens:
-            self.sequences.append(sequence)
-        return sequence
+            self.slots.append(slot)
+        return slot
 
-    def remove(self, sequence: Sequence) -> None:
-        """End a text at once. One that ended by itself is not there any more: nothing happens."""
-        if sequence in self.sequences:
-            self.sequences.remove(sequence)
+    def remove(self, slot: Slot) -> None:
+        """End a text. Do nothing if it has ended already."""
+        if slot in self.slots:
+            self.slots.remove(slot)
 
-    @torch.inference_mode()  # as no_grad, and its bookkeeping is cheaper
-    def step(self) -> list[tuple[Sequence, list[TokenInfo]]]:
-        """Bring each text forward; return those that took part, each with its new tokens.
+    @torch.inference_mode()  # no_grad with cheaper bookkeeping
+    def step(self) -> list[tuple[Slot, list[TokenInfo]]]:
+        """Advance texts by one step of the model; return those that took part, with new tokens.
 
-        There are none while a prompt is read, several if a draft holds. A text that is complete or
-        failed is no longer in `sequences`.
+        A text gets no token while its prompt is read, and several if a draft holds. A text that is
+        complete or has failed leaves `slots`. If the model itself fails, all texts do.
         """
-        turn, pieces = self._turn()
-        if not turn:
-            return []
-        caches = [sequence.cache for sequence in turn]
-        x = hidden_states(self.model, pieces, caches)
-        # Only positions that a token is drawn from need logits.
-        counts = [0 if len(s.pending) > MAX_PIECE else 1 + len(s.draft) for s in turn]
-        ends = [
-            part[len(part) - counts[i] :] for i, part in enumerate(x.split([*map(len, pieces)]))
-        ]
-        logits = self.model.out_head(torch.cat(ends)).split(counts)
+        try:
+            pieces = self._next_pieces()
+            turn = list(zip(self.slots, pieces, self._logits(pieces), strict=False))
+        except Exception as error:
+            failed, self.slots = self.slots, []
+            for slot in failed:
+                slot.error = error
+            return [(slot, []) for slot in failed]
         done = []
-        for sequence, piece, rows in zip(turn, pieces, logits, strict=True):
+        for slot, piece, logits in turn:
+            tokens: list[TokenInfo] = []
             try:
-                tokens = sequence.take(piece, rows, self.tokenizer)
-            except Exception as error:  # its own: the others go on
-                sequence.error, tokens = error, []
-            self.sequences.remove(sequence)
-            if sequence.remaining and not sequence.error:
-                self.sequences.append(sequence)
-            done.append((sequence, tokens))
+                tokens = slot.take(piece, logits, self.tokenizer)
+            except Exception as error:  # only this text fails
+                slot.error = error
+            self.slots.remove(slot)
+            if slot.remaining and not slot.error:
+                self.slots.append(slot)
+            done.append((slot, tokens))
         return done
 
-    def _turn(self) -> tuple[list[Sequence], list[list[int]]]:
-        # Those who waited longest, as many as fit into a step.
+    def _next_pieces(self) -> list[list[int]]:
+        # Of the texts that waited longest, as many as fit into a step.
         pieces: list[list[int]] = []
-        for sequence in self.sequences:
-            piece = sequence.next_piece(len(self.sequences))
+        for slot in self.slots:
+            piece = slot.next_piece(len(self.slots))
             if sum(map(len, pieces)) + len(piece) > MAX_STEP:
                 break
             pieces.append(piece)
-        return self.sequences[: len(pieces)], pieces
+        return pieces
 
-
-def hidden_states(model: GPTModel, pieces: list[list[int]], caches: list[KVCache]) -> Tensor:
-    """Return the last hidden states (N, C) of all pieces' tokens, one piece after the other.
-
-    As `GPTModel.hidden_states` without dropout; but each piece continues the tokens of a cache of
-    its own, and the cache's length stays as it is.
-    """
-    ids = [token_id for piece in pieces for token_id in piece]
-    places = [caches[i].length + j for i, piece in enumerate(pieces) for j in range(len(piece))]
-    device = model.tok_emb.weight.device
-    x = model.tok_emb(torch.tensor(ids, device=device)) + model.pos_emb.weight[places]  # (N, C)
-    block: Any
-    for block in model.trf_blocks:
-        x = x + block.att.out_proj(_attention(block.att, block.norm1(x), pieces, caches))
-        x = x + block.ff(block.norm2(x))
-    return model.final_norm(x)
-
-
-def _attention(
-    att: MultiHeadAttention, x: Tensor, pieces: list[list[int]], caches: list[KVCache]
-) -> Tensor:
-    sizes = [len(piece) for piece in pieces]
-    q, k, v = (part[None] for part in att.qkv(x))  # (1, H, N, D)
-    new = zip(caches, q.split(sizes, 2), torch.stack((k, v)).split(sizes, 3), strict=True)
-    outputs = [attend(q, *cache.update(att.layer, kv)) for cache, q, kv in new]  # (1, H, T, D)
-    return torch.cat(outputs, 2)[0].transpose(0, 1).flatten(1)  # (N, C)
+    def _logits(self, pieces: list[list[int]]) -> Sequence[Tensor]:
+        # For each piece, the logits of the positions from which a token is sampled.
+        if not pieces:
+            return []
+        slots, sizes = self.slots[: len(pieces)], [len(piece) for piece in pieces]
+        row = torch.tensor([[token_id for piece in pieces for token_id in piece]])
+        cache = BatchCache([slot.cache for slot in slots], sizes)
+        with eval_mode(self.modules):
+            x = self.model.hidden_states(row.to(self.model.tok_emb.weight.device), cache)[0]
+        counts = [0 if len(s.pending) > MAX_PIECE else 1 + len(s.draft) for s in slots]
+        parts = zip(x.split(sizes), sizes, counts, strict=True)
+        ends = torch.cat([part[size - count :] for part, size, count in parts])  # (N, C)
+        return self.model.out_head(ends).split(counts)

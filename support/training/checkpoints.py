@@ -74,7 +74,7 @@ def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> Tra
         config = run_config(train_ids, val_ids, num_epochs=6)
         state = load_checkpoint("training.ckpt", model, config)
         save = lambda _: save_checkpoint("training.ckpt", model, state, config)
-        train_model(model, loaders, eval_loaders, state=state, on_eval=save)
+        train_model(model, loaders, train_eval_loader, val_loader, state=state, on_eval=save)
 
     Without such a file the run begins: the model stays as it is, and the state is a new one. So
     these lines can be run again after any interruption, and in the end the weights are those of a

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from gpt import Batch, GPTModel, train_step
+from gpt import GPTModel, train_step
 
 # What torchrun tells each process; without it there is only one.
 RANK = int(os.environ.get("RANK", 0))  # from 0, among all processes; the first one writes the files
@@ -112,8 +112,8 @@ class SharedStep:
         self.model.register_comm_hook(self, _weighted_sum)
 
     def __call__(
-        self, model: GPTModel, optimizer: AdamW, batch: Batch, step: int, learning_rate: float,
-        max_grad_norm: float,
+        self, model: GPTModel, optimizer: AdamW, batch: tuple[torch.Tensor, torch.Tensor],
+        step: int, learning_rate: float, max_grad_norm: float,
     ) -> None:  # fmt: skip
         inputs, targets = (part[RANK::WORLD_SIZE] for part in batch)
         self.share = len(inputs) / len(batch[0])
