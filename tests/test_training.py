@@ -63,7 +63,7 @@ def test_evaluation_leaves_mode_and_random_state(tiny_model, training):
 
 
 def test_a_loader_without_a_batch(tiny_model):
-    with pytest.raises(ValueError, match="the loader gives no batch"):
+    with pytest.raises(ValueError, match="the loader has no batches"):
         calc_loss_loader([], tiny_model)
 
 
