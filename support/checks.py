@@ -1,4 +1,4 @@
-"""Argument checks that several rooms share. Each raises an error that names the value."""
+"""Argument checks shared by several modules. Each raises an error that names the value."""
 
 import math
 import sys
@@ -9,14 +9,14 @@ import torch
 
 
 def check_number(name: str, value: Any, kind: Any = Integral, low: float = -math.inf) -> None:
-    """Raise TypeError unless `value` is of this kind, and ValueError unless finite and >= `low`.
+    """Raise TypeError unless `value` is of `kind`, ValueError unless it is finite and >= `low`.
 
     `kind` is `numbers.Integral` or `numbers.Real`.
     """
     if not isinstance(value, kind) or isinstance(value, bool):
         what = "a whole number" if kind is Integral else "a number"
         raise TypeError(f"{name} must be {what}, not {value!r:.60}")
-    if not abs(value) <= sys.float_info.max:  # NaN is not, either
+    if not abs(value) <= sys.float_info.max:  # False for NaN, too
         raise ValueError(f"{name} must be a finite number, not {value}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, not {value}")
@@ -25,21 +25,21 @@ def check_number(name: str, value: Any, kind: Any = Integral, low: float = -math
 def check_ids(
     name: str, ids: Any, *dims: int, vocab_size: float = math.inf, packed: bool = False
 ) -> None:
-    """Raise unless `ids` is a tensor of token ids with one of these numbers of dimensions.
+    """Raise unless `ids` is a tensor of token ids whose number of dimensions is one of `dims`.
 
-    TypeError for anything but a tensor of whole numbers (int32, int64 or, where `packed` ids will
-    do, uint16), ValueError for another shape or for ids outside the vocabulary.
+    TypeError for anything but a tensor of whole numbers (int32, int64 or, if `packed`, uint16),
+    ValueError for another shape or for ids outside the vocabulary.
     """
     dtypes = {torch.int32, torch.int64} | ({torch.uint16} if packed else set())
     whole = isinstance(ids, torch.Tensor) and ids.dtype in dtypes
-    if not whole or ids.is_meta:  # on the meta device there are no numbers to look at
+    if not whole or ids.is_meta:  # the meta device stores no numbers
         raise TypeError(
             f"{name} must be a tensor of token ids (encode a text first), not {ids!r:.60}"
         )
     if ids.dim() not in dims:
         shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")
-    numbers = ids.numpy() if ids.dtype == torch.uint16 else ids  # PyTorch finds no least of these
+    numbers = ids.numpy() if ids.dtype == torch.uint16 else ids  # PyTorch has no min for uint16
     low, high = (numbers.min().item(), numbers.max().item()) if ids.numel() else (0, 0)
     if low < 0 or high >= vocab_size:
         raise ValueError(
@@ -62,11 +62,11 @@ def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
 
 
 def check_logits(logits: Any) -> None:
-    """Raise TypeError for what is no tensor, ValueError unless each row's largest is finite."""
+    """Raise TypeError for anything but a tensor, ValueError if a row's largest is not finite."""
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"logits must be a tensor, not {logits!r:.60}")
     if not logits.numel() or not logits.amax(-1).isfinite().all():
         raise ValueError(
-            f"logits of shape {tuple(logits.shape)} have no largest number: are the model's "
+            f"logits of shape {tuple(logits.shape)} have no finite maximum: are the model's "
             "weights damaged?"
         )

@@ -222,6 +222,31 @@ def test_weights_that_are_not_finite(tiny_model, tokenizer):
     assert batch.step() == batch.slots == []
 
 
+def test_a_model_that_fails_ends_all_texts(trained, tokenizer, monkeypatch):
+    def fail(*args):
+        raise MemoryError("no memory")
+
+    batch = Batch(trained, tokenizer)
+    slots = [add(batch, seed=seed) for seed in range(3)]
+    batch.step()
+    monkeypatch.setattr(trained, "hidden_states", fail)
+    assert batch.step() == [(slot, []) for slot in slots]
+    assert all(isinstance(slot.error, MemoryError) for slot in slots)
+    assert batch.slots == batch.step() == []
+
+
+def test_ids_above_the_tokenizers(tokenizer):
+    """Vocabularies are padded, such as to 50,304."""
+    model = GPTModel({**TINY_CONFIG, "vocab_size": 50304}).eval()
+    with torch.no_grad():
+        model.out_head.weight[:50257] = 0  # only ids above the tokenizer's are probable
+        model.final_norm.shift.fill_(1.0)
+        model.out_head.weight[50300] = 1
+    batch = Batch(model, tokenizer)
+    slot = batch.add(torch.tensor([[50290]]), 2, 16)
+    assert [(t.token_id, t.text, t.label) for t in run(batch)[slot]] == [(50300, "", "<50300>")] * 2
+
+
 def test_no_new_tokens(trained, tokenizer):
     batch = Batch(trained, tokenizer)
     add(batch, n=0)

@@ -163,6 +163,24 @@ def test_cache_gives_the_same_logits_piece_by_piece(tiny_model, pieces):
     assert cache.length == 16
 
 
+def test_cache_with_another_number_of_rows(tiny_model):
+    cache = KVCache(tiny_model, batch_size=3)
+    for rows in (1, 2, 4):
+        with pytest.raises(ValueError, match=f"the cache has 3 rows, not {rows}"):
+            tiny_model(torch.ones(rows, 2, dtype=torch.long), cache)
+
+
+def test_cache_of_length_zero_is_full(tiny_model):
+    with pytest.raises(ValueError, match="1 tokens do not fit: the cache holds 0"):
+        tiny_model(torch.ones(1, 1, dtype=torch.long), KVCache(tiny_model, max_length=0))
+
+
+def test_cache_stays_out_of_the_autograd_graph(tiny_model):
+    cache = KVCache(tiny_model)
+    tiny_model(torch.ones(1, 2, dtype=torch.long), cache)
+    assert not cache.kv.requires_grad
+
+
 def test_the_model_keeps_no_generation_state(tiny_model):
     ids = torch.randint(61, (1, 8))
     before = tiny_model(ids)

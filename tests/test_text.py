@@ -187,7 +187,7 @@ def test_token_label_shows_what_cannot_be_seen_and_the_rest_as_it_is(tokenizer, 
     assert token_label(tokenizer.encode_single_token(text), tokenizer) == label
 
 
-@pytest.mark.parametrize("token_id", [-1, 50257, 10**30])
-def test_label_of_what_is_no_token(tokenizer, token_id):
-    with pytest.raises(ValueError, match=rf"token.id.*{token_id}"):
-        token_label(token_id, tokenizer)
+def test_label_of_an_id_outside_the_vocabulary(tokenizer):
+    assert token_label(50300, tokenizer) == "<50300>"  # a vocabulary may be padded
+    with pytest.raises(ValueError, match=r"token_id.*-1"):
+        token_label(-1, tokenizer)
