@@ -8,6 +8,7 @@ import codecs
 import io
 import json
 import os
+import re
 import secrets
 import zipfile
 from collections.abc import Callable, Iterator
@@ -105,30 +106,36 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_archive(path: str | Path, what: str, remedy: str) -> Any:
     """Return the object that `torch.save` stored at `path`, after verifying its checksums.
 
-    `torch.load` alone ignores the checksums and can load damaged bytes as weights. Raises
-    ValueError if the file is damaged or contains code, which is never run. The message says `what`
-    the file should be, and names the `remedy`.
+    `torch.load` alone ignores the checksums and can load damaged bytes as weights. (PyTorch's
+    legacy format has none.) Raises ValueError if the file is damaged or contains code, which is
+    never run. The message says `what` the file should be, and names the `remedy`.
     """
-    checked = io.BytesIO()
     try:
-        with (
-            zipfile.ZipFile(path) as packed,
-            zipfile.ZipFile(checked, "w") as plain,
-            ThreadPoolExecutor() as pool,
-        ):
-            names = packed.namelist()
-            # Open all entries before reading any: some releases of Python 3.12 and 3.13 cannot
-            # open one while others are read (https://github.com/python/cpython/issues/127847).
-            entries = [packed.open(name) for name in names]
-            for name, data in zip(names, pool.map(zipfile.ZipExtFile.read, entries), strict=True):
-                plain.writestr(name, data)
-        checked.seek(0)
-        return torch.load(checked, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            archive = _verified(file) if file.read(2) == b"PK" else file
+            archive.seek(0)
+            return torch.load(archive, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
         raise  # their own messages are clear
     except Exception as error:  # damaged bytes make torch.load raise almost anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read as {what}: it is damaged, or holds code, which is never run; "
-            f"{remedy} ({reason})"
-        ) from None
+        problem = "is damaged or has another format"
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            problem = f"contains code ({code[1]}), which is never run"
+        raise ValueError(f"{path} cannot be read as {what}: it {problem}; {remedy}") from None
+
+
+def _verified(file: BinaryIO) -> BinaryIO:
+    # Return an uncompressed copy of a zip archive, after verifying its checksums.
+    copy = io.BytesIO()
+    with (
+        zipfile.ZipFile(file) as packed,
+        zipfile.ZipFile(copy, "w") as plain,
+        ThreadPoolExecutor() as pool,
+    ):
+        names = packed.namelist()
+        # Open all entries before reading any: some releases of Python 3.12 and 3.13 cannot open
+        # one while others are read (https://github.com/python/cpython/issues/127847).
+        entries = [packed.open(name) for name in names]
+        for name, data in zip(names, pool.map(zipfile.ZipExtFile.read, entries), strict=True):
+            plain.writestr(name, data)
+    return copy

@@ -106,7 +106,7 @@ def test_a_command_in_the_file_is_not_run(tmp_path, kind, how):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(ValueError, match="holds code, which is never run"):
+    with pytest.raises(ValueError, match=r"contains code \(\w+\.system\), which is never run"):
         load(path, kind)
     assert not made.exists()
     pickle.loads(pickle.dumps(content))

@@ -407,6 +407,7 @@ ELSEWHERE = {
     "drawable", "read_text", "read_pieces",
     "atomic_write", "split_text",
     "load_archive", "save_weights", "load_model", "save_checkpoint", "load_checkpoint",
+    "plain_name", "plain_weights", "load_plain_weights", "wrapped_model",
     "read_checkpoint", "restore",
 }  # fmt: skip
 # Rooms with tests of their own: those of the page, the notebook and the command.

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt import GPTModel, check_config
 from support.files import atomic_write, read_json
 from support.model.gpt2_tokenizer import END_OF_TEXT, check_tokenizer, tokenizer_files
+from support.model.weights import plain_name, plain_weights, wrapped_model
 
 # 1. The two layouts -------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ def _open_tensors(folder: Path, files: ExitStack) -> dict[str, tuple[safe_open, 
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged, or Git LFS's stand-in: {error}") from None
         for full_name in file.keys():  # noqa: SIM118  (it is no dict)
-            name = full_name.removeprefix(PREFIX)
+            name = plain_name(full_name).removeprefix(PREFIX)
             if name in stored:
                 raise ValueError(f"{folder} holds {name} twice: get it anew")
             stored[name] = file, full_name
@@ -180,7 +181,7 @@ def _read_tensor(folder: Path, file: safe_open, name: str, shape: tuple[int, ...
 # 3. Out -------------------------------------------------------------------------------------
 
 
-def save_hugging_face(model: GPTModel, folder: str | Path) -> None:
+def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
     """Write `model` as a GPT-2, in float32, to `folder`, which is made if it is not there.
 
     transformers' AutoModelForCausalLM and AutoTokenizer open it, and `load_hugging_face`. The head
@@ -191,7 +192,7 @@ def save_hugging_face(model: GPTModel, folder: str | Path) -> None:
     nothing, if a weight is not finite, the model is quantized, or the folder holds another model;
     OSError if it cannot be written, and then older files are unchanged.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), wrapped_model(model)
     weights = save(_their_tensors(model), metadata={"format": "pt"})
     settings = json.dumps(_their_config(model.cfg), indent=2).encode()
     contents = {"config.json": settings, **tokenizer_files(model.cfg), WEIGHTS: weights}
@@ -207,7 +208,7 @@ def save_hugging_face(model: GPTModel, folder: str | Path) -> None:
 
 
 def _their_tensors(model: GPTModel) -> dict[str, Tensor]:
-    state, tensors = model.state_dict(), {}
+    state, tensors = plain_weights(model), {}
     if not all(tensor.is_floating_point() for tensor in state.values()):
         raise ValueError("the model is quantized, nothing saved: load it in float32")
     no_bias = torch.zeros(model.cfg["emb_dim"])

@@ -1,48 +1,88 @@
-"""The file of trained weights: small, plain for `torch.load`, and refused if damaged."""
+"""Files of trained weights: small, plain for `torch.load`, and refused if damaged."""
 
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.checks import check_ids
 from support.files import atomic_write, load_archive
 from support.model.quantization import quantize
 
+# 1. Names -----------------------------------------------------------------------------------
+
+# Prefixes of torch.compile, of DataParallel and DDP, and of PyTorch Lightning.
+WRAPPERS = re.compile(r"\b(_orig_mod|module|model)\.")
+KEYS = ("model_state_dict", "state_dict", "weights", "model")  # of weights in a checkpoint
+INSTEAD = "use a file of save_weights, or of torch.save(model.state_dict(), path)"
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name without those of wrappers, at its beginning or inside it."""
+    return WRAPPERS.sub("", name)
+
+
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a model under plain names, also if it or a part is wrapped."""
+    return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
+
+
+def load_plain_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy weights to a model, where each of the two may have the names of wrappers."""
+    names = {plain_name(name): name for name in model.state_dict()}
+    plain = {plain_name(name): tensor for name, tensor in weights.items()}
+    model.load_state_dict({names.get(name, name): tensor for name, tensor in plain.items()})
+
+
+def wrapped_model(model: nn.Module) -> GPTModel:
+    """Return the GPTModel in a wrapper such as DDP's, or `model` itself. Raises TypeError."""
+    for module in model.modules():
+        if isinstance(module, GPTModel):
+            return module
+    raise TypeError(f"model must be a GPTModel, or a wrapper of one, not {type(model).__name__}")
+
+
+# 2. Out -------------------------------------------------------------------------------------
+
 
 def save_weights(
-    model: GPTModel,
+    model: nn.Module,
     path: str | Path,
-    used_ids: torch.Tensor | None = None,
+    used_ids: Tensor | None = None,
     on_tensor: Callable[[], object] = lambda: None,
 ) -> None:
-    """Store the weights as a state dict that `torch.load` and `load_state_dict` take as it is.
+    """Write the weights as a state dict that `torch.load` and `load_state_dict` accept.
 
-    Weights are quantized to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed:
-    an eighth of the float32 size. Given `used_ids`, the token ids of the whole text, the embeddings
-    of all other tokens are stored as zeros: they never got a gradient and are noise. `on_tensor()`
-    is called after each tensor, for a progress bar.
+    Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed, to
+    an eighth of the float32 size. Names are plain, also if the model is compiled or in DDP's
+    wrapper. Given `used_ids`, the token ids of the whole text, the embeddings of all other tokens
+    are stored as zeros: they never got a gradient and are noise. `on_tensor()` is called after each
+    tensor, for a progress bar.
 
-    Raises OSError if it cannot be written, and ValueError if a weight is not a finite number that
-    fits into 8 bits (at most 448).
+    Raises OSError if the file cannot be written, and ValueError if a weight is not finite or does
+    not fit into 8 bits (at most 448).
     """
     state = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in plain_weights(model).items():
         if tensor.dtype == torch.int8:
             raise ValueError(f"{name} has 8-bit weights, for generation alone: nothing saved")
         if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
             raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
         state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
     if used_ids is not None:
-        unused = torch.ones(model.cfg["vocab_size"], dtype=torch.bool)
-        check_ids("used_ids", used_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
+        embeddings = state["tok_emb.weight"]
+        check_ids("used_ids", used_ids, 1, 2, vocab_size=len(embeddings))
+        unused = torch.ones(len(embeddings), dtype=torch.bool)
         unused[used_ids.flatten()] = False
-        # Bytes, because float8 tensors cannot be indexed; a byte of 0 is the number 0.
-        state["tok_emb.weight"].view(torch.uint8)[unused] = 0
+        # As bytes, because float8 tensors cannot be indexed; a byte of 0 is the number 0.
+        embeddings.view(torch.uint8)[unused] = 0
     archive = io.BytesIO()
     torch.save(state, archive)
     with (
@@ -58,10 +98,7 @@ def save_weights(
                 on_tensor()
 
 
-def _by_columns(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    # The same matrix, in memory column by column: PyTorch's float32 products with one row of
-    # tokens, which are most of generation, are a quarter faster so. Embeddings are read by rows.
-    return tensor if tensor.dim() != 2 or "_emb" in name else tensor.t().contiguous().t()
+# 3. In --------------------------------------------------------------------------------------
 
 
 def load_model(
@@ -70,17 +107,22 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> GPTModel:
-    """Return the model stored at `path`, in eval mode, on `device` (default: CPU).
+    """Return the model whose weights are in the file `path`, in eval mode, on `device`.
 
-    Its weights have `dtype`. A token's step means reading all weights once: so with
-    `torch.bfloat16`, half the bytes, it generates faster on some CPUs, and with `torch.int8`, a
-    quarter, on most. 8-bit weights are for generation alone: see support/model/quantization.py.
+    The file is one of `save_weights`, of `torch.save(model.state_dict(), path)`, a .safetensors
+    file with the same names, or a training checkpoint that contains such weights: `pretrain.py`'s,
+    or one with a "model_state_dict" as in the book. Names may have the prefixes of wrappers.
 
-    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, belongs to
-    another configuration, or holds anything but weights (code in the file is never run), and for
-    another dtype than these and float64.
+    The weights get `dtype`. Each generated token reads all of them once, so it is faster with
+    `torch.bfloat16`, half the bytes, on some CPUs, and with `torch.int8`, a quarter, on most. 8-bit
+    weights are for generation alone: see support/model/quantization.py. `device` defaults to "cpu".
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, has weights
+    of another configuration or contains anything else (code in a file is never run), or if `dtype`
+    is none of these and float64.
     """
-    if not Path(path).exists():
+    path = Path(path)
+    if not path.exists():
         raise FileNotFoundError(
             f"no weights at {path}: run pretrain.ipynb to make them, or get "
             "pretrain-story-model.pth from the project's repository"
@@ -88,22 +130,61 @@ def load_model(
     if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8):
         choice = "torch.float32, bfloat16, float64 or int8"
         raise ValueError(f"dtype must be {choice}, not {dtype!r:.60}")
-    state = load_archive(path, "weights", "get it anew, or train again")
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
-    ):
-        raise ValueError(f"{path} cannot be read as weights: it holds something else")
-    state_dtype = torch.float32 if dtype == torch.int8 else dtype
-    if dtype == torch.float32:
-        state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
-    state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
+    state, stored_cfg = _read_weights(path)
+    heads = stored_cfg.get("n_heads") if isinstance(stored_cfg, dict) else None
+    if heads not in (None, cfg["n_heads"]):  # shapes do not show it
+        problem = f"n_heads {heads!r:.60}, not {cfg['n_heads']}"
+        raise ValueError(f"{path} has weights of another configuration: {problem}")
+    if dtype == torch.float32:
+        state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
+    state_dtype = torch.float32 if dtype == torch.int8 else dtype
+    state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         problem = f"{str(error).splitlines()[1].strip():.150}"  # it names each tensor
-        raise ValueError(f"{path} holds the weights of another configuration: {problem}") from None
+        raise ValueError(f"{path} has weights of another configuration: {problem}") from None
     if dtype == torch.int8:
         quantize(model)
     return model.to(device or "cpu").eval()
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
+    # Return the weights in a file under plain names, and the configuration beside them, if any.
+    content = _read_file(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} has no weights, but a {type(content).__name__}: {INSTEAD}")
+    if "model_args" in content:
+        raise ValueError(f"{path} is nanoGPT's, for a model with another GELU: {INSTEAD}")
+    state = next((content[key] for key in KEYS if isinstance(content.get(key), dict)), content)
+    names = {name: plain_name(name) for name in state if isinstance(name, str)}
+    unique = 0 < len({*names.values()}) == len(state)
+    if not unique or not all(map(torch.is_tensor, state.values())):
+        raise ValueError(f"{path} has no weights, but a dict with {[*state]!r:.99}: {INSTEAD}")
+    if any(".c_attn." in name for name in names):
+        raise ValueError(
+            f"{path} has weights in Hugging Face's format: give its folder, with config.json, to "
+            "load_hugging_face or --start-from"
+        )
+    # Tensors of whole numbers are masks and counters.
+    weights = {names[name]: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    return weights, content.get("config")
+
+
+def _read_file(path: Path) -> Any:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: load_hugging_face reads those of Hugging Face")
+    if path.suffix != ".safetensors":
+        return load_archive(path, "weights", INSTEAD)
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file ({error})") from None
+
+
+def _by_columns(name: str, tensor: Tensor) -> Tensor:
+    # Return the same matrix, stored column by column. PyTorch's float32 products with one row of
+    # tokens, most of generation, are a quarter faster so. Embeddings are read by rows.
+    return tensor if tensor.dim() != 2 or "_emb" in name else tensor.t().contiguous().t()

@@ -10,6 +10,7 @@ import torch
 
 from gpt import LM_HEAD_LR_MULT, Evaluation, GPTModel, TrainState, train_model
 from support.files import atomic_write, load_archive
+from support.model.weights import load_plain_weights, plain_weights, wrapped_model
 from support.training.data import epoch_loaders
 
 RunConfig = dict[str, Any]
@@ -53,11 +54,12 @@ def save_checkpoint(
     them, the history, and the global random state, which dropout draws from: 2 GB for the usual
     model. Raises OSError if it cannot be written.
     """
+    model = wrapped_model(model)
     device = model.out_head.weight.device
     content = {
         "config": model.cfg,
         "run_config": config,
-        "weights": model.state_dict(),
+        "weights": plain_weights(model),
         "optimizer": state.optimizer,
         "step": state.step,
         "history": [tuple(evaluation) for evaluation in state.history],
@@ -108,6 +110,7 @@ def restore(
     path: str | Path, content: dict[str, Any], model: GPTModel, config: RunConfig
 ) -> TrainState:
     """Give `model` the weights of what `read_checkpoint` returned; else as `load_checkpoint`."""
+    model = wrapped_model(model)
     if content["config"] != model.cfg:
         raise ValueError(
             f"{path} belongs to a model with the configuration {content['config']}, not {model.cfg}"
@@ -122,7 +125,7 @@ def restore(
             f"{path} belongs to a run with other texts or settings ({'; '.join(changes)}): go on "
             "with the same ones, or use another file"
         )
-    model.load_state_dict(content["weights"])
+    load_plain_weights(model, content["weights"])
     torch.set_rng_state(content["random"])
     if content["cuda_random"] is not None and model.out_head.weight.is_cuda:
         torch.cuda.set_rng_state(content["cuda_random"], model.out_head.weight.device)
