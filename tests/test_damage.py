@@ -97,7 +97,7 @@ class Command:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("how", ["torch", "old torch", "pickle"])
+@pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])
 @pytest.mark.parametrize("kind", ["weights", "checkpoint"])
 def test_a_command_in_the_file_is_not_run(tmp_path, kind, how):
     path, made = tmp_path / "weights.pth", tmp_path / "made"
@@ -106,7 +106,8 @@ def test_a_command_in_the_file_is_not_run(tmp_path, kind, how):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(ValueError, match=r"contains code \(\w+\.system\), which is never run"):
+    found = "is damaged or has another format" if how == "pickle" else "contains code"
+    with pytest.raises(ValueError, match=f"{found}.*; (use|delete)"):
         load(path, kind)
     assert not made.exists()
     pickle.loads(pickle.dumps(content))

@@ -181,7 +181,7 @@ UNREADABLE = {
     "other heads": (checkpoint_with_other_heads, lambda m: m, r"configuration: n_heads 2, not 3"),
     "whole numbers": (torch.save, lambda m: {name: w.int() for name, w in m.state_dict().items()},
                       r"configuration: Missing .*tok_emb"),
-    "a model": (torch.save, lambda m: m, r"contains code \(gpt\.GPTModel\), which is never run; use"),
+    "a model": (torch.save, lambda m: m, r"contains code \(gpt\.GPTModel\), which is never"),
     "a legacy model": (legacy, lambda m: m, r"contains code \(gpt\.GPTModel\)"),
     "nanoGPT": (torch.save, lambda m: {"model": {}, "model_args": {}}, "is nanoGPT's, .*: use a"),
     "pytorch_model.bin": (torch.save, lambda m: {"h.0.attn.c_attn.weight": torch.ones(1)},

@@ -97,7 +97,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
     """
     if not Path(path).exists():
         return None
-    content = load_archive(path, "a checkpoint", "if so, delete it to start again")
+    content = load_archive(path, "a checkpoint", "delete it to start again")
     keys = {
         "config", "run_config", "weights", "optimizer", "step", "history", "random", "cuda_random"
     }  # fmt: skip
