@@ -399,7 +399,7 @@ CASES = {
 # Tried elsewhere: what is used inside the above, has no code of its own, or needs a file.
 ELSEWHERE = {
     "attend", "check_prompt", "draw_token", "Drafter", "Sequence", "hidden_states",
-    "Int8Attention", "Int8Linear", "exact_product", "fast_product", "pack",
+    "Int8Linear", "exact_product", "fast_product", "pack",
     "quantize", "quantize_rows", "fingerprint", "read_json",
     "LayerNorm", "MultiHeadAttention", "FeedForward", "TransformerBlock", "Evaluation",
     "TrainState", "eval_mode", "create_optimizer", "tune_malloc", "TokenInfo", "VerbatimSpan",
