@@ -230,17 +230,17 @@ class GPTModel(nn.Module):
     def forward(self, in_idx: Tensor, cache: Cache | None = None) -> Tensor:
         """Return logits (B, T, V) for token ids (B, T), which continue the texts in `cache`.
 
-        Raises ValueError if they do not fit the context or the cache.
+        The ids may be on any device. Raises ValueError if they do not fit the context or the cache.
         """
         return self.out_head(self.hidden_states(in_idx, cache))
 
     def hidden_states(self, in_idx: Tensor, cache: Cache | None = None) -> Tensor:
         """Return the input of `out_head`, (B, T, C). Otherwise as `forward`."""
-        num_tokens, limit = in_idx.size(1), self.cfg["context_length"]
-        if cache is None and num_tokens > limit:
-            what = f"{num_tokens} tokens do not fit the context_length {limit}"
+        limit, in_idx = self.cfg["context_length"], in_idx.to(self.tok_emb.weight.device)
+        if cache is None and in_idx.size(1) > limit:
+            what = f"{in_idx.size(1)} tokens do not fit the context_length {limit}"
             raise ValueError(f"{what}: pass in_idx[:, -{limit}:]")
-        positions = slice(num_tokens) if cache is None else cache.positions(in_idx)
+        positions = slice(in_idx.size(1)) if cache is None else cache.positions(in_idx)
         x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb.weight[positions])  # (B, T, C)
         for block in self.trf_blocks:
             x = block(x, cache)
@@ -266,11 +266,11 @@ def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) -> Tensor:
     """Return the mean cross-entropy of inputs and targets (B, T), in nats per token.
 
-    The batch is moved to the model's device. A CUDA GPU computes matrix products in bfloat16.
+    They may be on any device. A CUDA GPU computes matrix products in bfloat16.
     """
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits = model(input_batch.to(device))  # (B, T, V)
+        logits = model(input_batch)  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten())
 
 

@@ -171,6 +171,7 @@ def generate_text_simple(
     This is the simplest form of generation: each step runs the whole text through the model.
     Within the context, `generate` returns the same tokens much faster. Call `model.eval()` first.
     """
+    idx = idx.to(model.out_head.weight.device)
     for _ in range(max_new_tokens):
         with torch.no_grad():
             logits = model(idx[:, -context_size:])  # (B, T, V)
@@ -254,9 +255,11 @@ def draw_token(
     """Return the next ids (B, 1), and the probabilities and ids (B, K) they were sampled from.
 
     The latter ids are None if all tokens remain, in the vocabulary's order. The settings (see
-    `next_token_probs`) are not checked. Raises ValueError if a row's largest logit is not finite.
+    `next_token_probs`) are not checked. On the CPU, raises ValueError if a row of logits has no
+    finite maximum.
     """
-    check_logits(logits)
+    if logits.is_cpu:  # a GPU would have to wait for the answer
+        check_logits(logits)
     probs, ids = _candidates(logits, temperature, **limits)
     if temperature == 0:
         assert ids is not None
@@ -302,7 +305,7 @@ def _decode(
             yield new_ids, step_logits
             if drafter:
                 drafter.append(int(new_ids))
-            if finished.all():
+            if eos_id is not None and finished.all():
                 return
             if not accepted:
                 break

@@ -142,7 +142,7 @@ def test_each_part_of_the_model_keeps_its_mode(tiny_model):
 def test_weights_that_are_not_finite(tiny_model, temperature):
     with torch.no_grad():
         tiny_model.final_norm.scale[0] = math.nan
-    with pytest.raises(ValueError, match=r"no largest number: are the model's weights damaged\?"):
+    with pytest.raises(ValueError, match=r"no finite maximum: are the model's weights damaged\?"):
         generate(tiny_model, prompt(), 3, 16, temperature)
 
 

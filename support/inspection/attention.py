@@ -38,5 +38,5 @@ def attention_weights(model: GPTModel, idx: Tensor) -> Tensor:
         raise ValueError(f"idx has shape {tuple(idx.shape)}; pass one row that fits the context")
     recorder = _Recorder(model)
     with eval_mode(model.modules()):
-        model.hidden_states(idx.to(recorder.kv.device), recorder)
+        model.hidden_states(idx, recorder)
     return torch.stack(recorder.weights)

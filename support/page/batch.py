@@ -210,7 +210,7 @@ class Batch:
         row = torch.tensor([[token_id for piece in pieces for token_id in piece]])
         cache = BatchCache([slot.cache for slot in slots], sizes)
         with eval_mode(self.modules):
-            x = self.model.hidden_states(row.to(self.model.tok_emb.weight.device), cache)[0]
+            x = self.model.hidden_states(row, cache)[0]
         counts = [0 if len(s.pending) > MAX_PIECE else 1 + len(s.draft) for s in slots]
         parts = zip(x.split(sizes), sizes, counts, strict=True)
         ends = torch.cat([part[size - count :] for part, size, count in parts])  # (N, C)
