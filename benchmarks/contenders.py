@@ -1,151 +1,294 @@
-"""What `benchmarks/run.py` compares: each contender in a process of its own.
+"""The contenders: each function builds one and returns the work of a round.
 
-    python benchmarks/contenders.py KIND NAME
-
-builds one, does a round to warm up, and says so with a line on its standard output. Then, for each
-line on its standard input, "highest" or "medium", it does one round at this precision of the matrix
-products (see `torch.set_float32_matmul_precision`) and prints what it measured, as JSON.
-A process each, so that no contender profits from another's way to handle memory.
+`run.py` runs each contender in a process of its own, so that none profits from another's threads
+and memory. `WORK` lists them by name.
 """
 
 import json
-import resource
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import partial
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import tiktoken
 import torch
-from common import LENGTH, Round, generated, medium, profiled, timed
-from generation import (
-    book_texts,
-    exactness,
-    multiply_all_weights,
-    our_batch,
-    our_texts,
-    read_all_weights,
-    with_and_without_drafts,
-)
-from peers import BOOK, NANO, generation
-from training import (
-    book_step,
-    book_training,
-    book_windows,
-    matrix_products,
-    nanogpt_step,
-    our_step,
-    our_training,
-    our_windows,
-    windows,
-)
+from torch.nn import functional as F
 
-OURS, PLAIN = "this project", "this project, without the head start"
-LIMIT, VECTORS = "limit", "matrix-vector products alone"
-DTYPES = {"bfloat16": torch.bfloat16, "8 bits": torch.int8}
-Contenders = dict[str, Callable[[], Round]]
+import gpt
+from support.model.hugging_face import save_hugging_face
+from support.page.batch import Batch
+from support.files import read_text
+from support.training.malloc import tune_malloc
+from utils import generate, load_model, text_to_token_ids
+
+ROOT = Path(__file__).parent.parent
+WEIGHTS = ROOT / "pretrain-story-model.pth"
+DOWNLOADS = ROOT / "benchmarks" / "peers"  # ignored by git
+NANOGPT_MODEL = "https://raw.githubusercontent.com/karpathy/nanoGPT/3adf61e154c3/model.py"
+CONFIG = gpt.GPT_CONFIG_124M
+LENGTH = CONFIG["context_length"]
+UNSEEN = "The mountains were quiet that night, and"  # a prompt that is not in the story
+Work = Callable[[Any, int], int]  # (case, seed) -> the number of tokens that it processed
 
 
-def ours(texts: Callable, count: int, new: int, precision: str, drafts: bool = False) -> Round:
-    """Return a round of `our_texts` or `our_batch`, with weights of this precision."""
-    work = generated(texts(count, new, DTYPES.get(precision, torch.float32), drafts))
-    return medium(work) if precision == "medium" else work
+@cache
+def story_ids() -> torch.Tensor:
+    """Return the token ids of the story, shape (T,)."""
+    story = read_text(ROOT / "dataset" / "story.txt")
+    return text_to_token_ids(story, tiktoken.get_encoding("gpt2"))[0]
 
 
-def ours_alone(new: int) -> Contenders:
-    """Return this project's ways to generate one text, by name."""
-    return {
-        f"{OURS}, {precision}{', drafts' * drafts}": partial(
-            ours, our_texts, 1, new, precision, drafts
-        )
-        for drafts in (False, True)
-        for precision in ("float32", "medium", "bfloat16", "8 bits")
-    }
+# 1. A training step: the case is the precision of float32 products --------------------------
 
 
-def ours_together(count: int, new: int) -> Contenders:
-    """Return this project's ways to generate many texts at once, by name.
+def training(step: Callable[[torch.Tensor, torch.Tensor], object]) -> Work:
+    """Return the work of one training step on the story's first window of 256 tokens."""
+    window = story_ids()[None, : LENGTH + 1]
 
-    "Rows" are those of `generate`; the others are the page's batches (support/page/batch.py).
+    def work(precision: str, seed: int) -> int:
+        torch.set_float32_matmul_precision(precision)
+        step(window[:, :-1], window[:, 1:])
+        return LENGTH
+
+    return work
+
+
+def our_step(folder: Path) -> Work:
+    """Return a step of `train_model`, with the allocator tuned as in the lesson."""
+    tune_malloc()
+    model = gpt.GPTModel(CONFIG)
+    optimizer = gpt.create_optimizer(model, weight_decay=0.1)
+    return training(lambda *batch: gpt.train_step(model, optimizer, batch, 1, 4e-4, 1.0))
+
+
+def nanogpt_step(folder: Path) -> Work:
+    """Return a step of nanoGPT's train.py. Raises OSError if its model cannot be downloaded.
+
+    Its embeddings and output head share their weights, so AdamW updates 124 million, not 162.
     """
-    rows = {
-        f"{OURS}, {precision}, rows": partial(ours, our_texts, count, new, precision)
-        for precision in ("float32", "medium", "8 bits")
-    }
-    batches = {
-        f"{OURS}, {precision}": partial(ours, our_batch, count, new, precision)
-        for precision in ("float32", "medium", "bfloat16", "8 bits")
-    }
-    drafts = partial(ours, our_batch, count, new, "8 bits", drafts=True)
-    return {**rows, **batches, f"{OURS}, 8 bits, drafts": drafts}
+    if not (DOWNLOADS / "nanogpt.py").exists():
+        DOWNLOADS.mkdir(exist_ok=True)
+        urllib.request.urlretrieve(NANOGPT_MODEL, DOWNLOADS / "nanogpt.py")
+    sys.path.append(str(DOWNLOADS))
+    import nanogpt
+
+    config = nanogpt.GPTConfig(
+        block_size=LENGTH, vocab_size=CONFIG["vocab_size"], n_layer=CONFIG["n_layers"],
+        n_head=CONFIG["n_heads"], n_embd=CONFIG["emb_dim"], dropout=CONFIG["drop_rate"], bias=False,
+    )  # fmt: skip
+    model = nanogpt.GPT(config).train()
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+
+    def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        model(inputs, targets.contiguous())[1].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return training(step)
 
 
-KINDS: dict[str, Contenders] = {
-    "train": {
-        OURS: lambda: timed(our_step(), LENGTH),
-        NANO: nanogpt_step,
-        BOOK: book_step,
-        LIMIT: matrix_products,
-    },
-    "recipe": {
-        OURS: lambda: our_training(head_start=True),
-        PLAIN: lambda: our_training(head_start=False),
-        BOOK: book_training,
-    },
-    "generate": {
-        **ours_alone(200),
-        **generation(1, 200),
-        BOOK: lambda: book_texts(200),
-        VECTORS: lambda: multiply_all_weights(200),
-        LIMIT: lambda: read_all_weights(200),
-    },
-    "drafts": {
-        f"T = {temperature}": partial(with_and_without_drafts, temperature, 100)
-        for temperature in (0.0, 0.8, 1.0, 1.2)
-    },
-    "exactness": {
-        "float32": lambda: exactness(torch.float32, 60),
-        "medium": lambda: medium(exactness(torch.float32, 60)),
-        "bfloat16": lambda: exactness(torch.bfloat16, 60),
-        "8 bits": lambda: exactness(torch.int8, 60),
-    },
-    "8 at once": {**ours_together(8, 100), **generation(8, 100)},
-    "30 at once": {**ours_together(30, 50), **generation(30, 50)},
-    "past the context": {
-        OURS: lambda: generated(our_texts(1, 600)),
-        BOOK: lambda: book_texts(600),
-    },
-    "profile": {
-        "a training step": lambda: profiled(our_step()),
-        "generating a token": lambda: profiled(our_texts(1, 50), times=50),
-        "generating a token, 8 bits": lambda: profiled(our_texts(1, 50, torch.int8), times=50),
-    },
-    "windows": {
-        "this project, stride 1": lambda: windows(100, 1, our_windows),
-        "this project, stride 256": lambda: windows(100, 256, our_windows),
-        "llms-from-scratch, stride 1": lambda: windows(1, 1, book_windows),
-        "llms-from-scratch, stride 256": lambda: windows(100, 256, book_windows),
-    },
+def book_step(folder: Path) -> Work:
+    """Return a step of the book: the model of chapter 4, trained as in chapter 5."""
+    from llms_from_scratch.ch04 import GPTModel
+
+    model = GPTModel(CONFIG).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
+
+    def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+
+    return training(step)
+
+
+def matrix_products(folder: Path) -> Work:
+    """Return the products of a step with the weight matrices alone, into memory allocated before.
+
+    For each matrix: its output, the gradient of its input and its own gradient.
+    """
+    with torch.device("meta"):
+        parameters = dict(gpt.GPTModel(CONFIG).named_parameters())
+    shapes = [p.shape for name, p in parameters.items() if p.dim() == 2 and "emb" not in name]
+    matrices = [
+        (torch.randn(LENGTH, inner), torch.randn(out, inner), torch.randn(LENGTH, out),
+         torch.empty(LENGTH, out), torch.empty(LENGTH, inner), torch.empty(out, inner))
+        for out, inner in shapes
+    ]  # fmt: skip
+
+    def step(*batch: torch.Tensor) -> None:
+        for x, weight, grad, y, x_grad, weight_grad in matrices:
+            torch.mm(x, weight.t(), out=y)
+            torch.mm(grad, weight, out=x_grad)
+            torch.mm(grad.t(), x, out=weight_grad)
+
+    return training(step)
+
+
+# 2. Generation with the shipped weights: the case says what to generate ---------------------
+
+
+class Case(NamedTuple):
+    """The texts of a round: how many at once, how long, and how they are sampled."""
+
+    texts: int
+    new_tokens: int  # in each text
+    temperature: float = 0.0  # above 0: with top-k 50
+    drafts: bool = False  # looked up in the story
+    in_story: bool = True  # the prompts are from the story
+
+
+@cache
+def prompts(case: Case) -> list[list[int]]:
+    """Return prompts of nine tokens, spread over the story; the first is its beginning."""
+    if not case.in_story:
+        return text_to_token_ids(UNSEEN, tiktoken.get_encoding("gpt2")).tolist()
+    ids = story_ids()
+    return [ids[i * len(ids) // case.texts :][:9].tolist() for i in range(case.texts)]
+
+
+def generation(new_ids: Callable[[Case, int], list[list[int]]]) -> Work:
+    """Return the work of generating texts; `new_ids(case, seed)` returns their new tokens."""
+
+    def work(case: Case, seed: int) -> int:
+        lengths = [len(ids) for ids in new_ids(case, seed)]
+        assert lengths == [case.new_tokens] * case.texts, lengths
+        return sum(lengths)
+
+    return work
+
+
+def our_rows(model: gpt.GPTModel) -> Callable[[Case, int], list[list[int]]]:
+    """Return this project's `generate`, with one row for each text."""
+
+    def new_ids(case: Case, seed: int) -> list[list[int]]:
+        idx, generator = torch.tensor(prompts(case)), torch.Generator().manual_seed(seed)
+        ids = generate(
+            model, idx, case.new_tokens, LENGTH, case.temperature, top_k=50,
+            generator=generator, draft_ids=story_ids() if case.drafts else None,
+        )  # fmt: skip
+        return ids[:, idx.size(1) :].tolist()
+
+    return new_ids
+
+
+def our_float32(folder: Path) -> Work:
+    return generation(our_rows(load_model(WEIGHTS)))
+
+
+def our_int8(folder: Path) -> Work:
+    """Return `generate` with 8-bit weights for one text, and the page's batch for several."""
+    model, tokenizer = load_model(WEIGHTS, dtype=torch.int8), tiktoken.get_encoding("gpt2")
+    one_text = our_rows(model)
+
+    def new_ids(case: Case, seed: int) -> list[list[int]]:
+        if case.texts == 1:
+            return one_text(case, seed)
+        batch = Batch(model, tokenizer)
+        ids: dict[Any, list[int]] = {
+            batch.add(torch.tensor([prompt]), case.new_tokens, LENGTH): []
+            for prompt in prompts(case)
+        }
+        while done := batch.step():
+            for text, tokens in done:
+                ids[text] += [token.token_id for token in tokens]
+        return list(ids.values())
+
+    return generation(new_ids)
+
+
+def convert(folder: Path) -> None:
+    """Write the shipped weights into `folder`, in the formats of Hugging Face and CTranslate2."""
+    from ctranslate2.converters import TransformersConverter
+
+    save_hugging_face(load_model(WEIGHTS), folder / "hugging_face")
+    TransformersConverter(str(folder / "hugging_face")).convert(str(folder / "ctranslate2"))
+
+
+def hugging_face(folder: Path) -> Work:
+    """Return Hugging Face's `generate`, with its key-value cache."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "hugging_face")
+
+    def new_ids(case: Case, seed: int) -> list[list[int]]:
+        idx = torch.tensor(prompts(case))
+        ids = model.generate(
+            idx, attention_mask=torch.ones_like(idx), max_new_tokens=case.new_tokens,
+            do_sample=False, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        return ids[:, idx.size(1) :].tolist()
+
+    return generation(new_ids)
+
+
+def ctranslate2(folder: Path, compute_type: str) -> Work:
+    """Return CTranslate2's `generate_batch`, on as many threads as PyTorch uses."""
+    from ctranslate2 import Generator
+
+    path = folder / "ctranslate2"
+    generator = Generator(
+        str(path), compute_type=compute_type, inter_threads=1, intra_threads=torch.get_num_threads()
+    )
+    words = json.loads((path / "vocabulary.json").read_text(encoding="utf-8"))
+
+    def new_ids(case: Case, seed: int) -> list[list[int]]:
+        texts = [[words[token_id] for token_id in prompt] for prompt in prompts(case)]
+        results = generator.generate_batch(
+            texts, max_length=case.new_tokens, end_token=[], include_prompt_in_result=False
+        )
+        return [result.sequences_ids[0] for result in results]
+
+    return generation(new_ids)
+
+
+# 3. In the contender's process --------------------------------------------------------------
+
+STEP, FLOAT32, INT8 = "this project", "this project, float32", "this project, 8 bits"
+NANOGPT, BOOK, PRODUCTS = "nanoGPT", "llms-from-scratch", "matrix products alone"
+FACE, CT2_FLOAT32, CT2_INT8 = "Hugging Face", "CTranslate2, float32", "CTranslate2, 8 bits"
+PEERS = (NANOGPT, BOOK, FACE, CT2_FLOAT32, CT2_INT8)
+WORK: dict[str, Callable[[Path], Work]] = {
+    STEP: our_step,
+    NANOGPT: nanogpt_step,
+    BOOK: book_step,
+    PRODUCTS: matrix_products,
+    FLOAT32: our_float32,
+    INT8: our_int8,
+    FACE: hugging_face,
+    CT2_FLOAT32: lambda folder: ctranslate2(folder, "float32"),
+    CT2_INT8: lambda folder: ctranslate2(folder, "int8"),
 }
-# These have no round to warm up, nor has one contender that takes a minute.
-ONCE = {"recipe", "windows", "past the context", "exactness"}
-SLOW = ("generate", BOOK)
+work: Work  # of this process
 
 
-def main() -> None:
-    kind, name = sys.argv[1:]
-    answer = sys.stdout
-    with redirect_stdout(sys.stderr):  # what the peers print is not an answer
-        one_round = KINDS[kind][name]()
-        if kind not in ONCE and (kind, name) != SLOW:
-            one_round()
-        print("ready", file=answer, flush=True)
-        for line in sys.stdin:
-            torch.set_float32_matmul_precision(line.strip())
-            result = one_round()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            result["peak_MB"] = peak / 1e6
-            print(json.dumps(result), file=answer, flush=True)
+def build(name: str, folder: Path) -> None:
+    """Build a contender. Raises ImportError or OSError if it is not available."""
+    global work
+    with redirect_stdout(sys.stderr):  # the program prints its tables alone
+        work = WORK[name](folder)
 
 
-if __name__ == "__main__":
-    main()
+def speed(case: Any, seed: int) -> float:
+    """Return the tokens per second of one round."""
+    start = time.perf_counter()
+    tokens = work(case, seed)
+    return tokens / (time.perf_counter() - start)
+
+
+def operations(case: Case) -> float:
+    """Return how many PyTorch operations Python calls in a decode step.
+
+    The difference between two lengths leaves out the prompts.
+    """
+    counts = []
+    for new_tokens in (8, 16):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            work(case._replace(new_tokens=new_tokens), 0)
+        counts.append(sum(event.cpu_parent is None for event in profile.events()))
+    return (counts[1] - counts[0]) / 8

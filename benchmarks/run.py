@@ -1,310 +1,196 @@
-"""Measure this project beside what people would use instead, on this machine.
+"""Measure this project's speed beside other projects', on this machine's CPU.
 
-    python benchmarks/run.py                    everything; close everything else
-    python benchmarks/run.py generate eight     only these sections
-    python benchmarks/run.py generate --rounds 1
+    python benchmarks/run.py > benchmarks/results-PROCESSOR.md     about 10 minutes on two cores
+    python benchmarks/run.py generate page                         only these sections
+    python benchmarks/run.py --quick                               short rounds, to try it
 
-installs the peers into benchmarks/peers, measures, and writes benchmarks/results-MACHINE.md and
-charts. Each section takes the place of its older self there. The contenders of a comparison take
-turns, round by round, and ratios are taken within a round, so that a slow minute of the machine
-hits all. Medians over the rounds are reported.
-
-A peer that cannot be installed is left out, and the results say why.
+Prints Markdown; progress goes to standard error. benchmarks/README.md says what is compared.
 """
 
 import argparse
-import json
+import os
 import platform
-import re
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import date
-from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-import peers
 import torch
-from contenders import BOOK, KINDS, OURS, PLAIN
-from peers import CT2, FACE, LLAMA
-from tables import (
-    PRECISIONS,
-    Part,
-    Results,
-    bars,
-    draft_rows,
-    exactness_rows,
-    profile_rows,
-    recipe_rows,
-    speed_rows,
-    text_rows,
-    window_rows,
-)
-from training import GOAL
 
-HERE = Path(__file__).parent
-UNSHOWN = {"texts", "alone", "with drafts", "all at once"}  # texts are long
-OTHERS = {  # columns of the tables on generation: how many times as fast as these
-    f"times {name}": name
-    for name in (
-        FACE,
-        *(f"{peer}, {bits}" for peer in (CT2, LLAMA) for bits in ("float32", "8 bits")),
-    )
-}
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # tests/ has the page's client
+
+from benchmarks import contenders as c  # noqa: E402
+
+# For 8-bit weights; app.py sets it, too. A process must have it before it imports PyTorch.
+ENVIRONMENT = {c.INT8: {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}}
+GENERATION_PEERS = (c.FACE, c.CT2_FLOAT32, c.CT2_INT8)
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+Processes = dict[str, ProcessPoolExecutor]  # of the available contenders, by name
+Entries = dict[str, tuple[str, Any]]  # by label: a contender's name and the case it gets
+Speeds = dict[str, list[float]]  # by label: tokens per second, round by round
 
 
 @contextmanager
-def started(kind: str, name: str) -> Iterator[subprocess.Popen]:
-    """Run a contender's process, see contenders.py."""
-    command = [sys.executable, str(HERE / "contenders.py"), kind, name]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
-        assert process.stdout and process.stdout.readline() == "ready\n", f"{name} has not started"
-        yield process
-
-
-def measure(process: subprocess.Popen, precision: str) -> Part:
-    """Let a contender do one round; return what it measured."""
-    print(precision, file=process.stdin, flush=True)
-    assert process.stdout
-    return json.loads(process.stdout.readline())
-
-
-def compare(kind: str, rounds: int, precisions: tuple[str, ...] = ("highest",)) -> Results:
-    """Let the contenders of a kind take turns; return what they measured, round by round."""
-    results: Results = {(name, precision): [] for name in KINDS[kind] for precision in precisions}
+def started(names: list[str], folder: Path) -> Iterator[Processes]:
+    """Start a process for each contender; print why a peer is left out, if it is not available."""
+    processes: Processes = {}
     with ExitStack() as stack:
-        processes = {name: stack.enter_context(started(kind, name)) for name in KINDS[kind]}
-        for _ in range(rounds):
-            for (name, precision), parts in results.items():
-                parts.append(measure(processes[name], precision))
-                shown = {key: value for key, value in parts[-1].items() if key not in UNSHOWN}
-                print(f"{kind}, {name}, {precision}: {shown}", flush=True)
-    return results
+        for name in names:
+            process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+            with patch.dict(os.environ, {**ENVIRONMENT.get(name, {}), **os.environ}):
+                building = process.submit(c.build, name, folder)
+            try:
+                building.result()
+            except (ImportError, OSError) as error:
+                if name not in c.PEERS:
+                    raise
+                print(f"{name} is left out: {error}.\n")
+            else:
+                processes[name] = process
+        yield processes
 
 
-def race() -> dict[str, list[Part]]:
-    """Train with each recipe, half an epoch in turns; return what was measured after each.
+def compare(processes: Processes, entries: Entries, rounds: int) -> Speeds:
+    """Let the entries take turns, in alternating order; return their speeds.
 
-    This project's has six epochs, as in the notebook. The textbook's has ten; after that it goes
-    on until it is at the goal, for five more at most. Each has the precision of its users.
+    The first round warms up and is not counted.
     """
-    rounds = {OURS: (12, 12), PLAIN: (12, 12), BOOK: (20, 30)}  # at least, and at most
-    results: dict[str, list[Part]] = {name: [] for name in rounds if name in KINDS["recipe"]}
-    with ExitStack() as stack:
-        processes = {name: stack.enter_context(started("recipe", name)) for name in results}
-        while processes:
-            for name, process in list(processes.items()):
-                parts = results[name]
-                parts.append(measure(process, "highest" if name == BOOK else "medium"))
-                print(f"recipe, {name}: {parts[-1]}", flush=True)
-                least, most = rounds[name]
-                at_goal = len(parts) >= least and parts[-1]["train_loss"] < GOAL
-                if at_goal or len(parts) == most:
-                    del processes[name]
-    return results
+    entries = {label: entry for label, entry in entries.items() if entry[0] in processes}
+    speeds: Speeds = {label: [] for label in entries}
+    for i in range(1 + rounds):
+        for label in list(entries)[:: -1 if i % 2 else 1]:
+            name, case = entries[label]
+            speeds[label].append(processes[name].submit(c.speed, case, i).result())
+            print(f"round {i}: {label}: {speeds[label][-1]:.1f} tokens/s", file=sys.stderr)
+    return {label: measured[1:] for label, measured in speeds.items()}
 
 
-def median_time(code: str) -> float:
-    """Return the median of five times that `code` prints, each in a new process."""
-    command = [sys.executable, "-c", code]
-    times = [
-        subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True)
-        for _ in range(5)
-    ]
-    return statistics.median(float(done.stdout) for done in times)
+def median(speeds: Speeds, label: str) -> str:
+    return f"{statistics.median(speeds[label]):,.1f}"
 
 
-def start_times() -> tuple[float, float]:
-    """Return the seconds of `import utils` beyond torch, and those of loading the weights."""
-    clock = "import time, torch; s = time.perf_counter(); {}; print(time.perf_counter() - s)"
-    load = "from utils import load_model; load_model('pretrain-story-model.pth')"
-    importing = median_time(clock.format("import utils"))
-    return importing, median_time(clock.format(load)) - importing
+def ratio(speeds: Speeds, label: str, other: str) -> str:
+    """Return an entry's speed divided by another's: the median of the rounds' ratios."""
+    if other not in speeds:
+        return ""
+    pairs = zip(speeds[label], speeds[other], strict=True)
+    return f"{statistics.median(one / two for one, two in pairs):.2f}"
 
 
-def machine() -> tuple[str, str]:
-    """Return a short name of the processor for files, and a line that names machine and day."""
+def print_table(head: list[str], rows: list[list[str]]) -> None:
+    for row in [head, ["---"] * len(head), *rows]:
+        print(f"| {' | '.join(row)} |")
+    print(flush=True)
+
+
+def train(quick: bool) -> None:
+    """Measure a training step on one window of 256 tokens, with two precisions of products."""
+    names = [c.STEP, c.NANOGPT, c.BOOK, c.PRODUCTS]
+    precisions = ("highest", "medium")  # PyTorch's default, and that of the lesson's training
+    entries: Entries = {f"{n}, {p}": (n, p) for n in names for p in precisions}
+    with started(names, Path()) as processes:
+        speeds = compare(processes, entries, 1 if quick else 7)
+    for precision in precisions:
+        ours, products = f"{c.STEP}, {precision}", f"{c.PRODUCTS}, {precision}"
+        labels = [f"{name}, {precision}" for name in processes]
+        rows = [
+            [x, median(speeds, x), ratio(speeds, ours, x), ratio(speeds, x, products)]
+            for x in labels
+        ]
+        print_table(["", "tokens/s", "this project ÷ it", "matrix products' share"], rows)
+
+
+def generation_entries(quick: bool) -> dict[str, Entries]:
+    """Return what is compared for one text, and for 8 and 30 texts concurrently."""
+    lengths = {1: 100, 8: 60, 30: 30}  # new tokens in each text
+    cases = [c.Case(texts, 8 if quick else length) for texts, length in lengths.items()]
+    drafts, sampled, unseen = {"drafts": True}, {"temperature": 0.8}, {"in_story": False}
+    variants: dict[str, dict[str, Any]] = {
+        "drafts": drafts,
+        "drafts, unseen prompt": drafts | unseen,
+        "T = 0.8": sampled,
+        "T = 0.8, drafts": sampled | drafts,
+        "T = 0.8, drafts, unseen prompt": sampled | drafts | unseen,
+    }
+    groups: dict[str, Entries] = {}
+    for case in cases:
+        entries = {name: (name, case) for name in (c.FLOAT32, c.INT8)}
+        if case.texts == 1:
+            entries |= {f"{c.INT8}, {v}": (c.INT8, case._replace(**variants[v])) for v in variants}
+        entries |= {name: (name, case) for name in GENERATION_PEERS}
+        groups[f"texts: {case.texts}, tokens in each: {case.new_tokens}"] = entries
+    return groups
+
+
+def generate(quick: bool) -> None:
+    """Measure generation with the shipped weights."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            process.submit(c.convert, folder).result()
+        with started([c.FLOAT32, c.INT8, *GENERATION_PEERS], folder) as processes:
+            for title, entries in generation_entries(quick).items():
+                speeds = compare(processes, entries, 1 if quick else 5)
+                rows = []
+                for label in speeds:
+                    name, case = entries[label]
+                    row = [label, median(speeds, label)]
+                    row += [ratio(speeds, label, peer) for peer in GENERATION_PEERS]
+                    # Drafts make steps unequal; CTranslate2 does not use PyTorch.
+                    if name in (c.FLOAT32, c.INT8, c.FACE) and not case.drafts:
+                        row.append(f"{processes[name].submit(c.operations, case).result():,.0f}")
+                    rows.append(row)
+                ratios = [f"÷ {peer}" for peer in GENERATION_PEERS]
+                print_table([title, "tokens/s", *ratios, "operations a step"], rows)
+
+
+def page(quick: bool) -> None:
+    """Measure the page over its socket."""
+    from benchmarks import page as page_client  # it imports the tests' tools: in no other process
+
+    print("\n".join(page_client.rows(*((1, 10) if quick else (5, 60)))), "\n")
+
+
+SECTIONS = {"train": train, "generate": generate, "page": page}
+TITLES = {"train": "A training step", "generate": "Generation", "page": "The page"}
+
+
+def machine() -> str:
+    """Return the processor's name and instruction sets, and the versions of what runs on it."""
     cpuinfo = Path("/proc/cpuinfo")
     about = cpuinfo.read_text() if cpuinfo.exists() else ""
-    name = about.split("model name\t: ")[-1].splitlines()[0] if about else platform.machine()
-    kinds = ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-    instructions = ", ".join(kind for kind in kinds if kind in about) or "no AVX-512"
-    short = next((kind for kind in ("xeon", "epyc") if kind in name.lower()), "other")
-    short += "-amx" if "amx_int8" in about else ""  # other products there
-    return short, (
-        f"{torch.get_num_threads()} cores of {name} ({instructions}), no GPU, "
-        f"Python {platform.python_version()}, PyTorch {torch.__version__.split('+')[0]}, "
-        f"{date.today():%d %B %Y}"
+    name = about.split("model name\t: ")[-1].splitlines()[0] if about else platform.processor()
+    flags = [flag for flag in INSTRUCTION_SETS if flag in about.split()]
+    versions = [
+        f"{package} {version(package)}" for package in ("torch", "transformers", "ctranslate2")
+    ]
+    return (
+        f"{name}, {torch.get_num_threads()} threads; {', '.join(flags) or 'no AVX2'}; "
+        f"Python {platform.python_version()}, {', '.join(versions)}; {date.today():%d %B %Y}."
     )
-
-
-# The sections: each measures, and returns what results-MACHINE.md says. ---------------------
-
-
-def train(rounds: int) -> list[str]:
-    results = compare("train", rounds or 9, PRECISIONS)
-    save_chart("train", "A training step on 256 tokens", results)
-    return [
-        f"A step on one window of 256 tokens (medians of {rounds or 9}), with PyTorch's default "
-        'precision of float32 products and with "medium", which the lesson uses. The limit is the '
-        "time of the products with the weight matrices alone.",
-        "",
-        *speed_rows(results),
-    ]
-
-
-def recipe(rounds: int) -> list[str]:
-    return [
-        "A whole training on the story, each with its users' precision. Losses are means over up "
-        "to eleven windows.",
-        "",
-        *recipe_rows(race()),
-    ]
-
-
-def generate(rounds: int) -> list[str]:
-    results = compare("generate", rounds or 3)
-    save_chart("generate", "200 tokens after the story's first sentence, greedy", results)
-    return [
-        "200 tokens after the nine of the story's first sentence, greedy, with the shipped weights "
-        f"(medians of {rounds or 3}). Drafts are looked up in the story. The limit is reading all "
-        "float32 weights once for each token, measured by adding them up. The textbook's "
-        "`generate` has no cache.",
-        "",
-        *text_rows(results, OTHERS),
-    ]
-
-
-def drafts(rounds: int) -> list[str]:
-    return [
-        "How many times as fast 100 tokens are with drafts from the story as without, with 8-bit "
-        "weights and top-k 50: 20 prompts, of which ten are in the story and ten are not "
-        f"(for each, the median of {rounds or 3}; a text with drafts and one without in turn).",
-        "",
-        *draft_rows(compare("drafts", rounds or 3)),
-    ]
-
-
-def exactness(rounds: int) -> list[str]:
-    return [
-        "Which texts are those of people alone on the page, without drafts: 20 prompts, "
-        "each with its seed, 60 tokens, T = 0.8, top-k 50 (once). To the last bit: so are all "
-        "tokens' probabilities.",
-        "",
-        *exactness_rows(compare("exactness", 1)),
-    ]
-
-
-def past(rounds: int) -> list[str]:
-    results = compare("past the context", 1)
-    return [
-        "600 tokens, past the context of 256, in float32 (once). This project goes on from the "
-        "last 128 then, the textbook computes the last 256 anew for each token: so the texts part.",
-        "",
-        *text_rows(results, {f"times {BOOK}": BOOK}),
-    ]
-
-
-def together(kind: str, new: int, rounds: int) -> list[str]:
-    results = compare(kind, rounds or 3)
-    return [
-        f"Prompts of nine tokens from all over the story, at once, {new} tokens each, greedy; "
-        f'tokens/s of all together (medians of {rounds or 3}). "Rows" are rows of `generate`, the '
-        "others of this project the page's batches; the peers have their own batching.",
-        "",
-        *text_rows(results, OTHERS),
-    ]
-
-
-def profile(rounds: int) -> list[str]:
-    results = compare("profile", rounds or 5, PRECISIONS)
-    lines = ["By PyTorch's profiler, which costs some time itself.", ""]
-    for name in KINDS["profile"]:
-        lines += [f"**{name[0].upper()}{name[1:]}**", "", *profile_rows(results, name)]
-    return lines
-
-
-def windows(rounds: int) -> list[str]:
-    return [
-        "Text into windows of 256 (once). The memory is what is held when the loader is ready; the "
-        "order of a shuffled epoch, 40 bytes a window, comes on top in both.",
-        "",
-        *window_rows(compare("windows", 1)),
-    ]
-
-
-def start(rounds: int) -> list[str]:
-    importing, loading = start_times()
-    return [
-        f"`import utils` takes {importing:.2f} s beyond importing torch, `load_model` "
-        f"{loading:.1f} s (medians of 5).",
-        "",
-    ]
-
-
-def page(rounds: int) -> list[str]:
-    command = [sys.executable, str(HERE / "app.py")]
-    return subprocess.run(command, stdout=-1, text=True, check=True).stdout.splitlines()
-
-
-SECTIONS: dict[str, tuple[str, Callable[[int], list[str]]]] = {
-    "train": ("A training step", train),
-    "recipe": ("A whole training", recipe),
-    "generate": ("Generation, alone", generate),
-    "drafts": ("Drafts, by temperature", drafts),
-    "exactness": ("The same text", exactness),
-    "past": ("Generation, past the context", past),
-    "eight": ("Generation, 8 at once", partial(together, "8 at once", 100)),
-    "thirty": ("Generation, 30 at once", partial(together, "30 at once", 50)),
-    "page": ("The page", page),
-    "profile": ("Where the time goes", profile),
-    "windows": ("From text to windows", windows),
-    "start": ("Starting", start),
-}
-
-
-def save_chart(name: str, title: str, results: Results) -> None:
-    """Write a chart beside the results."""
-    bars(title, results).savefig(HERE / f"results-{machine()[0]}-{name}.png", dpi=130)
-
-
-def put_section(title: str, lines: list[str]) -> None:
-    """Write a section into the machine's results, in its place among the others."""
-    path = HERE / f"results-{machine()[0]}.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    sections = dict(re.findall(r"^## ([^\n]*)\n\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
-    sections[title] = "\n".join(lines).strip() + "\n\n"
-    titles = [title for title, _ in SECTIONS.values() if title in sections]
-    head = "# Measured by `python benchmarks/run.py`\n\n[How to read it](README.md)\n\n"
-    body = "".join(f"## {title}\n\n{sections[title].strip()}\n\n" for title in titles)
-    path.write_text(head + body.rstrip() + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all, if none")
-    parser.add_argument("--rounds", type=int, default=0, help="fewer rounds, to try it")
+    parser.add_argument("sections", nargs="*", choices=SECTIONS, help="default: all")
+    parser.add_argument("--quick", action="store_true", help="short rounds, to try it")
     arguments = parser.parse_args()
-    if unknown := set(arguments.sections) - SECTIONS.keys():
-        parser.error(f"no such section: {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    left_out = peers.install()
-    for kind in KINDS:
-        KINDS[kind] = {
-            name: contender
-            for name, contender in KINDS[kind].items()
-            if not name.startswith(tuple(left_out))
-        }
-    notes = [f"{name} is left out ({why})." for name, why in left_out.items()]
-    print("\n".join(notes))
+    print(f"# Speed\n\n{machine()} See [how to read it](README.md).\n")
     for name in arguments.sections or SECTIONS:
-        title, section = SECTIONS[name]
-        lines = section(arguments.rounds)
-        put_section(title, [f"On {machine()[1]}. {' '.join(notes)}".strip(), "", *lines])
-        print("\n".join(lines), flush=True)
+        print(f"## {TITLES[name]}\n", flush=True)
+        SECTIONS[name](arguments.quick)
 
 
 if __name__ == "__main__":
