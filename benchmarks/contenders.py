@@ -19,9 +19,9 @@ import torch
 from torch.nn import functional as F
 
 import gpt
+from support.files import read_text
 from support.model.hugging_face import save_hugging_face
 from support.page.batch import Batch
-from support.files import read_text
 from support.training.malloc import tune_malloc
 from utils import generate, load_model, text_to_token_ids
 
