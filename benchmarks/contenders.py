@@ -28,7 +28,7 @@ from utils import generate, load_model, text_to_token_ids
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "pretrain-story-model.pth"
 DOWNLOADS = ROOT / "benchmarks" / "peers"  # ignored by git
-NANOGPT_MODEL = "https://raw.githubusercontent.com/karpathy/nanoGPT/3adf61e154c3/model.py"
+NANOGPT_COMMIT = "3adf61e154c3fe3fca428ad6bc3818b27a3b8291"
 CONFIG = gpt.GPT_CONFIG_124M
 LENGTH = CONFIG["context_length"]
 UNSEEN = "The mountains were quiet that night, and"  # a prompt that is not in the story
@@ -71,8 +71,11 @@ def nanogpt_step(folder: Path) -> Work:
     Its embeddings and output head share their weights, so AdamW updates 124 million, not 162.
     """
     if not (DOWNLOADS / "nanogpt.py").exists():
+        url = f"https://raw.githubusercontent.com/karpathy/nanoGPT/{NANOGPT_COMMIT}/model.py"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            model_py = answer.read()
         DOWNLOADS.mkdir(exist_ok=True)
-        urllib.request.urlretrieve(NANOGPT_MODEL, DOWNLOADS / "nanogpt.py")
+        (DOWNLOADS / "nanogpt.py").write_bytes(model_py)
     sys.path.append(str(DOWNLOADS))
     import nanogpt
 
@@ -134,7 +137,7 @@ def matrix_products(folder: Path) -> Work:
 
 
 class Case(NamedTuple):
-    """The texts of a round: how many at once, how long, and how they are sampled."""
+    """The texts of a round: how many concurrently, how long, and how they are sampled."""
 
     texts: int
     new_tokens: int  # in each text
