@@ -90,13 +90,13 @@ def token_bytes(token_id: int, tokenizer: Encoding) -> bytes:
 def token_label(token_id: int, tokenizer: Encoding) -> str:
     """Return a token's text with visible characters: a space as "␣", a line end as "\\n".
 
-    An id above the tokenizer's is shown as a number. Raises TypeError or ValueError for anything
-    but an id.
+    Bytes that are not a whole character are shown as "\\xe4\\xb8", an id above the tokenizer's as a
+    number. Raises TypeError or ValueError for anything but an id.
     """
     check_number("token_id", token_id, low=0)
     if token_id >= tokenizer.n_vocab:
         return f"<{token_id}>"
-    text = tokenizer.decode([token_id])
+    text = token_bytes(token_id, tokenizer).decode(errors="backslashreplace")
     visible = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
     return "".join(visible).replace(" ", "\u2423")
 

@@ -1,4 +1,5 @@
-// Loaded with the page, before Chainlit shows anything: what the elements share, and a few words.
+// Loaded before Chainlit shows anything: code that the elements share, and a few labels.
+import * as configuration from './page/config.js';
 import * as documents from './page/document.js';
 import * as place from './page/place.js';
 import * as sampling from './page/sampling.js';
@@ -6,12 +7,12 @@ import * as settings from './page/settings.js';
 import { page } from './page/store.js';
 
 // The elements in public/elements cannot import from here.
-Object.assign(window, { page: Object.assign(page, documents, place, sampling, settings) });
+Object.assign(window, { page: Object.assign(page, configuration, documents, place, sampling, settings) });
 
-// Chainlit's page is dark at first; this one is as the person's system is.
+// Follow the system's theme; Chainlit's default is dark.
 if (!localStorage.getItem('vite-ui-theme')) localStorage.setItem('vite-ui-theme', 'system');
 
-// Chainlit's own words, as they fit here, and names for what has none.
+// Chainlit's labels in this page's words, and names for buttons that have none.
 function label() {
   const box = document.getElementById('chat-input');
   if (box) {

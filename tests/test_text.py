@@ -181,6 +181,8 @@ def test_bad_story(tmp_path, content, message):
         (",'\"", ",'\""),
         ("\\'", "\\'"),
         (" \"'", "␣\"'"),
+        (b"\xe4\xb8", "\\xe4\\xb8"),  # two bytes of a Chinese character
+        (b" \xf0\x9f", "␣\\xf0\\x9f"),
     ],
 )
 def test_token_label_shows_what_cannot_be_seen_and_the_rest_as_it_is(tokenizer, text, label):

@@ -1,10 +1,11 @@
-// What could come at a place of the text: bars that move with the settings.
+// The next token's probabilities at one place in the text, as bars that move with the settings.
 import { useEffect, useRef, useSyncExternalStore } from 'react';
 
 const SHOWN = 10;
 
 function Slider({ name, settings }) {
-  const { label, min, max, step } = page.LIMITS[name];
+  const { label, step } = page.FIELDS[name];
+  const { min, max } = page.config.limits[name];
   return (
     <label className="slider">
       {label}
@@ -28,7 +29,7 @@ function Bars() {
   const shown = page.document();
   const next = shown && bars !== null ? page.look('next', page.read(bars)) : undefined;
   useEffect(() => {
-    section.current?.scrollIntoView({ block: 'start' }); // when it opens, and when it is filled
+    section.current?.scrollIntoView({ block: 'start' }); // when it opens, and when the answer is there
   }, [bars, next === undefined]);
   if (!shown || bars === null) return null;
   const before = page.tokensOf(shown).slice(0, bars).map((token) => token.text).join('');

@@ -1,4 +1,4 @@
-// The prompt continued at three temperatures, side by side.
+// Continuations of the prompt at several temperatures, side by side.
 import { useEffect, useRef, useSyncExternalStore } from 'react';
 
 function Compare() {
@@ -9,15 +9,15 @@ function Compare() {
   }, [compared]);
   if (!compared) return null;
   return (
-    <section id="compare" ref={section} aria-label="Three temperatures">
+    <section id="compare" ref={section} aria-label="Comparison">
       <div className="row">
-        <h2>The prompt at three temperatures</h2>
+        <h2>The prompt, continued at several temperatures</h2>
         <button type="button" aria-label="Close the comparison" onClick={() => page.set({ compared: null })}>Close</button>
       </div>
       <div className="columns">
         {compared.map(({ temperature, run, tokens, share }) => (
           <div key={run}>
-            <h3>T {temperature}</h3>
+            <h3>Temperature {temperature}</h3>
             <p className="share">{share === undefined ? '…' : `${page.percent(share)} copied from the story`}</p>
             <div className="prose">{tokens.map((token) => token.text).join('')}</div>
           </div>

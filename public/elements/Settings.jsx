@@ -1,9 +1,10 @@
-// The line above the input: settings that apply at once.
+// The line above the input: settings that apply immediately.
 import { useState, useSyncExternalStore } from 'react';
 
-// A number that is typed: it applies when it is whole, and is put right when the field is left.
+// A number field. A typed value applies once it is valid, and is clamped when the field loses focus.
 function Field({ name, value }) {
-  const { label, min, max, step, help } = page.LIMITS[name];
+  const { label, step, help } = page.FIELDS[name];
+  const { min, max } = page.config.limits[name];
   const [typed, setTyped] = useState(null);
   const type = (event) => {
     setTyped(event.target.value);
@@ -35,8 +36,8 @@ function Seed({ seed }) {
   return (
     <div className="field">
       <label htmlFor="set-seed">Seed</label>
-      <input id="set-seed" value={shown} placeholder="a new one each time" inputMode="numeric" aria-invalid={!usable} aria-describedby="seed-note" onChange={type} />
-      <span id="seed-note" role="alert">{usable ? '' : 'A seed is a whole number. This one is not used.'}</span>
+      <input id="set-seed" value={shown} placeholder="random" inputMode="numeric" aria-invalid={!usable} aria-describedby="seed-note" onChange={type} />
+      <span id="seed-note" role="alert">{usable ? '' : `Digits only, at most ${page.config.seed_digits}. Using a random seed.`}</span>
     </div>
   );
 }
@@ -44,18 +45,19 @@ function Seed({ seed }) {
 function Settings() {
   const { settings } = useSyncExternalStore(page.subscribe, page.get);
   const [open, setOpen] = useState(false);
-  const [resets, setResets] = useState(0); // also empties a seed that is typed and not used
+  const [resets, setResets] = useState(0); // a reset also clears a seed that is not valid
+  if (!settings) return null;
   const sampled = settings.temperature > 0;
   return (
     <div id="settings-line">
-      <button type="button" id="settings-button" aria-expanded={open} aria-label={`Settings: ${page.summary(settings)}`} onClick={() => setOpen(!open)}>
+      <button type="button" id="settings-button" aria-expanded={open} onClick={() => setOpen(!open)}>
         {page.summary(settings)} <span aria-hidden="true">{open ? '▾' : '▴'}</span>
       </button>
       {open && (
         <div id="settings" role="group" aria-label="Settings">
           <div className="row">
-            {Object.entries(page.PRESETS).map(([name, preset]) => (
-              <button key={name} type="button" id={`preset-${name}`} onClick={() => page.change(preset)}>{name}</button>
+            {Object.entries(page.presets()).map(([name, preset]) => (
+              <button key={name} type="button" onClick={() => page.change(preset)}>{name}</button>
             ))}
             <button type="button" id="reset" onClick={() => (page.reset(), setResets(resets + 1))}>Reset all</button>
           </div>

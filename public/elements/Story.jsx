@@ -1,12 +1,12 @@
-// The story, beside the text or, on a narrow screen, over it; the place that was jumped to is marked.
+// The story, beside the text or, on a narrow screen, over it; with one passage marked.
 import { useEffect, useRef, useSyncExternalStore } from 'react';
 
 const BESIDE = '(min-width: 1000px)'; // as in style.css
 
-// The server counts characters, as the browser's strings do not for emoji and the like.
+// The server counts code points; strings here count UTF-16 units, two for an emoji.
 function around({ start, length }) {
-  const signs = [...page.story];
-  return [[0, start], [start, start + length], [start + length]].map((part) => signs.slice(...part).join(''));
+  const characters = [...page.story];
+  return [[0, start], [start, start + length], [start + length]].map((part) => characters.slice(...part).join(''));
 }
 
 function Story() {

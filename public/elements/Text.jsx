@@ -1,24 +1,22 @@
-// The text: prompt and continuations as one, each token a place that one can point at. It is a block
-// of its own, so that signs in it that turn the direction of writing turn nothing beside it.
+// The text: prompt and continuations as one, of tokens that can be clicked. It is a block, so that
+// its text direction ends with it.
 import { useEffect, useRef, useSyncExternalStore } from 'react';
 
-const CONTEXT = 256;
-const FOLDED = 120; // tokens of a longer prompt that are shown at first
+const FOLDED = 120; // of a longer prompt, only so many tokens are shown at first
 
-// From probable to improbable: more colour, and a stronger line for those who do not see the colour.
+// The less likely, the more colour; the lines are for readers who cannot see the colours.
 const LEVELS = [
-  { least: 0.5, name: '50 % or more', className: '' },
-  { least: 0.1, name: '10 to 50 %', className: 'level-1' },
-  { least: 0.01, name: '1 to 10 %', className: 'level-2' },
-  { least: 0, name: 'below 1 %', className: 'level-3' }
+  { least: 0.5, name: '50% or more', className: '' },
+  { least: 0.1, name: '10 to 50%', className: 'level-1' },
+  { least: 0.01, name: '1 to 10%', className: 'level-2' },
+  { least: 0, name: 'below 1%', className: 'level-3' }
 ];
 const levelOf = (logprob) => LEVELS.find((level) => Math.exp(logprob) >= level.least);
 
-// A line end is shown by a sign, so that there is something to point at; so is a token that only
-// begins a character, or has only signs of no width.
+// Mark line ends, and tokens that have no visible character, so that they can be clicked.
 const visible = (text) => text.replaceAll('\n', '↵\n').replace(/^\p{Cf}*$/u, '$&▯');
 
-// What each view makes of a token: a class, and perhaps a shade from 0 to 1.
+// The class of a token in each view, or its shade from 0 to 1.
 const VIEWS = {
   plain: () => ({}),
   probs: (token) => ({ className: token.logprob === undefined ? '' : levelOf(token.logprob).className }),
@@ -27,21 +25,20 @@ const VIEWS = {
   attention: (token) => ({ shade: token.share })
 };
 
-// The tokens with what the server told of them: scores of the prompt, copied runs, attention.
+// The tokens, with the server's answers for the view: scores of the prompt, copied runs, attention.
 function described(shown, { view, chosen, head }) {
   const tokens = page.tokensOf(shown).map((token) => ({ ...token }));
-  const ids = tokens.map((token) => token.id);
   const told = { tokens };
   if (view === 'probs') {
     const prompt = tokens.findIndex((token) => token.logprob !== undefined);
     const end = prompt < 0 ? tokens.length : prompt;
-    const start = Math.max(0, end - CONTEXT);
-    const scores = end > 1 ? page.look('scores', ids.slice(start, end)) : undefined;
+    const start = Math.max(0, end - page.config.context_length);
+    const scores = end > 1 ? page.look('scores', tokens.slice(start, end).map((token) => token.id)) : undefined;
     scores?.tokens.forEach((score, i) => Object.assign(tokens[start + 1 + i], score));
     told.loss = scores?.loss;
   }
   if (view === 'copied' && page.state.running === null) {
-    told.copied = page.look('copied', ids);
+    told.copied = page.copied();
     told.copied?.runs.forEach((run, number) => {
       for (let i = run.start; i < run.start + run.length; i++) (tokens[i].runs ??= []).push({ ...run, number: number + 1 });
     });
@@ -65,7 +62,7 @@ const Legend = ({ view, loss, copied, chosen }) => {
   if (view === 'probs')
     return (
       <p className="legend">
-        How probable each token was for the model:{' '}
+        How likely the model found each token:{' '}
         {LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)}
         {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
       </p>
@@ -74,12 +71,12 @@ const Legend = ({ view, loss, copied, chosen }) => {
     return (
       <p className="legend">
         {copied
-          ? `${page.percent(copied.share)} of the tokens stand in the story in runs of six or more${copied.runs.length ? `, the longest of ${Math.max(...copied.runs.map((run) => run.length))} tokens. Choose one to see where.` : '.'}`
-          : 'Looking…'}
+          ? `${page.percent(copied.share)} of this text is copied from the story.${copied.runs.length ? ' Click a blue passage to see where.' : ''}`
+          : 'Searching the story…'}
       </p>
     );
   if (view === 'drafts')
-    return <p className="legend"><span className="from-draft">These tokens</span> were guessed from the story, and accepted.</p>;
+    return <p className="legend"><span className="from-draft">These tokens</span> were drafted from the story, and the model accepted them.</p>;
   if (view === 'attention') return <Heads chosen={chosen} />;
   return null;
 };
@@ -91,23 +88,23 @@ function Heads({ chosen }) {
     const value = event.target.value;
     page.set({ head: value === 'mean' ? null : { layer, head: number, [name]: Number(value) } });
   };
-  const numbers = [...Array(12).keys()].map((i) => <option key={i} value={i}>{i + 1}</option>);
+  const options = (count) => [...Array(count).keys()].map((i) => <option key={i} value={i}>{i + 1}</option>);
   return (
     <p className="legend">
-      {chosen === null ? 'Choose a token: ' : 'How much the framed token attends to those before it: '}
-      <label>layer <select value={head ? layer : 'mean'} onChange={choose('layer')}><option value="mean">mean of all</option>{numbers}</select></label>{' '}
-      <label>head <select value={head ? number : 'mean'} onChange={choose('head')}><option value="mean">mean of all</option>{numbers}</select></label>
+      {chosen === null ? 'Click a token: ' : 'How much the framed token attends to the tokens before it: '}
+      <label>layer <select value={head ? layer : 'mean'} onChange={choose('layer')}><option value="mean">average</option>{options(page.config.layers)}</select></label>{' '}
+      <label>head <select value={head ? number : 'mean'} onChange={choose('head')}><option value="mean">average</option>{options(page.config.heads)}</select></label>
     </p>
   );
 }
 
-// ‹ 2/3 ›: the ways to go on that were tried here.
-const Ways = ({ piece }) =>
+// ‹ 2/3 ›: the continuations tried here.
+const Versions = ({ piece }) =>
   piece.children.length > 1 && (
-    <span className="ways" role="group" aria-label="Ways to go on from here">
-      <button type="button" aria-label="The way before" disabled={page.state.running !== null} onClick={() => page.show(piece, -1)}>‹</button>
+    <span className="versions" role="group" aria-label="Versions">
+      <button type="button" aria-label="Previous version" disabled={page.state.running !== null} onClick={() => page.show(piece, -1)}>‹</button>
       <span> {piece.at + 1}/{piece.children.length} </span>
-      <button type="button" aria-label="The next way" disabled={page.state.running !== null} onClick={() => page.show(piece, 1)}>›</button>
+      <button type="button" aria-label="Next version" disabled={page.state.running !== null} onClick={() => page.show(piece, 1)}>›</button>
     </span>
   );
 
@@ -140,7 +137,7 @@ function Text() {
   useEffect(() => {
     if (open) group.current?.querySelector(`[data-index="${chosen}"]`)?.focus();
   }, [chosen, open]);
-  // While the text grows, its end stays in view, unless the person has scrolled away from it.
+  // Keep the end of a growing text in view, unless the reader has scrolled away from it.
   const end = useRef(null);
   const length = shown ? page.tokensOf(shown).length : 0;
   useEffect(() => {
@@ -174,7 +171,7 @@ function Text() {
       <Legend view={view} chosen={chosen} {...told} />
       {hidden > 0 && (
         <button type="button" id="unfold" onClick={() => page.set({ unfolded: true })}>
-          … {shown.before + hidden} more tokens of the prompt before this
+          … {shown.before + hidden} earlier tokens of the prompt
         </button>
       )}
       <div ref={group} id="text" role="group" aria-label="The text" onClick={pick} onKeyDown={onKeyDown}>
@@ -191,12 +188,12 @@ function Text() {
                   first={index === hidden}
                   isChosen={index === chosen}
                   isPrompt={index < inPrompt}
-                  isUnread={index < length - CONTEXT}
+                  isUnread={index < length - page.config.context_length}
                   view={view}
                 />
               );
             })}
-            <Ways piece={piece} />
+            <Versions piece={piece} />
           </span>
         ))}
         <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />

@@ -1,5 +1,4 @@
-// The popover of the chosen token: how probable it was, what else could have stood there, and what
-// can be done from here. It stands beside its token, never over it.
+// The popover of the chosen token: its probability, the alternatives, and where it is copied from.
 import { useEffect, useLayoutEffect, useRef, useState, useSyncExternalStore } from 'react';
 
 const SHOWN = 8; // alternatives
@@ -10,7 +9,7 @@ function Alternatives({ index, token, next, settings, busy }) {
   return (
     <table>
       <thead>
-        <tr><th scope="col">instead</th><th scope="col">at T 1</th><th scope="col">now</th></tr>
+        <tr><th scope="col">Could have been</th><th scope="col">model</th><th scope="col">with your settings</th></tr>
       </thead>
       <tbody>
         {next.top.slice(0, SHOWN).map((other, i) => (
@@ -20,7 +19,7 @@ function Alternatives({ index, token, next, settings, busy }) {
                 type="button"
                 className="alternative"
                 disabled={busy || other.id === token.id}
-                aria-label={`Go on with ${other.label} instead`}
+                aria-label={`Continue with ${other.label} instead`}
                 onClick={() =>
                   page.choose(index, { id: other.id, text: other.text, label: other.label, rank: i + 1, logprob: Math.log(own[i]), prob: probs[i] })
                 }
@@ -37,13 +36,12 @@ function Alternatives({ index, token, next, settings, busy }) {
   );
 }
 
-// Where the text is copied from. The quote is a block of its own: signs in it that turn the direction
-// of writing end there, which they do not at the end of a <bdi>.
+// Where the text is copied from. The quote is a block, so that its text direction ends with it.
 const FromStory = ({ run }) => (
   <div className="from">
     <div>{run.length} tokens, from paragraph {run.paragraph} of the story:</div>
     <div className="quote">{run.before}<b>{run.story_text}</b>{run.after}</div>
-    <button type="button" onClick={() => page.openStory({ start: run.story_text_start, length: run.story_text.length })}>
+    <button type="button" onClick={() => page.openStory({ start: run.story_text_start, length: [...run.story_text].length })}>
       Show it in the story
     </button>
   </div>
@@ -78,9 +76,9 @@ function Details({ index, token, state }) {
   const box = useRef(null);
   const place = usePlace(box, index);
   const next = index > 0 ? page.look('next', page.read(index)) : undefined;
-  const runs = state.view === 'copied' && state.running === null ? page.look('copied', page.idsOf(page.document()))?.runs ?? [] : [];
+  const runs = state.view === 'copied' && state.running === null ? page.copied()?.runs ?? [] : [];
   const run = runs.find((run) => run.start <= index && index < run.start + run.length);
-  // Nobody has drawn a token of the prompt, so its score is asked for.
+  // A token of the prompt was not generated, so it has no score yet.
   const asked = token.logprob === undefined && index > 0 ? page.look('scores', page.read(index, index + 1)) : undefined;
   const scored = asked ? asked.tokens.at(-1) : token.logprob !== undefined && token;
   useEffect(() => {
@@ -105,9 +103,9 @@ function Details({ index, token, state }) {
         <div aria-live="polite">
           <b className="label">{token.label}</b>{' '}
           {scored
-            ? `had ${page.percent(Math.exp(scored.logprob))}, rank ${scored.rank}${scored.prob === undefined ? '' : `; after the settings ${page.percent(scored.prob)}`}`
+            ? `The model gave it ${page.percent(Math.exp(scored.logprob))} (${scored.rank === 1 ? 'first choice' : `rank ${scored.rank}`})${scored.prob === undefined ? '' : `; with your settings ${page.percent(scored.prob)}`}`
             : index === 0
-              ? 'is the first token: nothing stands before it.'
+              ? 'The first token has no probability, because nothing comes before it.'
               : 'Asking the model…'}
         </div>
         {run && <FromStory run={run} />}
@@ -118,7 +116,7 @@ function Details({ index, token, state }) {
               type="button"
               onClick={() => page.set({ bars: index, open: false })}
             >
-              Bars here
+              Show as bars
             </button>
           )}
           <button type="button" onClick={page.close}>Close</button>

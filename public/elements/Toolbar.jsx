@@ -1,4 +1,4 @@
-// Above the text: how to look at it, and what can be done with it.
+// Above the text: the views, and the actions.
 import { useState, useSyncExternalStore } from 'react';
 
 const VIEWS = {
@@ -25,7 +25,7 @@ function Toolbar() {
   const bars = () => page.set({ bars: page.tokensOf(shown).length, open: false });
   return (
     <div className="toolbar">
-      <div role="group" aria-label="How to look at the text" className="views">
+      <div role="group" aria-label="Views" className="views">
         {views.map(([name, label]) => (
           <button
             key={name}
@@ -38,20 +38,20 @@ function Toolbar() {
           </button>
         ))}
       </div>
-      <div role="group" aria-label="What to do with the text" className="doings">
+      <div role="group" aria-label="Actions" className="doings">
         <button id="continue" type="button" disabled={busy} onClick={page.goOn}>Continue</button>
-        <button id="again" type="button" disabled={busy} onClick={page.again}>Again</button>
-        <button id="next-token" type="button" onClick={bars}>Next token</button>
+        <button id="again" type="button" disabled={busy} onClick={page.again}>Try again</button>
+        <button id="next-token" type="button" onClick={bars}>What comes next?</button>
         <button id="compare-button" type="button" disabled={busy} onClick={page.compare}>Compare</button>
-        <button id="story" type="button" onClick={() => page.openStory()}>Story</button>
-        {navigator.clipboard && ( // browsers have none where the page comes over plain HTTP from elsewhere
+        <button id="story" type="button" onClick={() => page.openStory()}>Read the story</button>
+        {navigator.clipboard && ( // not available over plain HTTP from another machine
           <>
             <Done id="copy" label="Copy" done="Copied" act={() => navigator.clipboard.writeText(page.text())} />
-            <Done id="link" label="Link" done="Link copied" act={() => navigator.clipboard.writeText(page.link())} />
+            <Done id="link" label="Copy link" done="Link copied" act={() => navigator.clipboard.writeText(page.link())} />
           </>
         )}
-        <button id="save" type="button" onClick={page.save}>Save</button>
-        <button id="new" type="button" disabled={busy} onClick={page.begin}>New</button>
+        <button id="save" type="button" onClick={page.save}>Download</button>
+        <button id="new" type="button" disabled={busy} onClick={page.begin}>New text</button>
       </div>
     </div>
   );

@@ -1,12 +1,12 @@
-// A document: a prompt and its continuations, as a tree of pieces. A piece holds tokens and, as
-// `children`, all that was ever tried after it; `at` is the child that is shown.
+// A document: a prompt and its continuations, as a tree of pieces. A piece holds tokens; its
+// `children` are all continuations tried after it, and `at` is the one shown.
 import { readSettings } from './settings.js';
 
 export const newPiece = (tokens = [], more = {}) => ({ tokens, children: [], at: 0, facts: [], ...more });
 
 export const newDocument = (id, tokens, before = 0) => ({ id, before, changed: Date.now(), root: newPiece(tokens) });
 
-// The pieces that are shown, from the prompt on.
+// The pieces shown, from the prompt on.
 export function pieces(document) {
   const shown = [document.root];
   while (shown.at(-1).children.length) shown.push(shown.at(-1).children[shown.at(-1).at]);
@@ -14,7 +14,7 @@ export function pieces(document) {
 }
 
 export const tokensOf = (document) => pieces(document).flatMap((piece) => piece.tokens);
-// The prompt: the tokens before the first one that the model has drawn, as "draft" tells.
+// The prompt: the tokens before the first generated one. Only generated tokens have `draft`.
 export const promptOf = (document) => {
   const tokens = tokensOf(document);
   const drawn = tokens.findIndex((token) => token.draft !== undefined);
@@ -29,7 +29,7 @@ export function addPiece(parent, piece) {
   return piece;
 }
 
-// The piece with the token at this place of the text, and where in the piece it is.
+// The piece with the token at this index of the text, and the token's offset in the piece.
 export function pieceAt(document, index) {
   for (const piece of pieces(document)) {
     if (index < piece.tokens.length) return { piece, offset: index };
@@ -37,8 +37,8 @@ export function pieceAt(document, index) {
   }
 }
 
-// Cut the text before a token: what comes after becomes one of the ways to go on. Returns the
-// piece that ends there.
+// Cut the text before a token; the rest becomes one of the continuations there. Returns the piece
+// that ends at the cut.
 export function cutBefore(document, index) {
   const { piece, offset } = pieceAt(document, index);
   if (offset === 0 && piece !== document.root) {
@@ -59,7 +59,7 @@ export function findPiece(document, run, piece = document.root) {
   }
 }
 
-// A document from anything, such as what stood in the browser's storage; undefined if it is none.
+// A document from any input, such as the browser's storage; undefined if it is not valid.
 export function readDocument(raw) {
   const isNumber = (value) => value === undefined || Number.isFinite(value);
   const isToken = (token) =>

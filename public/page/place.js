@@ -1,4 +1,4 @@
-// Where a popover goes: below the token that it explains or above it, never over it, all in view.
+// The place of a token's popover: in view, below or above the token, never over it.
 
 export function placeBeside(token, width, height, view, gap = 6) {
   const below = view.height - token.bottom - 2 * gap;

@@ -1,7 +1,7 @@
-// The next token's probabilities after the settings, as `next_token_probs` in utils.py has them.
+// The next token's probabilities with the settings, as `next_token_probs` in utils.py computes them.
 
-// `top` are logits, best first; `rest` are [how many, their logit] for groups of all other tokens.
-// Returns the probability of each of `top`, and `others`, what the rest has together.
+// `top`: logits, best first; `rest`: [count, logit] for groups of all other tokens.
+// Returns `probs` of `top`, and `others`, the probability of the rest.
 export function nextTokenProbs({ top, rest }, { temperature, top_k, top_p }) {
   if (temperature === 0) return { probs: top.map((_, i) => Number(i === 0)), others: 0 };
   const weigh = (logit) => Math.exp((logit - top[0]) / temperature);
@@ -28,7 +28,7 @@ export function nextTokenProbs({ top, rest }, { temperature, top_k, top_p }) {
 }
 
 export function percent(prob) {
-  if (prob < 1 && prob >= 0.995) return '> 99 %'; // 100 % is for all of it
-  if (prob > 0 && prob < 0.00095) return '< 0.1 %';
-  return `${(100 * prob).toFixed(prob > 0 && prob < 0.0995 ? 1 : 0)} %`;
+  if (prob < 1 && prob >= 0.995) return '>99%'; // only 1 is 100%
+  if (prob > 0 && prob < 0.00095) return '<0.1%';
+  return `${(100 * prob).toFixed(prob > 0 && prob < 0.0995 ? 1 : 0)}%`;
 }

@@ -1,44 +1,51 @@
-// The settings of generation: their limits, presets, and what is made of anything that comes in.
+// The sampling settings: how they are shown, and how input is read. Their limits come from app.py.
+import { config } from './config.js';
 
-export const LIMITS = {
-  temperature: { label: 'Temperature', short: 'T', min: 0, max: 5, step: 0.1, help: '0: always the most probable token. 1: the model’s own probabilities. 5: nearly equal ones.' },
-  top_k: { label: 'Top-k', short: 'top-k', min: 0, max: 200, step: 1, help: 'Draw from the k most probable tokens. 0: from all.' },
-  top_p: { label: 'Top-p', short: 'top-p', min: 0.05, max: 1, step: 0.05, help: 'Draw from the fewest tokens with this probability together. 1: from all.' },
-  max_new_tokens: { label: 'Tokens', short: 'tokens', min: 1, max: 500, step: 1, help: 'How many to generate. A token is about four letters.' }
-};
-export const USUAL = { temperature: 1, top_k: 50, top_p: 1, max_new_tokens: 120, seed: '' };
-export const PRESETS = {
-  greedy: { temperature: 0 },
-  usual: { temperature: USUAL.temperature, top_k: USUAL.top_k, top_p: 1 },
-  wild: { temperature: 2, top_k: 0, top_p: 1 }
+export const FIELDS = {
+  temperature: { label: 'Temperature', step: 0.1, help: '0: always the most likely token. 1: the model’s own probabilities. Higher: more even ones.' },
+  top_k: { label: 'Top-k', step: 1, help: 'Sample from the k most likely tokens. 0: from all.' },
+  top_p: { label: 'Top-p', step: 0.05, help: 'Sample from the fewest tokens whose probabilities add up to p. 1: from all.' },
+  max_new_tokens: { label: 'Tokens', step: 1, help: 'How many tokens to generate. A token is about four letters.' }
 };
 
-export const seedIsUsable = (seed) => /^[0-9]{0,30}$/.test(seed);
+export const defaults = () =>
+  ({ ...Object.fromEntries(Object.keys(FIELDS).map((name) => [name, config.limits[name].default])), seed: '' });
 
-// A number within its limits, whole or to two places; the usual one for what is no number.
-export function clamp(name, value) {
-  const { min, max, step } = LIMITS[name];
-  const number = typeof value === 'string' && value.trim() === '' ? NaN : Number(value);
-  if (value === null || typeof value === 'object' || Number.isNaN(number)) return USUAL[name];
-  return Number(Math.min(Math.max(number, min), max).toFixed(step < 1 ? 2 : 0));
+export function presets() {
+  const { temperature, top_k, top_p } = defaults();
+  return {
+    'Most likely': { temperature: 0 },
+    Normal: { temperature, top_k, top_p },
+    Wild: { temperature: 2, top_k: 0, top_p: 1 }
+  };
 }
 
-// Settings from anything, such as what stood in the browser's storage or in a link.
+export const seedIsUsable = (seed) => /^[0-9]*$/.test(seed) && seed.length <= config.seed_digits;
+
+// A number clamped to its limits, whole or with two decimals; the default for anything else.
+export function clamp(name, value) {
+  const { min, max, default: fallback } = config.limits[name];
+  const number = typeof value === 'string' && value.trim() === '' ? NaN : Number(value);
+  if (value === null || typeof value === 'object' || Number.isNaN(number)) return fallback;
+  return Number(Math.min(Math.max(number, min), max).toFixed(FIELDS[name].step < 1 ? 2 : 0));
+}
+
+// Settings from any input, such as the browser's storage or a link.
 export function readSettings(raw) {
   const settings = {};
-  for (const name of Object.keys(LIMITS)) settings[name] = clamp(name, raw?.[name]);
+  for (const name of Object.keys(FIELDS)) settings[name] = clamp(name, raw?.[name]);
   const seed = String(raw?.seed ?? '').trim();
   return { ...settings, seed: seedIsUsable(seed) ? seed : '' };
 }
 
-// One line that says all that has an effect.
-export function summary(settings) {
-  const parts = [`T ${settings.temperature}`];
-  if (settings.temperature > 0) {
-    if (settings.top_k) parts.push(`top-k ${settings.top_k}`);
-    if (settings.top_p < 1) parts.push(`top-p ${settings.top_p}`);
-  }
-  parts.push(settings.max_new_tokens === 1 ? '1 token' : `${settings.max_new_tokens} tokens`);
-  if (settings.temperature > 0 && settings.seed) parts.push(`seed ${settings.seed}`);
-  return parts.join(' · ');
+// One line with every setting that has an effect.
+export function summary({ temperature, top_k, top_p, max_new_tokens, seed }) {
+  const sampled = temperature > 0;
+  return `Settings: ${[
+    `temperature ${temperature}`,
+    sampled && top_k && `top ${top_k}`,
+    sampled && top_p < 1 && `top-p ${top_p}`,
+    max_new_tokens === 1 ? '1 token' : `${max_new_tokens} tokens`,
+    sampled && seed && `seed ${seed}`
+  ].filter(Boolean).join(', ')}`;
 }

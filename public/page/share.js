@@ -1,4 +1,4 @@
-// A link that holds a prompt and settings, and a text as a file.
+// Links with a prompt and settings; downloads.
 import { readSettings } from './settings.js';
 
 export function linkTo(address, prompt, settings) {
@@ -7,11 +7,11 @@ export function linkTo(address, prompt, settings) {
   return url.href;
 }
 
-// What a link holds: { prompt, settings }, or undefined if it holds no prompt.
+// The prompt and settings of a link, or undefined if it has no prompt.
 export function readLink(address) {
   const fields = Object.fromEntries(new URLSearchParams(new URL(address).hash.slice(1)));
   if (!fields.prompt) return undefined;
-  return { prompt: fields.prompt.slice(-50_000), settings: readSettings(fields) };
+  return { prompt: fields.prompt, settings: readSettings(fields) };
 }
 
 export function saveAs(name, text) {

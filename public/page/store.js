@@ -1,22 +1,22 @@
-// What the page knows, and all that can be done with it. The elements show `page.state` and call
-// what is here; nothing else changes the state.
+// The page's state, and every action on it. The elements show `page.state` and call these actions;
+// nothing else changes the state.
+import { config } from './config.js';
 import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, promptOf, readDocument, textOf, tokensOf } from './document.js';
 import { linkTo, readLink, saveAs } from './share.js';
-import { USUAL, readSettings } from './settings.js';
+import { defaults, readSettings } from './settings.js';
 
 const STORE = 'story-page';
 const MAX_DOCUMENTS = 20;
-const MAX_STORED = 2_000_000; // characters; browsers give five million
-const COMPARED = [0, 0.8, 1.5]; // temperatures
+const MAX_STORED = 2_000_000; // characters; browsers allow five million
 
-const newRun = () => crypto.randomUUID?.() ?? `run ${Math.random()}`; // none over plain HTTP
+const newRun = () => crypto.randomUUID?.() ?? `run ${Math.random()}`; // plain HTTP has no crypto
 const nothingOpen = { chosen: null, open: false, bars: null, compared: null };
 
 function load() {
   let raw;
   try {
     raw = JSON.parse(localStorage.getItem(STORE));
-  } catch {} // junk, or a browser that keeps nothing
+  } catch {} // junk, or no storage
   const list = Array.isArray(raw?.documents) ? raw.documents : [];
   const documents = list.slice(0, MAX_DOCUMENTS).map(readDocument).filter(Boolean);
   const shown = documents.some((document) => document.id === raw.shown) ? raw.shown : null;
@@ -25,7 +25,7 @@ function load() {
 
 function save() {
   const { shown, settings } = page.state;
-  const latest = new Map(); // other tabs have stored theirs
+  const latest = new Map(); // with the texts that other tabs have stored
   for (const document of [...load().documents, ...page.state.documents])
     if (document.changed >= (latest.get(document.id)?.changed ?? 0)) latest.set(document.id, document);
   const documents = [...latest.values()].sort((one, other) => other.changed - one.changed);
@@ -34,27 +34,27 @@ function save() {
     if (stored.length > MAX_STORED) continue;
     try {
       return localStorage.setItem(STORE, stored);
-    } catch {} // it is full: keep fewer
+    } catch {} // full: store fewer
   }
 }
 
-const link = readLink(location.href);
 const listeners = new Set();
 let saving;
 
 export const page = {
   state: {
-    ...load(),
-    ...(link && { settings: link.settings, shown: null }),
-    linked: link?.prompt, // a prompt that came with the link, until it is generated from
+    documents: [],
+    shown: null,
+    settings: null, // until `start`
+    linked: null, // the prompt of the link, until it is sent
     view: 'plain', // plain, probs, copied, drafts, attention
-    running: null, // which generation is under way
-    head: null, // of the attention view: { layer, head }, or null for the mean of all
+    running: null, // the generation in progress
+    head: null, // of the attention view: { layer, head }, or null for the average
     unfolded: false,
-    known: {}, // what the server has told of places in the text, by question
+    known: {}, // the server's answers about the text, by question
     connected: false,
     reading: false, // the story
-    place: null, // in the story, that is marked: { start, length }
+    place: null, // of the marked passage in the story: { start, length }
     ...nothingOpen
   },
 
@@ -68,7 +68,7 @@ export const page = {
     for (const listener of listeners) listener();
     saving ??= setTimeout(() => ((saving = null), save()), 500);
   },
-  // The first of each name stays, so that its state survives when Chainlit reads an element again.
+  // The first component of each name stays, so its state survives when Chainlit loads the element again.
   components: {},
   component: (name, component) => (page.components[name] ??= component),
 
@@ -80,7 +80,7 @@ export const page = {
     page.set({ settings: { ...page.state.settings, ...settings } });
     page.sendSettings();
   },
-  reset: () => page.change(USUAL),
+  reset: () => page.change(defaults()),
   sendSettings: () => page.socket?.emit('chat_settings_change', page.state.settings),
 
   // 2. From the server
@@ -89,6 +89,7 @@ export const page = {
   // `call` and `send`.
   connect(socket) {
     page.socket = socket;
+    if (!page.state.settings) page.start();
     const events = { connect: page.onConnect, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd };
     for (const [name, handler] of Object.entries(events)) socket.on(name, handler);
     page.sendSettings();
@@ -96,14 +97,20 @@ export const page = {
     return () => Object.entries(events).forEach(([name, handler]) => socket.off(name, handler));
   },
 
-  // What was under way may have ended, or failed. If it goes on, its tokens tell.
+  // Show the stored texts and the link's prompt. Reading them needs app.py's limits.
+  start() {
+    const link = readLink(location.href);
+    page.set({ ...load(), ...(link && { settings: link.settings, shown: null, linked: link.prompt }) });
+  },
+
+  // The generation in progress may have ended meanwhile; if not, its next tokens show it again.
   onConnect() {
     page.sendSettings();
     page.onEnd();
   },
   onEnd: () => page.set({ running: null }),
 
-  // The server has read a prompt: a new document begins.
+  // The server has read a prompt, which begins a new document.
   onPrompt({ run, tokens, before }) {
     if (page.state.linked) history.replaceState(null, '', location.pathname + location.search);
     const document = newDocument(run, tokens, before);
@@ -119,13 +126,13 @@ export const page = {
     page.set({ running: compared ? 'compare' : run });
   },
 
-  // All of it comes again: somebody who was away has missed a part.
+  // The whole continuation: tokens sent during a disconnect are lost.
   onFinished({ run, tokens, facts, share, settings }) {
     const compared = page.state.compared?.find((text) => text.run === run);
     if (compared) Object.assign(compared, { tokens, share });
     const piece = page.find(run);
     if (piece) {
-      // What was already cut away by choosing another token stays away.
+      // A piece with children was cut by choosing another token: leave it as it is.
       if (!piece.children.length) piece.tokens = [...(piece.first ?? []), ...tokens];
       Object.assign(piece, { facts, settings });
     }
@@ -139,18 +146,18 @@ export const page = {
     }
   },
 
-  // 3. Going on
+  // 3. Generation
 
   generate(parent, ids, more = {}, first = []) {
     const run = newRun();
     addPiece(parent, newPiece([...first], { run, first }));
     page.document().changed = Date.now();
     page.set({ ...nothingOpen, running: run });
-    return page.request('generate', { ids, runs: [{ run }], ...more }).then(() => page.state.running === run && page.onEnd());
+    return page.ask('generate', { ids: ids.slice(-config.max_ids), runs: [{ run }], ...more }).then(() => page.state.running === run && page.onEnd());
   },
 
-  // The server's answer; undefined if there was none, of which Chainlit tells.
-  async request(name, payload) {
+  // The server's answer; undefined after an error, which Chainlit shows.
+  async ask(name, payload) {
     try {
       return (await page.call({ name, payload })).response ?? null;
     } catch {
@@ -163,18 +170,18 @@ export const page = {
     return page.generate(pieces(document).at(-1), idsOf(document));
   },
 
-  // Another continuation in place of the last one, which stays behind ‹ ›.
+  // Replace the last continuation by another; it stays available behind ‹ ›.
   again() {
     const document = page.document();
     const shown = pieces(document);
     const last = shown.pop();
     if (!shown.length) return page.generate(last, idsOf(document), { new_seed: true });
-    const { first = [] } = last; // a token that was chosen stays
+    const { first = [] } = last; // keep a chosen token
     const ids = [...shown.flatMap((piece) => piece.tokens), ...first].map((token) => token.id);
     return page.generate(shown.at(-1), ids, { new_seed: true }, first);
   },
 
-  // Go on from another token in the place of this one.
+  // Replace a token by another, and continue from there.
   choose(index, token) {
     const document = page.document();
     const ids = [...idsOf(document).slice(0, index), token.id];
@@ -189,18 +196,18 @@ export const page = {
 
   compare() {
     const ids = promptOf(page.document()).map((token) => token.id);
-    const compared = COMPARED.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
+    const compared = config.compared.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
     page.set({ ...nothingOpen, compared, running: 'compare' });
     const runs = compared.map(({ run, temperature }) => ({ run, temperature }));
-    return page.request('generate', { ids, runs }).then(() => page.state.running === 'compare' && page.onEnd());
+    return page.ask('generate', { ids, runs }).then(() => page.state.running === 'compare' && page.onEnd());
   },
 
   begin: () => page.set({ ...nothingOpen, shown: null }),
   open: (id) => page.set({ ...nothingOpen, shown: id, unfolded: false }),
 
-  // 4. Looking
+  // 4. Inspection
 
-  // What the server says of this row of ids, asked once. Undefined until it has come.
+  // The server's answer about these ids, asked for once; undefined until it arrives.
   look(what, ids) {
     if (!ids.length) return undefined;
     const key = `${what} ${ids.join(' ')}`;
@@ -208,23 +215,31 @@ export const page = {
     if (!(key in known) && page.call) {
       const latest = Object.entries(known).slice(-30);
       page.state.known = { ...Object.fromEntries(latest), [key]: undefined };
-      page.request('look', { what, ids }).then((answer) => {
-        if (answer === undefined) delete page.state.known[key]; // it can be asked again
+      page.ask('look', { what, ids }).then((answer) => {
+        if (answer === undefined) delete page.state.known[key]; // ask again next time
         else page.set({ known: { ...page.state.known, [key]: answer } });
       });
     }
     return known[key];
   },
 
-  // The ids that the model has read before the token at this place, or up to its end; at most 256.
+  // The ids that the model read before the token at this index, or with those up to `end`.
   read(index, end = index) {
     const tokens = tokensOf(page.document());
-    const { seen = 256 } = tokens[index] ?? {};
-    return tokens.slice(Math.max(0, index - seen, end - 256), end).map((token) => token.id);
+    const { seen = config.context_length } = tokens[index] ?? {};
+    return tokens.slice(Math.max(0, index - seen, end - config.context_length), end).map((token) => token.id);
+  },
+
+  // The passages copied from the story, and their share; undefined until the answer arrives.
+  copied() {
+    const ids = idsOf(page.document());
+    const skipped = Math.max(0, ids.length - config.max_ids);
+    const answer = page.look('copied', ids.slice(skipped));
+    return answer && { ...answer, runs: answer.runs.map((run) => ({ ...run, start: run.start + skipped })) };
   },
 
   async openStory(place = null) {
-    page.story ??= await page.request('story', {});
+    page.story ??= await page.ask('story', {});
     page.set({ reading: Boolean(page.story), place, open: false });
   },
   closeStory: () => page.set({ reading: false }),
@@ -235,7 +250,7 @@ export const page = {
   // 5. Sharing
 
   text: () => textOf(page.document()),
-  // It makes the first continuation again, with its settings and seed.
+  // A link that reproduces the first continuation, with its settings and seed.
   link() {
     const document = page.document();
     const prompt = promptOf(document).map((token) => token.text).join('');
@@ -248,4 +263,4 @@ export const page = {
 };
 
 addEventListener('pagehide', () => saving && save());
-addEventListener('hashchange', () => location.reload()); // a link, opened where the page is already
+addEventListener('hashchange', () => location.reload()); // a link, opened on the page itself

@@ -1,4 +1,4 @@
-"""The settings of a generation, as they come from the page."""
+"""The settings of a generation: their limits, and how input from the page is read."""
 
 import math
 import re
@@ -8,17 +8,18 @@ from typing import Any, NamedTuple
 
 
 class Limit(NamedTuple):
-    lowest: float
-    highest: float
-    usual: float
+    min: float
+    max: float
+    default: float
 
 
-LIMITS = {  # as in public/page/settings.js
+LIMITS = {
     "temperature": Limit(0, 5, 1),
     "top_k": Limit(0, 200, 50),
     "top_p": Limit(0.05, 1, 1),
     "max_new_tokens": Limit(1, 500, 120),
 }
+SEED_DIGITS = 18  # the most that always fit into 63 bits, as PyTorch's generators need
 
 
 class Settings(NamedTuple):
@@ -29,34 +30,39 @@ class Settings(NamedTuple):
     seed: int
 
 
+def page_limits() -> dict[str, Any]:
+    """Return the limits in the page's form."""
+    limits = {name: limit._asdict() for name, limit in LIMITS.items()}
+    return {"limits": limits, "seed_digits": SEED_DIGITS}
+
+
 def as_chosen(settings: Settings) -> dict[str, Any]:
-    """Return settings as the page has them, of which `read_settings` makes the same."""
+    """Return settings in the page's form. `read_settings` is the inverse."""
     return settings._asdict() | {
         "top_k": settings.top_k or 0, "top_p": settings.top_p or 1, "seed": str(settings.seed)
     }  # fmt: skip
 
 
 def read_number(raw: Any, name: str) -> float:
-    """Return a setting, moved into its limits; its usual value if it is not a number."""
+    """Return a setting, clamped to its limits; the default if it is not a number."""
     limit = LIMITS[name]
     try:
         value = float(raw)
     except (TypeError, ValueError, OverflowError):
-        return limit.usual
-    return limit.usual if math.isnan(value) else min(max(value, limit.lowest), limit.highest)
+        return limit.default
+    return limit.default if math.isnan(value) else min(max(value, limit.min), limit.max)
 
 
 def read_settings(raw: Mapping[str, Any], new_seed: bool = False) -> Settings:
-    """Return valid settings from what the page has sent, whatever that is.
+    """Return valid settings from any input.
 
-    Without a seed that can be used, and with `new_seed`, the seed is a random one.
+    The seed is random with `new_seed`, and where the input has no valid one.
     """
     temperature, top_k, top_p, max_new_tokens = (
         read_number(raw.get(name), name) for name in LIMITS
     )
     seed = str(raw.get("seed")).strip()
-    if new_seed or not re.fullmatch("[0-9]{1,30}", seed):
+    if new_seed or not re.fullmatch(f"[0-9]{{1,{SEED_DIGITS}}}", seed):
         seed = str(secrets.randbelow(2**32))
-    seed_in_range = int(seed) % 2**63  # of PyTorch's generators
     limits = round(top_k) or None, top_p if top_p < 1 else None
-    return Settings(temperature, *limits, round(max_new_tokens), seed_in_range)
+    return Settings(temperature, *limits, round(max_new_tokens), int(seed))

@@ -1,4 +1,4 @@
-"""What the page shows of a text: probabilities of its tokens, attention, and what was copied."""
+"""The page's views of a text: probabilities, attention, copied passages."""
 
 import codecs
 from collections.abc import Sequence
@@ -11,12 +11,15 @@ from torch import Tensor
 from gpt import GPTModel
 from support.inspection.attention import attention_weights
 from support.inspection.memorization import story_place, verbatim_share, verbatim_spans
-from utils import token_label
+from support.page.settings import LIMITS
+from utils import token_bytes, token_label
+
+MOST_SAMPLED = int(LIMITS["top_k"].max)  # the page needs these tokens one by one
 
 
 def plain_token(token_id: int, tokenizer: Encoding) -> dict[str, Any]:
-    """Return a token as the page shows it, without probabilities."""
-    text = tokenizer.decode([token_id], errors="ignore")
+    """Return a token for the page, without probabilities."""
+    text = token_bytes(token_id, tokenizer).decode(errors="ignore")
     return {"id": token_id, "text": text, "label": token_label(token_id, tokenizer)}
 
 
@@ -25,7 +28,7 @@ def plain_tokens(token_ids: Sequence[int], tokenizer: Encoding) -> list[dict[str
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     tokens = [plain_token(i, tokenizer) for i in token_ids]
     for token in tokens:
-        token["text"] = decoder.decode(tokenizer.decode_single_token_bytes(token["id"]))
+        token["text"] = decoder.decode(token_bytes(token["id"], tokenizer))
     return tokens
 
 
@@ -34,13 +37,12 @@ def _logits(model: GPTModel, token_ids: Sequence[int]) -> Tensor:
     return model(torch.tensor([token_ids]))[0].float()  # (T, V)
 
 
-def next_token(
-    model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int], count: int = 200
-) -> dict[str, Any]:
-    """Return the logits of what can come after a text, less the largest of them.
+def next_token(model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int]) -> dict[str, Any]:
+    """Return the logits of a text's next token, relative to the largest.
 
-    "top" has the `count` most probable tokens with their logits, and "rest" all others in groups
-    of nearly the same logit: [how many, logit], so that the page can work out any temperature.
+    "top" lists the MOST_SAMPLED most probable tokens, each with its logit; "rest" groups all others
+    by similar logits, [count, logit]. From these the page computes the probabilities for any
+    settings.
     """
     with torch.no_grad():
         hidden = model.hidden_states(torch.tensor([token_ids]))[:, -1]  # (1, C)
@@ -48,19 +50,21 @@ def next_token(
     values, order = (logits - logits.max()).sort(descending=True)
     top = [
         {**plain_token(i, tokenizer), "logit": round(value, 4)}
-        for i, value in zip(order[:count].tolist(), values[:count].tolist(), strict=True)
+        for i, value in zip(
+            order[:MOST_SAMPLED].tolist(), values[:MOST_SAMPLED].tolist(), strict=True
+        )
     ]
-    groups = [group for group in values[count:].split(500) if len(group)]
+    groups = [group for group in values[MOST_SAMPLED:].split(500) if len(group)]
     mean_weights = [(group.exp().mean().log().clamp(min=-100)) for group in groups]
     rest = [[len(g), round(float(w), 4)] for g, w in zip(groups, mean_weights, strict=True)]
     return {"top": top, "rest": rest}
 
 
 def scores(model: GPTModel, token_ids: Sequence[int]) -> dict[str, Any]:
-    """Return how probable each token of a text was after those before it.
+    """Return the probability of each token of a text, given the tokens before it.
 
-    "tokens" has rank and logprob of each but the first; "loss" is their mean loss, in nats, or
-    None for a single token.
+    "tokens" lists rank and logprob of all tokens but the first; "loss" is their mean loss in nats,
+    or None for a single token.
     """
     logprobs = _logits(model, token_ids)[:-1].log_softmax(-1)  # (T - 1, V)
     targets = torch.tensor(token_ids[1:], dtype=torch.long)[:, None]  # (T - 1, 1)
@@ -72,10 +76,7 @@ def scores(model: GPTModel, token_ids: Sequence[int]) -> dict[str, Any]:
 
 
 def attention(model: GPTModel, token_ids: Sequence[int]) -> list[list[list[int]]]:
-    """Return the shares of attention that a text's last token gives, in thousandths.
-
-    [layer][head][place], places from the first token to the last itself.
-    """
+    """Return the attention weights of a text's last token, in thousandths: [layer][head][token]."""
     weights = attention_weights(model, torch.tensor([token_ids]))[:, :, -1]  # (layers, heads, T)
     return (weights * 1000).round().int().tolist()
 
@@ -83,17 +84,26 @@ def attention(model: GPTModel, token_ids: Sequence[int]) -> list[list[list[int]]
 def copied(
     token_ids: Sequence[int], story_ids: Sequence[int], tokenizer: Encoding
 ) -> dict[str, Any]:
-    """Return the runs of a text that stand in the story, and the share of tokens in them."""
-    spans = verbatim_spans(token_ids, story_ids)
-    places = [story_place(span, story_ids, tokenizer) for span in spans]
-    runs = [s._asdict() | p._asdict() for s, p in zip(spans, places, strict=True)]
-    for run in runs:  # where it stands in the story's text, in characters
-        start, length = run["story_start"], run["length"]
-        run["story_text_start"] = len(tokenizer.decode(story_ids[:start]))
-        run["story_text"] = tokenizer.decode(story_ids[start : start + length])
+    """Return the passages of a text that are copied from the story, and the share of their tokens.
+
+    "story_text" is a passage's text, "story_text_start" its place in the story, in characters (code
+    points). Characters that a passage has only some bytes of count as part of it.
+    """
+    spans, story = verbatim_spans(token_ids, story_ids), tokenizer.decode(story_ids)
+    runs = []
+    for span in spans:
+        before, through = (
+            tokenizer.decode_bytes(story_ids[:end])
+            for end in (span.story_start, span.story_start + span.length)
+        )
+        start, end = len(before.decode(errors="ignore")), len(through.decode(errors="replace"))
+        runs.append(
+            span._asdict() | story_place(span, story_ids, tokenizer)._asdict()
+            | {"story_text_start": start, "story_text": story[start:end]}
+        )  # fmt: skip
     return {"runs": runs, "share": verbatim_share(spans, len(token_ids))}
 
 
 def copied_share(token_ids: Sequence[int], story_ids: Sequence[int]) -> float:
-    """Return the share of a text's tokens that stand in the story, in runs of six or more."""
+    """Return the share of a text's tokens that are copied from the story."""
     return verbatim_share(verbatim_spans(token_ids, story_ids), len(token_ids))
