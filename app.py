@@ -26,12 +26,12 @@ import tiktoken
 import torch
 
 from gpt import GPT_CONFIG_124M, GPTModel
+from support.files import read_text
 from support.page import server, views
 from support.page.batch import Batch, TokenInfo
 from support.page.scheduler import Scheduler
 from support.page.server import background_executor, inference_executor, run_in, safely, state
 from support.page.settings import Settings, as_chosen, page_limits, read_number, read_settings
-from support.training.data import read_text
 from utils import load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent

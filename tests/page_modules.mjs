@@ -1,28 +1,34 @@
-// The page's own arithmetic (public/page/), without a browser: `node --test tests/page_modules.mjs`.
-// tests/test_page.py runs it, and compares the probabilities with those of utils.py.
+// The page's modules (public/page/) without a browser. tests/test_page.py runs this file, and compares
+// the probabilities with those of utils.py.
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
+import { config } from '../public/page/config.js';
 import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, promptOf, readDocument, textOf } from '../public/page/document.js';
 import { placeBeside } from '../public/page/place.js';
 import { nextTokenProbs, percent } from '../public/page/sampling.js';
-import { LIMITS, USUAL, clamp, readSettings, seedIsUsable, summary } from '../public/page/settings.js';
+import { clamp, defaults, readSettings, seedIsUsable, summary } from '../public/page/settings.js';
 import { linkTo, readLink } from '../public/page/share.js';
+
+const limits = { temperature: [0, 4, 1], top_k: [0, 90, 40], top_p: [0.1, 1, 1], max_new_tokens: [1, 300, 80] };
+for (const [name, [min, max, usual]] of Object.entries(limits)) limits[name] = { min, max, default: usual };
+Object.assign(config, { limits, seed_digits: 6 });
+const DEFAULTS = { temperature: 1, top_k: 40, top_p: 1, max_new_tokens: 80, seed: '' };
 
 const tokens = (...ids) => ids.map((id) => ({ id, text: `<${id}>`, label: String(id) }));
 const JUNK = [{ id: 'x', root: { tokens: [{ ...tokens(1)[0], logprob: 'x' }] } }, undefined, null, 5, 'x', [], {}, { root: 5 }, { id: 'x', root: { tokens: 'x' } }, { id: 'x', root: { tokens: [{ id: 1 }] } },
   { id: 'x', root: { tokens: tokens(1), children: [5] } }, { id: 5, root: { tokens: tokens(1) } }, { id: 'x', root: { tokens: [] } }];
 
-test('a text is its pieces, and another token begins another way to go on', () => {
+test('a text is its pieces, and another token begins another continuation', () => {
   const text = newDocument('a', tokens(1, 2, 3));
   addPiece(text.root, newPiece(tokens(4, 5, 6), { run: 'r' }));
   addPiece(pieces(text).at(-1), newPiece(tokens(7)));
   assert.deepEqual(idsOf(text), [1, 2, 3, 4, 5, 6, 7]);
   addPiece(cutBefore(text, 4), newPiece(tokens(9)));
   assert.deepEqual(idsOf(text), [1, 2, 3, 4, 9]);
-  const ways = pieces(text)[1];
-  assert.equal(ways.children.length, 2);
-  ways.at = 0;
+  const cut = pieces(text)[1];
+  assert.equal(cut.children.length, 2);
+  cut.at = 0;
   assert.deepEqual(idsOf(text), [1, 2, 3, 4, 5, 6, 7]);
   assert.deepEqual(findPiece(text, 'r').tokens, tokens(5, 6));
   addPiece(cutBefore(text, 3), newPiece(tokens(8))); // where a piece begins, nothing is cut
@@ -32,7 +38,7 @@ test('a text is its pieces, and another token begins another way to go on', () =
   assert.deepEqual(idsOf(text), [1, 0]);
 });
 
-test('the prompt ends where the model has drawn a token', () => {
+test('the prompt ends at the first generated token', () => {
   const text = newDocument('a', tokens(1, 2, 3));
   assert.deepEqual(promptOf(text), tokens(1, 2, 3));
   const drawn = tokens(5).map((token) => ({ ...token, draft: false }));
@@ -44,33 +50,33 @@ test('the prompt ends where the model has drawn a token', () => {
 
 test('a document comes back from the storage; junk does not', () => {
   const text = newDocument('a', tokens(1, 2), 3);
-  addPiece(text.root, newPiece(tokens(4), { facts: ['1 token'], settings: { ...USUAL, seed: '7' } }));
+  addPiece(text.root, newPiece(tokens(4), { facts: ['1 token'], settings: { ...DEFAULTS, seed: '7' } }));
   addPiece(text.root, newPiece(tokens(5), { first: tokens(5) }));
   const back = readDocument(JSON.parse(JSON.stringify(text)));
   assert.equal(textOf(back), textOf(text));
   assert.deepEqual([back.id, back.before, back.changed, back.root.children.length], ['a', 3, text.changed, 2]);
   assert.deepEqual(back.root.children[1].first, tokens(5));
-  assert.deepEqual(back.root.children[0].settings, { ...USUAL, seed: '7' });
+  assert.deepEqual(back.root.children[0].settings, { ...DEFAULTS, seed: '7' });
   for (const junk of JUNK) assert.equal(readDocument(junk), undefined);
   let deep = { tokens: tokens(1) };
   for (let i = 0; i < 600; i++) deep = { tokens: tokens(1), children: [deep] };
   assert.equal(readDocument({ id: 'x', root: deep }), undefined);
 });
 
-test('settings of any kind are moved into their limits', () => {
+test('settings of any kind are clamped to the limits', () => {
+  assert.deepEqual(defaults(), DEFAULTS);
   for (const junk of [undefined, null, 5, 'x', [], {}, { temperature: 'hot', top_k: {}, top_p: null, seed: '-1' }])
-    assert.deepEqual(readSettings(junk), USUAL);
+    assert.deepEqual(readSettings(junk), DEFAULTS);
   const read = readSettings({ temperature: 99, top_k: -5, top_p: 0, max_new_tokens: '1e9', seed: ' 12 ' });
-  assert.deepEqual(read, { temperature: 5, top_k: 0, top_p: 0.05, max_new_tokens: 500, seed: '12' });
-  assert.equal(clamp('temperature', 0.30000001), 0.3);
-  assert.equal(clamp('top_k', ''), USUAL.top_k);
-  assert.deepEqual([seedIsUsable(''), seedIsUsable('7'), seedIsUsable('x'), seedIsUsable('9'.repeat(31))], [true, true, false, false]);
-  for (const name of Object.keys(LIMITS)) assert.equal(clamp(name, USUAL[name]), USUAL[name]);
+  assert.deepEqual(read, { temperature: 4, top_k: 0, top_p: 0.1, max_new_tokens: 300, seed: '12' });
+  assert.deepEqual([clamp('temperature', 0.30000001), clamp('top_k', ''), clamp('top_k', 7.4)], [0.3, 40, 7]);
+  assert.deepEqual(['', '123456', 'x', '1234567'].map(seedIsUsable), [true, true, false, false]);
 });
 
 test('the line of settings says what has an effect', () => {
-  assert.equal(summary({ ...USUAL, temperature: 0.8, seed: '5' }), 'T 0.8 · top-k 50 · 120 tokens · seed 5');
-  assert.equal(summary({ ...USUAL, temperature: 0, top_p: 0.5, max_new_tokens: 1, seed: '5' }), 'T 0 · 1 token');
+  const sampled = { ...DEFAULTS, temperature: 0.8, top_p: 0.5, seed: '5' };
+  assert.equal(summary(sampled), 'Settings: temperature 0.8, top 40, top-p 0.5, 80 tokens, seed 5');
+  assert.equal(summary({ ...sampled, temperature: 0, max_new_tokens: 1 }), 'Settings: temperature 0, 1 token');
 });
 
 test('probabilities add up to 1, and the settings narrow them', () => {
@@ -83,9 +89,7 @@ test('probabilities add up to 1, and the settings narrow them', () => {
   assert.deepEqual(nextTokenProbs(logits, { ...wide, temperature: 0 }), { probs: [1, 0, 0, 0], others: 0 });
   assert.deepEqual(nextTokenProbs(logits, { ...wide, top_k: 2 }).probs.slice(2), [0, 0]);
   assert.equal(nextTokenProbs(logits, { ...wide, top_p: 0.05 }).probs[0], 1);
-  assert.equal(percent(1), '100 %');
-  assert.equal(percent(0.999), '> 99 %');
-  assert.equal(percent(0.0001), '< 0.1 %');
+  assert.deepEqual([1, 0.999, 0.5, 0.031, 0.0001, 0].map(percent), ['100%', '>99%', '50%', '3.1%', '<0.1%', '0%']);
 });
 
 test('a popover lies in the view, and never over its token', () => {
@@ -93,18 +97,17 @@ test('a popover lies in the view, and never over its token', () => {
     for (let top = 0; top < view.height - 20; top += 7)
       for (const left of [0, 30, view.width - 40])
         for (const height of [80, 300, 900]) {
-          const token = { left, top, bottom: top + 20 };
-          const place = placeBeside(token, 320, height, view);
-          assert.ok(place.top >= token.bottom || place.top + place.maxHeight <= token.top);
+          const place = placeBeside({ left, top, bottom: top + 20 }, 320, height, view);
+          assert.ok(place.top >= top + 20 || place.top + place.maxHeight <= top);
           assert.ok(place.top >= 0 && place.top + place.maxHeight <= view.height);
           assert.ok(place.left >= 0 && place.left + 320 <= view.width);
         }
 });
 
 test('a link holds prompt, settings and seed', () => {
-  const settings = { ...USUAL, temperature: 0.4, seed: '7' };
+  const settings = { ...DEFAULTS, temperature: 0.4, seed: '7' };
   const prompt = 'Wörter & #5\n“x” 🕰 + %';
   assert.deepEqual(readLink(linkTo('http://127.0.0.1:8000/?a=b#old', prompt, settings)), { prompt, settings });
   assert.equal(readLink('http://127.0.0.1:8000/'), undefined);
-  assert.deepEqual(readLink('http://x/#prompt=a&temperature=hot').settings, USUAL);
+  assert.deepEqual(readLink('http://x/#prompt=a&temperature=hot').settings, DEFAULTS);
 });

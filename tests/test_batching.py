@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import one_hot
 from gpt import GPTModel, train_model
 from support.model.quantization import quantize
 from support.page.batch import MAX_STEP, Batch
+from support.page.scheduler import Scheduler
 from support.training.data import create_dataloader
 from utils import generate, next_token_probs, stream, text_to_token_ids, token_label
 
@@ -345,18 +347,16 @@ def test_a_character_begun_in_the_prompt_is_completed(tokenizer):
     assert texts_of([end], begun, tokenizer) == ["\U0001f570"]
 
 
-@pytest.mark.filterwarnings("ignore")  # Chainlit's own, when it is imported
 def test_a_text_that_ends_while_its_reader_is_busy_is_read_to_the_end(trained, tokenizer):
-    from support.page.scheduler import Turns
-
-    async def scene():
-        turns, read = Turns(Batch(trained, tokenizer)), []
-        async for tokens in turns.tokens(TEXT[None, :5], 2, 64):
+    async def scene(executor):
+        scheduler, read = Scheduler(Batch(trained, tokenizer), executor), []
+        async for tokens in scheduler.tokens(TEXT[None, :5], 2, 64):
             read.extend(tokens)
-            (slot,) = turns.queues
+            (slot,) = scheduler.queues
             deadline = time.monotonic() + 60
             while slot.remaining:  # keeps the event loop, while the next step is made
                 assert time.monotonic() < deadline
         return read
 
-    assert len(asyncio.run(scene())) == 2
+    with ThreadPoolExecutor(1) as executor:
+        assert len(asyncio.run(scene(executor))) == 2

@@ -51,8 +51,10 @@ def add_first_sentence(batch, idx, *args, **kwargs):
     return add(batch, prompt, *args, **kwargs)
 
 Batch.add = add_first_sentence
-LIMITS["temperature"] = LIMITS["temperature"]._replace(usual=0)
-LIMITS["max_new_tokens"] = LIMITS["max_new_tokens"]._replace(usual=90)
+from support.page.settings import LIMITS
+
+LIMITS["temperature"] = LIMITS["temperature"]._replace(default=0)
+LIMITS["max_new_tokens"] = LIMITS["max_new_tokens"]._replace(default=90)
 """
 
 
@@ -141,7 +143,7 @@ def test_text_stays_text_and_turns_nothing_beside_it(server, page):
     details = page.locator("#token-details [aria-live]")
     for token in (0, 1, 2):
         page.locator("#text .token:not(.prompt)").nth(token).click()
-        expect(details).to_contain_text("had")
+        expect(details).to_contain_text("gave it")
         # Where a line ends, its last space is not to be seen.
         assert "".join(as_read(details).split()) == "".join(details.text_content().split())
         page.keyboard.press("Escape")

@@ -14,7 +14,7 @@ const LEVELS = [
 const levelOf = (logprob) => LEVELS.find((level) => Math.exp(logprob) >= level.least);
 
 // Mark line ends, and tokens that have no visible character, so that they can be clicked.
-const visible = (text) => text.replaceAll('\n', '↵\n').replace(/^\p{Cf}*$/u, '$&▯');
+const visible = (text) => text.replaceAll('\n', '↵\n').replace(/^[\p{Cf}\p{VS}]*$/u, '$&▯');
 
 // The class of a token in each view, or its shade from 0 to 1.
 const VIEWS = {

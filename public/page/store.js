@@ -153,11 +153,11 @@ export const page = {
     addPiece(parent, newPiece([...first], { run, first }));
     page.document().changed = Date.now();
     page.set({ ...nothingOpen, running: run });
-    return page.ask('generate', { ids: ids.slice(-config.max_ids), runs: [{ run }], ...more }).then(() => page.state.running === run && page.onEnd());
+    return page.request('generate', { ids: ids.slice(-config.max_ids), runs: [{ run }], ...more }).then(() => page.state.running === run && page.onEnd());
   },
 
   // The server's answer; undefined after an error, which Chainlit shows.
-  async ask(name, payload) {
+  async request(name, payload) {
     try {
       return (await page.call({ name, payload })).response ?? null;
     } catch {
@@ -199,7 +199,7 @@ export const page = {
     const compared = config.compared.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
     page.set({ ...nothingOpen, compared, running: 'compare' });
     const runs = compared.map(({ run, temperature }) => ({ run, temperature }));
-    return page.ask('generate', { ids, runs }).then(() => page.state.running === 'compare' && page.onEnd());
+    return page.request('generate', { ids, runs }).then(() => page.state.running === 'compare' && page.onEnd());
   },
 
   begin: () => page.set({ ...nothingOpen, shown: null }),
@@ -215,7 +215,7 @@ export const page = {
     if (!(key in known) && page.call) {
       const latest = Object.entries(known).slice(-30);
       page.state.known = { ...Object.fromEntries(latest), [key]: undefined };
-      page.ask('look', { what, ids }).then((answer) => {
+      page.request('look', { what, ids }).then((answer) => {
         if (answer === undefined) delete page.state.known[key]; // ask again next time
         else page.set({ known: { ...page.state.known, [key]: answer } });
       });
@@ -239,7 +239,7 @@ export const page = {
   },
 
   async openStory(place = null) {
-    page.story ??= await page.ask('story', {});
+    page.story ??= await page.request('story', {});
     page.set({ reading: Boolean(page.story), place, open: false });
   },
   closeStory: () => page.set({ reading: false }),
