@@ -49,9 +49,9 @@ from pathlib import Path
 
 from chainlit.chat_context import chat_contexts
 from chainlit.user_session import user_sessions
-from support.page.batch import Sequence
+from support.page.batch import Slot
 
-count, take, say = 0, Sequence.take, Path("say")
+count, take, say = 0, Slot.take, Path("say")
 
 def counted(sequence, *args):
     global count
@@ -70,7 +70,7 @@ def counted(sequence, *args):
     Path("kept").write_text(json.dumps(kept | {"settings": settings}))
     return tokens
 
-Sequence.take = counted
+Slot.take = counted
 """
 
 

@@ -509,8 +509,8 @@ def test_nothing_that_the_app_makes_is_left_for_git(server):
     (server.folder / ".git" / "info" / "exclude").write_text("counted.py\ncount\nkept\n*.pth\n")
     continued(server, max_new_tokens=2)
     status = subprocess.run(
-        "git init -q && git add app.py gpt.py utils.py support chainlit.md dataset public"
-        " .gitignore .chainlit/config.toml && git status --porcelain --untracked-files=all",
+        "git init -q && git add app.py gpt.py utils.py support tiktoken_ext chainlit.md dataset"
+        " public .gitignore .chainlit/config.toml && git status --porcelain --untracked-files=all",
         shell=True, cwd=server.folder, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     assert [line for line in status if not line.startswith("A ")] == []
