@@ -1,35 +1,72 @@
-"""Weights files that are damaged, forged, or were being written when the power went."""
+"""Files of weights that are damaged, forged, or being written when the process or the disk ends."""
 
 import io
 import os
 import pickle
 import random
 import re
+import shutil
 import zipfile
+from functools import partial
 
 import pytest
 import torch
-from conftest import DISK, TINY_CONFIG, damaged
+from conftest import DISK, TINY_CONFIG, damaged, save_again_and_again
+from safetensors.torch import save_file
 
 from gpt import Evaluation, GPTModel, TrainState
 from support.files import atomic_write
+from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.weights import load_model, save_weights
 from support.training.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = torch.arange(16)[None]
+HISTORY = [Evaluation(0, 0.0, 0, 4.0, 4.1, 0.0), Evaluation(4, 1.0, 64, 2.5, 3.0, 1e-3)]
+AVERAGES = {0: {"exp_avg": torch.arange(99.0), "step": torch.tensor(4.0)}}
+STATE = TrainState(4, HISTORY, {"state": AVERAGES, "param_groups": []})
 
 
 def model_of(seed):
     torch.manual_seed(seed)
-    return GPTModel(TINY_CONFIG)
+    return GPTModel(TINY_CONFIG).eval()
 
 
-HISTORY = [Evaluation(0, 0.0, 0, 4.0, 4.1, 0.0), Evaluation(4, 1.0, 64, 2.5, 3.0, 1e-3)]
-AVERAGES = {0: {"exp_avg": torch.arange(99.0), "step": torch.tensor(4.0)}}
-STATE = TrainState(4, HISTORY, {"state": AVERAGES, "param_groups": []})
-RUN_CONFIG = {"seed": 0}
+def save_training(model, path):
+    save_checkpoint(path, model, STATE, {})
+
+
+def load_training(path):
+    model = model_of(9)
+    state = load_checkpoint(path, model, {})
+    assert (state.step, state.history) == (4, HISTORY)
+    averages = state.optimizer["state"][0]
+    assert all(torch.equal(averages[name], AVERAGES[0][name]) for name in AVERAGES[0])
+    return model
+
+
+def save_plain(model, path, **options):
+    torch.save(model.state_dict(), path, **options)
+
+
+def save_safetensors(model, path):
+    save_file(model.state_dict(), path)
+
+
+load_weights = partial(load_model, cfg=TINY_CONFIG)
+KINDS = {  # how it is saved and loaded, and its name
+    "weights": (save_weights, load_weights, "weights.pth"),
+    "checkpoint": (save_training, load_training, "training.ckpt"),
+    "folder": (save_hugging_face, load_hugging_face, "folder"),
+    "plain": (save_plain, load_weights, "plain.pth"),
+    "legacy": (partial(save_plain, _use_new_zipfile_serialization=False), load_weights, "old.pth"),
+    "safetensors": (save_safetensors, load_weights, "weights.safetensors"),
+}
+
+
+def same_weights(one, other):
+    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 def forged(content, rng):
@@ -42,48 +79,37 @@ def forged(content, rng):
     return packed.getvalue()
 
 
-def load(path, kind):
-    if kind == "checkpoint":
-        model = model_of(1)
-        state = load_checkpoint(path, model, RUN_CONFIG)
-        assert (state.step, state.history) == (4, HISTORY)
-        averages = state.optimizer["state"][0]
-        assert all(torch.equal(averages[name], AVERAGES[0][name]) for name in AVERAGES[0])
-        return model.eval()
-    return load_model(path, TINY_CONFIG)
-
-
-def save(kind, path, seed=0):
-    model = model_of(seed)
-    if kind == "weights":
-        save_weights(model, path)
-    elif kind == "plain":
-        torch.save(model.state_dict(), path)
-    else:
-        save_checkpoint(path, model, STATE, RUN_CONFIG)
+def damaged_header(content, rng):
+    """Return a file whose table of contents is damaged, or any of it."""
+    end = rng.choice([2000, len(content)])
+    return damaged(content[:end], rng) + content[end:]
 
 
 @pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("kind", "damage"),
-    [("weights", damaged), ("plain", damaged), ("checkpoint", damaged), ("weights", forged)],
-)
+    [
+        ("weights", damaged), ("weights", forged), ("checkpoint", damaged), ("plain", damaged),
+        ("legacy", damaged_header), ("safetensors", damaged_header), ("folder", damaged_header),
+    ],
+)  # fmt: skip
 def test_damaged_files_are_refused_or_harmless(tmp_path, kind, damage, times):
-    path, rng, refused = tmp_path / "weights.pth", random.Random(0), 0
-    save(kind, path)
-    whole = path.read_bytes()
-    good = load(path, kind).state_dict()
+    save, load, name = KINDS[kind]
+    path, rng, refused = tmp_path / name, random.Random(0), 0
+    save(model_of(0), path)
+    good, file = load(path), path / "model.safetensors" if kind == "folder" else path
+    whole = file.read_bytes()
     for _ in range(times):
-        path.write_bytes(damage(whole, rng))
+        file.write_bytes(damage(whole, rng))
         try:
-            model = load(path, kind)
+            model = load(path)
         except ValueError as error:
-            assert "weights.pth" in str(error)
+            assert name in str(error)
             refused += 1
         else:
-            assert model(IDS).isfinite().all()
-            if damage is damaged:  # what is not refused has not touched the weights
-                assert all(map(torch.equal, good.values(), model.state_dict().values()))
+            if damage is damaged:  # checksums: what is not refused has not touched the weights
+                assert same_weights(model, good)
+            assert model(IDS).shape == (1, 16, 61)
     assert refused > times / 2
 
 
@@ -108,98 +134,88 @@ def test_a_command_in_the_file_is_not_run(tmp_path, kind, how):
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
     found = "is damaged or has another format" if how == "pickle" else "contains code"
     with pytest.raises(ValueError, match=f"{found}.*; (use|delete)"):
-        load(path, kind)
+        KINDS[kind][1](path)
     assert not made.exists()
     pickle.loads(pickle.dumps(content))
     assert made.exists()  # it would have been
 
 
-def save_again_and_again(kind, path):
-    torch.set_num_threads(1)
-    while True:
-        for seed in (1, 2):
-            save(kind, path, seed)
+def saved_and_loaded(kind, path):
+    """Return two models as a file of this kind gives them back; the second one stays at `path`."""
+    save, load, _ = KINDS[kind]
+    return [save(model_of(seed), path) or load(path) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.long)])
-@pytest.mark.parametrize("kind", ["weights", "checkpoint"])
+@pytest.mark.parametrize("times", [6, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["weights", "checkpoint", "folder"])
 def test_killed_while_saving(tmp_path, fork, kind, times):
-    path, rng, in_the_middle = tmp_path / "weights.pth", random.Random(0), 0
-    save(kind, path)
-    whole = []
-    for seed in range(3):
-        save(kind, tmp_path / "other.pth", seed)
-        whole.append(load(tmp_path / "other.pth", kind))
+    save, load, name = KINDS[kind]
+    path, rng, in_the_middle = tmp_path / name, random.Random(0), 0
+    whole = saved_and_loaded(kind, path)
     for killed in range(50 * times):
         if killed >= times and in_the_middle:
             return
-        process = fork(save_again_and_again, kind, path)
+        process = fork(save_again_and_again, save, [model_of(0), model_of(1)], path)
         process.join(timeout=rng.uniform(0, 0.1))  # a random moment, not a wait for something
         process.kill()
         process.join()
-        for unfinished in tmp_path.glob("weights.pth.*.partial"):
+        for unfinished in tmp_path.rglob("*.partial"):
             in_the_middle += 1
             unfinished.unlink()
-        found = load(path, kind).state_dict().values()
-        assert any(all(map(torch.equal, found, m.state_dict().values())) for m in whole)
+        found = load(path)
+        assert any(same_weights(found, model) for model in whole)
     pytest.fail("never killed in the middle of saving")
-
-
-def test_two_that_save_at_once_use_a_file_each(tmp_path):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(b"old")
-    first, second = atomic_write(path), atomic_write(path)
-    files = first.__enter__(), second.__enter__()
-    for _ in range(3):
-        for file, letter in zip(files, (b"1", b"2"), strict=True):
-            file.write(letter)
-            file.flush()
-    assert path.read_bytes() == b"old"
-    second.__exit__(None, None, None)
-    assert path.read_bytes() == b"222"
-    files[0].write(b"1")
-    first.__exit__(None, None, None)
-    assert path.read_bytes() == b"1111"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("times", [20, pytest.param(500, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["weights", "checkpoint"])
 def test_processes_that_save_to_one_path(tmp_path, fork, kind, times):
-    path, seen = tmp_path / "weights.pth", set()
-    whole = []
-    for seed in range(3):
-        save(kind, path, seed)
-        whole.append(load(path, kind).state_dict())
-    processes = [fork(save_again_and_again, kind, path) for _ in range(2)]
+    (save, load, name), seen = KINDS[kind], set()
+    path, models = tmp_path / name, [model_of(0), model_of(1)]
+    whole = saved_and_loaded(kind, path)
+    processes = [fork(save_again_and_again, save, models, path) for _ in range(2)]
     while len(seen) < times:  # different files, each of which has taken the place of another
         seen.add(path.stat().st_mtime_ns)
-        found = load(path, kind).state_dict().values()
-        assert any(all(map(torch.equal, found, state.values())) for state in whole)
+        found = load(path)
+        assert any(same_weights(found, model) for model in whole)
         assert all(process.is_alive() for process in processes)
     for process in processes:
         process.kill()
         process.join()
 
 
-@pytest.mark.parametrize("kind", ["weights", "checkpoint"])
-def test_a_full_disk_keeps_the_old_file(small_disk, kind):
-    path, ends = small_disk / "weights.pth", []
-    save(kind, path)
-    old = path.read_bytes()
-    for left in range(0, len(old) + 16_384, 4096):
-        (small_disk / "other").write_bytes(bytes(DISK - len(old) - 8192 - left))
+def test_two_that_save_at_once_use_a_file_each(tmp_path):
+    path = tmp_path / "weights.pth"
+    with atomic_write(path) as first:
+        with atomic_write(path) as second:
+            for file, letter in ((first, b"1"), (second, b"2")) * 3:
+                file.write(letter)
+                file.flush()
+        assert path.read_bytes() == b"222"
+        first.write(b"1")
+    assert path.read_bytes() == b"1111"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("older", [True, False])
+@pytest.mark.parametrize("kind", ["weights", "checkpoint", "folder"])
+def test_a_full_disk_keeps_the_old_files(tmp_path, small_disk, kind, older):
+    (save, load, name), failed = KINDS[kind], 0
+    _, new = saved_and_loaded(kind, tmp_path / name)
+    path, other = small_disk / name, small_disk / "other"
+    if older:
+        save(model_of(0), path)
+    for left in range(0, DISK, 4096):  # bytes that are free
+        other.write_bytes(b"")
+        other.write_bytes(bytes(shutil.disk_usage(small_disk).free - left))
+        before = {file: file.read_bytes() for file in small_disk.rglob("*") if file.is_file()}
         try:
-            save(kind, path, seed=1)
+            save(model_of(1), path)
         except OSError as error:
-            assert re.search(r"No space left on device.*unchanged.*weights\.pth", str(error))
-            assert path.read_bytes() == old
-            assert {file.name for file in small_disk.iterdir()} == {"weights.pth", "other"}
-            ends.append("full")
+            assert re.search(rf"No space left on device.*unchanged.*{name}", str(error))
+            files = {file: file.read_bytes() for file in small_disk.rglob("*") if file.is_file()}
+            assert files == before
+            failed += 1
         else:
-            load(path, kind)
-            assert path.read_bytes() != old
-            ends.append("saved")
             break
-    assert ends == ["full"] * (len(ends) - 1) + ["saved"]
-    assert len(ends) > 3
+    assert failed > 3 and same_weights(load(path), new)

@@ -1,8 +1,8 @@
-"""Models in and out of Hugging Face's format for GPT-2: a folder with config.json and weights.
+"""Load and save models in Hugging Face's format for GPT-2: a folder with config.json and weights.
 
-GPT-2's layers are those of gpt.py. Its files differ in three things: the weights of queries, keys
-and values are one matrix, the matrices of its blocks are transposed (inputs first), and the output
-head may be the token embeddings themselves ("tied"), which are then stored once.
+GPT-2 has the layers of gpt.py, but its files differ in three ways: the weights of queries, keys and
+values are one matrix, the matrices of the blocks are transposed (inputs first), and the output head
+may share the weights of the token embeddings ("tied"), which are then stored once.
 """
 
 import json
@@ -23,7 +23,7 @@ from support.model.weights import plain_name, plain_weights, wrapped_model
 
 # 1. The two layouts -------------------------------------------------------------------------
 
-# Settings that a GPTModel has, too: ours, theirs, and the value if none is given.
+# Settings with a counterpart in GPTModel: our key, their key, and their default.
 SETTINGS = [
     ("vocab_size", "vocab_size", 50257),
     ("context_length", "n_positions", 1024),
@@ -31,12 +31,12 @@ SETTINGS = [
     ("n_heads", "n_head", 12),
     ("n_layers", "n_layer", 12),
     ("drop_rate", "resid_pdrop", 0.1),
-    ("qkv_bias", "qkv_bias", True),  # theirs always has these; False is what `save` leaves for us
+    ("qkv_bias", "qkv_bias", True),  # not in theirs, which always has biases: our own note
 ]
-# Settings that a GPTModel agrees with at these values only; the first holds if none is given.
-AGREED: dict[str, list[Any]] = {
+# Settings at whose values here GPT-2 is the same as a GPTModel. The first value is the default.
+SAME: dict[str, list[Any]] = {
     "model_type": ["gpt2"],
-    "activation_function": ["gelu_new", "gelu_pytorch_tanh"],  # two names of the same
+    "activation_function": ["gelu_new", "gelu_pytorch_tanh"],  # two names for one function
     "layer_norm_epsilon": [1e-5],
     "scale_attn_weights": [True],
     "scale_attn_by_inverse_layer_idx": [False],
@@ -45,7 +45,7 @@ AGREED: dict[str, list[Any]] = {
     "tie_word_embeddings": [True, False],
 }
 QKV_BIASES = ("att.W_query.bias", "att.W_key.bias", "att.W_value.bias")
-# Tensors of a block: their name, their shape in multiples of emb_dim, our names of its parts.
+# Tensors of a block: their name, the shape in multiples of emb_dim, our names of the parts.
 BLOCK: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "ln_1.weight": ((1,), ["norm1.scale"]),
     "ln_1.bias": ((1,), ["norm1.shift"]),
@@ -60,13 +60,13 @@ BLOCK: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "mlp.c_proj.weight": ((4, 1), ["ff.layers.2.weight"]),
     "mlp.c_proj.bias": ((1,), ["ff.layers.2.bias"]),
 }
-PREFIX = "transformer."  # of all names but the head's; some folders leave it out
-MASKS = (".attn.bias", ".attn.masked_bias")  # no weights: the causal mask, in some older files
+PREFIX = "transformer."  # of all names but the head's; some files omit it
+MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, not weights, in older files
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def _layout(cfg: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
-    """Yield, for each of their tensors: its name without prefix, its shape, our names for it."""
+    """Yield the name without prefix, the shape and our names of each of their tensors."""
     dim = cfg["emb_dim"]
     yield "wte.weight", (cfg["vocab_size"], dim), ["tok_emb.weight"]
     yield "wpe.weight", (cfg["context_length"], dim), ["pos_emb.weight"]
@@ -79,8 +79,8 @@ def _layout(cfg: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], list[st
     yield "lm_head.weight", (cfg["vocab_size"], dim), ["out_head.weight"]
 
 
-def _turned(name: str, tensor: Tensor) -> Tensor:
-    """Return their tensor as ours is, or ours as theirs: the matrices of blocks transposed."""
+def _transposed(name: str, tensor: Tensor) -> Tensor:
+    # Convert their tensor to ours, or ours to theirs. `name` is theirs.
     return tensor.T if name.startswith("h.") and tensor.dim() == 2 else tensor
 
 
@@ -88,16 +88,15 @@ def _turned(name: str, tensor: Tensor) -> Tensor:
 
 
 def load_hugging_face(folder: str | Path) -> GPTModel:
-    """Return the GPT-2 in `folder` as a GPTModel: in eval mode, in float32, on the CPU.
+    """Return the GPT-2 in `folder` as a GPTModel, in eval mode, in float32, on the CPU.
 
-    The folder holds config.json, and model.safetensors or its shards, of a GPT-2 of any size. A
-    tied head becomes a head of its own that starts out the same. `drop_rate` is their
-    `resid_pdrop`; they have two more of these, which play no part unless the model is trained.
+    The folder contains config.json, and model.safetensors or its shards, of a GPT-2 of any size. A
+    tied head becomes a separate head with the same weights. `drop_rate` is their `resid_pdrop`;
+    their other two dropout rates, which matter only in training, are ignored.
 
-    Raises FileNotFoundError for a folder or a file that is missing, and ValueError, naming what
-    does not fit, for a damaged file, for any model that a GPTModel would not be the same as, and
-    for one with another tokenizer.
-    (The format has no checksums: a changed weight is noticed only if it is not finite.)
+    Raises FileNotFoundError if the folder or a file is missing, and ValueError, with the reason,
+    if a file is damaged, if a GPTModel would compute something else, or if the tokenizer is another
+    one. (The format has no checksums: a changed weight is noticed only if it is not finite.)
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -112,14 +111,14 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
             stored.setdefault("lm_head.weight", stored["wte.weight"])
         for name, shape, ours in _layout(cfg):
             if name not in stored:
-                raise ValueError(f"{folder} does not fit its config.json: it has no {name}")
+                raise ValueError(f"{folder} does not match its config.json: {name} is missing")
             tensor = _read_tensor(folder, *stored.pop(name), shape)
-            for our, part in zip(ours, _turned(name, tensor).chunk(len(ours)), strict=True):
-                # Copies: what safetensors returns is a view of the file.
+            for our, part in zip(ours, _transposed(name, tensor).chunk(len(ours)), strict=True):
+                # Copy, because tensors from safetensors are views of the file.
                 state[our] = part.float().clone(memory_format=torch.contiguous_format)
     if more := sorted(name for name in stored if not name.endswith(MASKS)):
-        raise ValueError(f"{folder} holds what a GPTModel has no place for: {', '.join(more[:3])}")
-    if not cfg["qkv_bias"]:  # as we saved it, but it may have been trained since
+        raise ValueError(f"{folder} has tensors that no GPTModel has: {', '.join(more[:3])}")
+    if not cfg["qkv_bias"]:  # we saved it without biases, but transformers may have trained some
         cfg["qkv_bias"] = any(state[name].any() for name in state if name.endswith(QKV_BIASES))
     with torch.device("meta"):  # spend no memory on random weights
         model = GPTModel(cfg)
@@ -128,40 +127,40 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
 
 
 def _our_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the configuration of a GPTModel; raise ValueError where it cannot be the same."""
+    """Return the configuration of the same GPTModel. Raises ValueError if there is none."""
     cfg = {ours: config.get(theirs, default) for ours, theirs, default in SETTINGS}
     try:
         check_config(cfg)
     except (TypeError, ValueError) as error:
-        names = ", ".join(f"{ours} is its {theirs}" for ours, theirs, _ in SETTINGS)
+        names = ", ".join(f"{ours} is {theirs} there" for ours, theirs, _ in SETTINGS)
         raise ValueError(f"{folder / 'config.json'}: {error} ({names})") from None
-    for key, values in {**AGREED, "n_inner": [None, 4 * cfg["emb_dim"]]}.items():
+    for key, values in {**SAME, "n_inner": [None, 4 * cfg["emb_dim"]]}.items():
         if (value := config.get(key, values[0])) not in values:
-            raise ValueError(f"{folder}: config.json says {key} {value!r:.60}, not one of {values}")
+            raise ValueError(f"{folder}: config.json has {key} {value!r:.60}, not one of {values}")
     return cfg
 
 
 def _open_tensors(folder: Path, files: ExitStack) -> dict[str, tuple[safe_open, str]]:
-    """Return where each tensor is, by its name without prefix: the open file, its full name."""
+    """Return the open file and the full name of each tensor, by its name without prefix."""
     if (folder / WEIGHTS).exists():
         names = [WEIGHTS]
     elif (folder / INDEX).exists():
         shards = read_json(folder / INDEX).get("weight_map")
         names = sorted({*map(str, shards.values())}) if isinstance(shards, dict) else []
-        if not names or any(Path(name).name != name for name in names):  # "../x" is none of these
-            raise ValueError(f"{folder / INDEX} is damaged, get it anew: it names no shards")
-    else:  # pytorch_model.bin can hold code
+        if not names or any(Path(name).name != name for name in names):  # such as "../x"
+            raise ValueError(f"{folder / INDEX} is damaged, download it again: it names no shards")
+    else:  # pytorch_model.bin can contain code
         raise FileNotFoundError(f"no {WEIGHTS} in {folder} (pytorch_model.bin is not read)")
     stored: dict[str, tuple[safe_open, str]] = {}
     for path in (folder / name for name in names):
         try:
             file = files.enter_context(safe_open(path, framework="pt"))
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged, or Git LFS's stand-in: {error}") from None
-        for full_name in file.keys():  # noqa: SIM118  (it is no dict)
+            raise ValueError(f"{path} is damaged, or a Git LFS pointer: {error}") from None
+        for full_name in file.keys():  # noqa: SIM118  (not a dict)
             name = plain_name(full_name).removeprefix(PREFIX)
             if name in stored:
-                raise ValueError(f"{folder} holds {name} twice: get it anew")
+                raise ValueError(f"{folder} has {name} twice: download it again")
             stored[name] = file, full_name
     return stored
 
@@ -169,11 +168,11 @@ def _open_tensors(folder: Path, files: ExitStack) -> dict[str, tuple[safe_open, 
 def _read_tensor(folder: Path, file: safe_open, name: str, shape: tuple[int, ...]) -> Tensor:
     found = tuple(file.get_slice(name).get_shape())
     if found != shape:
-        raise ValueError(f"{folder} does not fit its config.json: {name} is {found}, not {shape}")
+        raise ValueError(f"{folder} does not match its config.json: {name} is {found}, not {shape}")
     tensor = file.get_tensor(name)
     if not tensor.is_floating_point():
-        raise ValueError(f"{folder} is quantized: {name} holds {tensor.dtype}, not float weights")
-    if not tensor.float().isfinite().all():  # as it will be; not all dtypes can be asked
+        raise ValueError(f"{folder} is quantized: {name} has {tensor.dtype} weights")
+    if not tensor.float().isfinite().all():  # not all dtypes have isfinite
         raise ValueError(f"{folder} is damaged: {name} has weights that are not finite")
     return tensor
 
@@ -182,15 +181,16 @@ def _read_tensor(folder: Path, file: safe_open, name: str, shape: tuple[int, ...
 
 
 def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
-    """Write `model` as a GPT-2, in float32, to `folder`, which is made if it is not there.
+    """Write `model` as a GPT-2, in float32, to `folder`, which is created if it is missing.
 
-    transformers' AutoModelForCausalLM and AutoTokenizer open it, and `load_hugging_face`. The head
-    is not tied. The tokenizer's files, GPT-2's, are left out if the model has another vocabulary.
+    transformers' AutoModelForCausalLM and AutoTokenizer open it, and so does `load_hugging_face`.
+    The head is not tied. GPT-2's tokenizer files are omitted if the model has another vocabulary.
+    Names are those of the plain model, also if `model` is compiled or in DDP's wrapper.
 
-    It takes the place of an older state of the same model there; all files are complete before the
-    first is replaced. It takes memory for two copies of the weights. Raises ValueError, and writes
-    nothing, if a weight is not finite, the model is quantized, or the folder holds another model;
-    OSError if it cannot be written, and then older files are unchanged.
+    An older state of the same model there is replaced, after all new files are complete. This takes
+    memory for two copies of the weights. Raises ValueError, and writes nothing, if a weight is not
+    finite, the model is quantized, or the folder contains another model. Raises OSError if the
+    folder cannot be written; older files are then unchanged.
     """
     folder, model = Path(folder), wrapped_model(model)
     weights = save(_their_tensors(model), metadata={"format": "pt"})
@@ -199,12 +199,12 @@ def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.json"
     if config.exists() and config.read_bytes() != settings:
-        raise ValueError(f"{folder} holds another model: nothing saved, take an empty folder")
+        raise ValueError(f"{folder} contains another model: nothing saved, use an empty folder")
     with ExitStack() as files:
         for name, content in contents.items():
             file = files.enter_context(atomic_write(folder / name))
             file.write(content)
-            file.flush()  # if the disk is full, here, where nothing is renamed yet
+            file.flush()  # a full disk shows here, before any file is renamed
 
 
 def _their_tensors(model: GPTModel) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ def _their_tensors(model: GPTModel) -> dict[str, Tensor]:
     no_bias = torch.zeros(model.cfg["emb_dim"])
     for name, _, ours in _layout(model.cfg):
         parts = [state.get(our, no_bias).to("cpu", torch.float32) for our in ours]
-        tensor = _turned(name, torch.cat(parts)).contiguous()
+        tensor = _transposed(name, torch.cat(parts)).contiguous()
         if not tensor.isfinite().all():
             raise ValueError(f"{ours[0]} has weights that are not finite: nothing saved")
         tensors[name if name == "lm_head.weight" else PREFIX + name] = tensor
@@ -222,10 +222,10 @@ def _their_tensors(model: GPTModel) -> dict[str, Tensor]:
 
 
 def _their_config(cfg: dict[str, Any]) -> dict[str, Any]:
-    config = {key: values[0] for key, values in AGREED.items() if values != [None]}
+    config = {key: values[0] for key, values in SAME.items() if values != [None]}
     config |= {theirs: cfg[ours] for ours, theirs, _ in SETTINGS}
     config |= {"architectures": ["GPT2LMHeadModel"], "dtype": "float32"}
     config |= {"tie_word_embeddings": False, "attn_pdrop": 0.0, "embd_pdrop": cfg["drop_rate"]}
-    config["n_ctx"] = cfg["context_length"]  # llama.cpp's converter reads it under this name
+    config["n_ctx"] = cfg["context_length"]  # for llama.cpp's converter
     end = END_OF_TEXT if cfg["vocab_size"] > END_OF_TEXT else None
     return config | {"bos_token_id": end, "eos_token_id": end}
