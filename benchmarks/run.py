@@ -147,9 +147,11 @@ def generate(quick: bool) -> None:
                     row = [label, median(speeds, label)]
                     row += [ratio(speeds, label, peer) for peer in GENERATION_PEERS]
                     # Drafts make steps unequal; CTranslate2 does not use PyTorch.
-                    if name in (c.FLOAT32, c.INT8, c.FACE) and not case.drafts:
-                        row.append(f"{processes[name].submit(c.operations, case).result():,.0f}")
-                    rows.append(row)
+                    if case.drafts or name in (c.CT2_FLOAT32, c.CT2_INT8):
+                        rows.append([*row, ""])
+                    else:
+                        count = processes[name].submit(c.operations, case).result()
+                        rows.append([*row, f"{count:,.0f}"])
                 ratios = [f"÷ {peer}" for peer in GENERATION_PEERS]
                 print_table([title, "tokens/s", *ratios, "operations a step"], rows)
 
@@ -158,7 +160,7 @@ def page(quick: bool) -> None:
     """Measure the page over its socket."""
     from benchmarks import page as page_client  # it imports the tests' tools: in no other process
 
-    print("\n".join(page_client.rows(*((1, 10) if quick else (5, 60)))), "\n")
+    print("\n".join(page_client.rows(*((1, 10) if quick else (5, 60)))) + "\n")
 
 
 SECTIONS = {"train": train, "generate": generate, "page": page}
