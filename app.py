@@ -54,7 +54,7 @@ tokenizer = tiktoken.get_encoding("gpt2")
 def load() -> GPTModel:
     """Return the trained model, loaded once. Raises OSError or ValueError for bad weights."""
     if state.model is None:
-        state.model = load_model(WEIGHTS, CONFIG, dtype=torch.int8)  # fast, and exact in batches
+        state.model = load_model(WEIGHTS, CONFIG, dtype="fastest")
         batch = Batch(state.model, tokenizer, story_ids)
         state.scheduler = Scheduler(batch, inference_executor)
     return state.model

@@ -95,3 +95,23 @@ print(*(name for name in ("matplotlib", "chainlit", "torch._dynamo") if name in 
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "\n\n"
+
+
+def test_library_calls_leave_the_process_as_it_was():
+    code = """
+import os, torch
+def process():
+    precision = torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    threads = torch.get_num_threads(), torch.get_num_interop_threads()
+    return dict(os.environ), precision, threads, torch.is_grad_enabled()
+before = process()
+import tiktoken, utils
+from support.training.checkpoints import run_config
+from support.inspection import memorization, plots
+for dtype in torch.float32, torch.bfloat16, torch.int8, "fastest":
+    model = utils.load_model("pretrain-story-model.pth", dtype=dtype)
+    utils.generate(model, torch.ones(1, 3, dtype=torch.long), 2, 256, 1.0)
+tiktoken.get_encoding("gpt2")
+assert process() == before, (process(), before)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

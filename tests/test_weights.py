@@ -329,3 +329,16 @@ def test_a_bad_number_does_not_become_a_good_one():
         assert y[1].isfinite().all()
     assert torch.equal(Int8Linear(torch.nn.Linear(4, 2, bias=False))(torch.zeros(1, 4)),
                        torch.zeros(1, 2))  # fmt: skip
+
+
+def test_the_fastest_weights_without_instructions_for_eight_bits(saved):
+    code = (
+        "import torch, utils\n"
+        f"model = utils.load_model({str(saved)!r}, {TINY_CONFIG}, dtype='fastest')\n"
+        "print(model.out_head.weight.dtype)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )  # fmt: skip
+    assert done.stdout == "torch.float32\n"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.checks import check_ids
 from support.files import atomic_write, load_archive
-from support.model.quantization import quantize
+from support.model.quantization import fastest_dtype, quantize
 
 # 1. Names -----------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ def load_model(
     path: str | Path,
     cfg: dict[str, Any] = GPT_CONFIG_124M,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
 ) -> GPTModel:
     """Return the model whose weights are in the file `path`, in eval mode, on `device`.
 
@@ -114,8 +114,9 @@ def load_model(
     or one with a "model_state_dict" as in the book. Names may have the prefixes of wrappers.
 
     The weights get `dtype`. Each generated token reads all of them once, so it is faster with
-    `torch.bfloat16`, half the bytes, on some CPUs, and with `torch.int8`, a quarter, on most. 8-bit
-    weights are for generation alone: see support/model/quantization.py. `device` defaults to "cpu".
+    `torch.bfloat16`, half the bytes, on some CPUs, and with `torch.int8`, a quarter, on most.
+    "fastest" is int8 where that is faster on this CPU, else float32. 8-bit weights are for
+    generation alone: see support/model/quantization.py. `device` defaults to "cpu".
 
     Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, has weights
     of another configuration or contains anything else (code in a file is never run), or if `dtype`
@@ -127,8 +128,10 @@ def load_model(
             f"no weights at {path}: run pretrain.ipynb to make them, or get "
             "pretrain-story-model.pth from the project's repository"
         )
+    if dtype == "fastest":
+        dtype = fastest_dtype()
     if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8):
-        choice = "torch.float32, bfloat16, float64 or int8"
+        choice = 'torch.float32, bfloat16, float64 or int8, or "fastest"'
         raise ValueError(f"dtype must be {choice}, not {dtype!r:.60}")
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
@@ -139,7 +142,7 @@ def load_model(
         raise ValueError(f"{path} has weights of another configuration: {problem}")
     if dtype == torch.float32:
         state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
-    state_dtype = torch.float32 if dtype == torch.int8 else dtype
+    state_dtype: Any = torch.float32 if dtype == torch.int8 else dtype
     state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
     try:
         model.load_state_dict(state, assign=True)
