@@ -325,7 +325,7 @@ def test_every_function_that_documents_errors_is_tried():
         and "Raise" in (inspect.getdoc(thing) or "")
     }
     called_by_others = {"check_config", "check_prompt", "draw_token", "train_step"}
-    assert documented - CASES.keys() == called_by_others
+    assert documented - CASES.keys() <= called_by_others
 
 
 def global_state():
