@@ -88,6 +88,11 @@ def story() -> str:
     return read_text(ROOT / "dataset" / "story.txt")
 
 
+def same_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def save_again_and_again(save, models, path):
     torch.set_num_threads(1)
     while True:

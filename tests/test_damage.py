@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import DISK, TINY_CONFIG, damaged, save_again_and_again
+from conftest import DISK, TINY_CONFIG, damaged, same_weights, save_again_and_again
 from safetensors.torch import save_file
 
 from gpt import Evaluation, GPTModel, TrainState
@@ -63,10 +63,6 @@ KINDS = {  # how it is saved and loaded, and its name
     "legacy": (partial(save_plain, _use_new_zipfile_serialization=False), load_weights, "old.pth"),
     "safetensors": (save_safetensors, load_weights, "weights.safetensors"),
 }
-
-
-def same_weights(one, other):
-    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 def forged(content, rng):

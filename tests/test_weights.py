@@ -10,15 +10,14 @@ import zipfile
 
 import pytest
 import torch
-from conftest import ROOT, TINY_CONFIG, tiny_loaders
+from conftest import ROOT, TINY_CONFIG, same_weights, tiny_loaders
 from safetensors.torch import save_file
 
-from gpt import GPTModel, TrainState, calc_loss_loader, train_model
+from gpt import GPTModel, TrainState, train_model
 from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.quantization import Int8Linear, exact_product, fast_offset, fast_product, pack
 from support.model.weights import load_model, save_weights
 from support.training.checkpoints import load_checkpoint, save_checkpoint
-from support.training.data import create_dataloader
 from utils import generate, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,11 +28,6 @@ def saved(tiny_model, tmp_path):
     path = tmp_path / "weights.pth"
     save_weights(tiny_model, path)
     return path
-
-
-def same_weights(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # 1. Out and in ------------------------------------------------------------------------------
@@ -111,9 +105,8 @@ def test_failed_save_keeps_the_old_file(tiny_model, saved, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full_disk)
-    with pytest.raises(OSError, match=r"No space left on device.*unchanged.*weights\.pth") as error:
+    with pytest.raises(OSError, match=r"No space left on device.*unchanged.*weights\.pth"):
         save_weights(tiny_model, saved)
-    assert error.value.errno == errno.ENOSPC
     assert saved.read_bytes() == old
     assert list(saved.parent.iterdir()) == [saved]  # nothing half-written is left
 
@@ -241,34 +234,13 @@ def test_loading_needs_no_compiler(saved):
 
 def test_a_loaded_model_can_be_trained_on(saved):
     """As one can that got the same weights otherwise: their place in memory is another."""
-    text, models = (
-        torch.arange(300) * 7 % 61,
-        [load_model(saved, TINY_CONFIG), GPTModel(TINY_CONFIG)],
-    )
+    text, cfg = torch.arange(300) * 7 % 61, {**TINY_CONFIG, "drop_rate": 0.0}
+    models = [load_model(saved, cfg), GPTModel(cfg)]
     models[1].load_state_dict(models[0].state_dict())
     for model in models:
-        model.cfg["drop_rate"] = 0.0
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
         train_model(model, *tiny_loaders(text, text), learning_rate=1e-3)
-    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
-
-
-def test_a_trained_model_generates_the_same_after_reloading(tmp_path):
-    torch.manual_seed(0)
-    text = torch.arange(300) * 7 % 61
-    model = GPTModel(TINY_CONFIG)
-    train_model(model, *tiny_loaders(text, text, num_epochs=40), learning_rate=3e-3)
-    save_weights(model, tmp_path / "w.pth")
-    loader = create_dataloader(text, 16)
-    before = calc_loss_loader(loader, model)
-    loaded = load_model(tmp_path / "w.pth", TINY_CONFIG)
-    assert before < 1
-    assert calc_loss_loader(loader, loaded) == pytest.approx(before, abs=0.1)
-    texts = [generate(m, text[None, :4], 12, 16) for m in (model, loaded)]
-    assert torch.equal(*texts)
 
 
 # 4. 8-bit weights ---------------------------------------------------------------------------
