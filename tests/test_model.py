@@ -1,4 +1,4 @@
-"""The model: shapes, causality, the cache, its weights' names and first values, and bad input."""
+"""The model: shapes, causality, cache, parameter names, initial weights, bad input."""
 
 import hashlib
 import math
@@ -14,47 +14,21 @@ from support.training.head_start import give_head_start
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_config():
-    assert GPT_CONFIG_124M == {
-        "vocab_size": 50257,
-        "context_length": 256,
-        "emb_dim": 768,
-        "n_heads": 12,
-        "n_layers": 12,
-        "drop_rate": 0.1,
-        "qkv_bias": False,
-    }
-
-
 def test_parameter_names_and_number():
     with torch.device("meta"):
         model = GPTModel(GPT_CONFIG_124M)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert sum(math.prod(shape) for shape in shapes.values()) == 162_419_712
     assert set(model.state_dict()) == set(shapes)  # no buffers
-    block = {
-        "att.W_query.weight": (768, 768),
-        "att.W_key.weight": (768, 768),
-        "att.W_value.weight": (768, 768),
-        "att.out_proj.weight": (768, 768),
-        "att.out_proj.bias": (768,),
-        "ff.layers.0.weight": (3072, 768),
-        "ff.layers.0.bias": (3072,),
-        "ff.layers.2.weight": (768, 3072),
-        "ff.layers.2.bias": (768,),
-        "norm1.scale": (768,),
-        "norm1.shift": (768,),
-        "norm2.scale": (768,),
-        "norm2.shift": (768,),
-    }
+    C, T, V = 768, 256, 50257
+    linears = {f"att.{name}.weight": (C, C) for name in ("W_query", "W_key", "W_value", "out_proj")}
+    linears |= {"ff.layers.0.weight": (4 * C, C), "ff.layers.2.weight": (C, 4 * C)}
+    vectors = ("att.out_proj.bias", "ff.layers.2.bias", "norm1.scale", "norm1.shift",
+               "norm2.scale", "norm2.shift")  # fmt: skip
+    block = linears | dict.fromkeys(vectors, (C,)) | {"ff.layers.0.bias": (4 * C,)}
     expected = {f"trf_blocks.{i}.{name}": shape for i in range(12) for name, shape in block.items()}
-    expected |= {
-        "tok_emb.weight": (50257, 768),
-        "pos_emb.weight": (256, 768),
-        "final_norm.scale": (768,),
-        "final_norm.shift": (768,),
-        "out_head.weight": (50257, 768),
-    }
+    expected |= {"tok_emb.weight": (V, C), "pos_emb.weight": (T, C), "out_head.weight": (V, C)}
+    expected |= {"final_norm.scale": (C,), "final_norm.shift": (C,)}
     assert shapes == expected
 
 
@@ -170,11 +144,6 @@ def test_cache_with_another_number_of_rows(tiny_model):
             tiny_model(torch.ones(rows, 2, dtype=torch.long), cache)
 
 
-def test_cache_of_length_zero_is_full(tiny_model):
-    with pytest.raises(ValueError, match="1 tokens do not fit: the cache holds 0"):
-        tiny_model(torch.ones(1, 1, dtype=torch.long), KVCache(tiny_model, max_length=0))
-
-
 def test_cache_stays_out_of_the_autograd_graph(tiny_model):
     cache = KVCache(tiny_model)
     tiny_model(torch.ones(1, 2, dtype=torch.long), cache)
@@ -236,23 +205,18 @@ def test_more_tokens_than_the_context(tiny_model, size):
     assert tiny_model(ids[:, -16:]).shape == (1, 16, 61)
 
 
-def test_full_cache(tiny_model):
-    cache = KVCache(tiny_model, max_length=4)
-    tiny_model(torch.ones(1, 3, dtype=torch.long), cache)
-    with pytest.raises(ValueError, match=r"5 tokens do not fit: .*the cache holds 4"):
-        tiny_model(torch.ones(1, 2, dtype=torch.long), cache)
-    assert cache.length == 3
-
-
-def test_a_cache_holds_no_more_than_the_context(tiny_model):
-    cache = KVCache(tiny_model, max_length=40)
-    tiny_model(torch.ones(1, 16, dtype=torch.long), cache)
-    with pytest.raises(ValueError, match=r"17 tokens do not fit: .*the cache holds 16"):
+@pytest.mark.parametrize(("max_length", "limit"), [(4, 4), (40, 16), (0, 0)])
+def test_full_cache(tiny_model, max_length, limit):
+    """A cache holds no more than the context."""
+    cache = KVCache(tiny_model, max_length=max_length)
+    tiny_model(torch.ones(1, limit, dtype=torch.long), cache) if limit else None
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens do not fit: the cache holds {limit}"):
         tiny_model(torch.ones(1, 1, dtype=torch.long), cache)
+    assert cache.length == limit
 
 
 def test_forward_reads_no_number_back_from_the_device():
-    """On the meta device there is none to read: whoever tries gets an error."""
+    """The meta device stores no numbers: reading one raises an error."""
     with torch.device("meta"):
         model = GPTModel(TINY_CONFIG)
         ids = torch.ones(2, 5, dtype=torch.long)

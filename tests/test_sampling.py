@@ -1,7 +1,6 @@
-"""`stream` and `generate` against the plain `generate_text_simple`, and the sampling settings."""
+"""`stream` and `generate` against `generate_text_simple`, and the sampling settings."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -12,13 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from gpt import GPTModel
-from utils import (
-    generate,
-    generate_text_simple,
-    next_token_probs,
-    sample_next_token,
-    stream,
-)
+from utils import generate, generate_text_simple, next_token_probs, sample_next_token, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,14 +32,14 @@ def prompt(rows=1, length=4):
 
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("length", [1, 7, 15, 16])
-def test_generate_equals_the_plain_way(tiny_model, rows, length):
+def test_generate_equals_the_simple_loop(tiny_model, rows, length):
     idx = prompt(rows, length)
-    new_tokens = 16 - length + 1  # the last one is drawn with the context just full
-    plain = generate_text_simple(tiny_model, idx, new_tokens, context_size=16)
-    assert torch.equal(generate(tiny_model, idx, new_tokens, context_size=16), plain)
+    new_tokens = 16 - length + 1  # the last one is sampled with the context just full
+    simple = generate_text_simple(tiny_model, idx, new_tokens, context_size=16)
+    assert torch.equal(generate(tiny_model, idx, new_tokens, context_size=16), simple)
 
 
-def test_each_step_gives_the_logits_of_the_plain_way(tiny_model):
+def test_each_step_gives_the_logits_of_the_simple_loop(tiny_model):
     idx = prompt(2)
     for next_ids, logits in stream(tiny_model, idx, 12, 16, temperature=1.0, generator=seeded()):
         torch.testing.assert_close(logits, tiny_model(idx)[:, -1])
@@ -76,11 +69,7 @@ def test_long_prompt_is_cropped_for_the_model_and_kept_in_the_text(tiny_model):
     assert text[0, -1] == tiny_model(idx[:, -16:])[0, -1].argmax()
 
 
-def test_no_new_tokens(tiny_model):
-    assert torch.equal(generate(tiny_model, prompt(), 0, 16), prompt())
-
-
-def test_rows_that_ended_are_padded(tiny_model):
+def test_end_of_text(tiny_model):
     idx = prompt(4)
     free = generate(tiny_model, idx, 30, 16)[:, 4:]
     eos_id = free[0, 5].item()
@@ -89,11 +78,8 @@ def test_rows_that_ended_are_padded(tiny_model):
         end = free_row.index(eos_id) + 1 if eos_id in free_row else 30
         assert row[:end] == free_row[:end][: len(row)]
         assert set(row[end:]) <= {eos_id}
-
-
-def test_generation_stops_when_all_rows_ended(tiny_model):
-    first = generate(tiny_model, prompt(), 1, 16)[0, -1].item()
-    assert generate(tiny_model, prompt(), 30, 16, eos_id=first).shape == (1, 5)
+    first = free[0, 0].item()  # generation ends when all rows have
+    assert generate(tiny_model, idx[:1], 30, 16, eos_id=first).shape == (1, 5)
 
 
 def test_same_generator_same_text_and_no_global_draw(tiny_model):
@@ -116,11 +102,11 @@ def test_mode_and_gradients_are_restored(training):
     steps = stream(model, prompt(), 10, 16)
     next(steps)
     assert torch.is_grad_enabled()  # also between two steps
-    steps.close()  # as when a reader goes away
+    steps.close()
     assert model.training is training
 
 
-def test_what_it_yields_can_take_part_in_training(tiny_model):
+def test_yielded_tensors_can_take_part_in_training(tiny_model):
     weight = torch.ones(61, requires_grad=True)
     for ids, logits in stream(tiny_model, torch.tensor([[1, 2]]), 3, 16):
         (weight * logits).sum().backward()
@@ -133,7 +119,7 @@ def test_each_part_of_the_model_keeps_its_mode(tiny_model):
     tiny_model.trf_blocks[0].eval()
     modes = [module.training for module in tiny_model.modules()]
     readers = [stream(tiny_model, prompt(), 5, 16) for _ in range(2)]
-    for steps in zip(*readers, strict=True):  # two in turns, and neither is closed in between
+    for steps in zip(*readers, strict=True):  # two interleaved
         assert torch.equal(*(ids for ids, _ in steps))
         assert [module.training for module in tiny_model.modules()] == modes
 
@@ -180,7 +166,7 @@ def test_draws_of_one_row_and_of_several():
 
 
 class Recorder(TorchFunctionMode):
-    """Within it, the calls of PyTorch's functions are noted: names, and the first argument."""
+    """Within it, calls of PyTorch's functions are recorded: names and first arguments."""
 
     def __init__(self):
         super().__init__()
@@ -195,15 +181,15 @@ class Recorder(TorchFunctionMode):
     ("probs_on", "generator_on", "drawn_on"),
     [("cuda:0", "cpu", "cpu"), ("cuda:0", None, "cuda:0"), ("cpu", "cpu", "cpu")],
 )
-def test_it_draws_where_the_generator_is(probs_on, generator_on, drawn_on):
-    # PyTorch plays through what would happen on a GPU, without one: only shapes and devices.
+def test_sampling_happens_on_the_generators_device(probs_on, generator_on, drawn_on):
+    # FakeTensorMode tracks only shapes and devices, so no GPU is needed.
     with FakeTensorMode(), Recorder() as recorder:
         probs = torch.full((2, 5), 0.2, device=probs_on)
         generator = None if generator_on is None else torch.Generator(generator_on)
         ids = sample_next_token(probs, generator)
         (drawn_from,) = (first for name, first in recorder.calls if name == "multinomial")
         assert str(drawn_from.device) == drawn_on
-        assert str(ids.device) == probs_on  # and the ids go back to the model
+        assert str(ids.device) == probs_on
         assert ids.shape == (2, 1)
 
 
@@ -230,68 +216,46 @@ def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, t
     torch.manual_seed(0)
     model = GPTModel({**TINY_CONFIG, "n_layers": 1})
     idx = prompt(2, length)
-    text = generate(
-        model, idx, n, 16, temperature, top_k, top_p=top_p, generator=seeded(seed)
-    )  # fmt: skip
+    text = generate(model, idx, n, 16, temperature, top_k, top_p=top_p, generator=seeded(seed))
     assert text.shape == (2, length + n)
     assert torch.equal(text[:, :length], idx)
     assert text.min() >= 0
     assert text.max() < 61
 
 
-def calls(model, change):
-    """Return one call for each function that generates, with an argument changed."""
-    arguments = {"idx": prompt(), "max_new_tokens": 3, "context_size": 16, **change}
-    yield partial(generate, model, **arguments)
-    yield partial(stream, model, **arguments)
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        ({"temperature": -0.1}, "temperature must be 0 .* not -0.1"),
-        ({"temperature": math.nan}, "temperature .* not nan"),
-        ({"temperature": math.inf}, "temperature .* not inf"),
-        ({"top_k": 0}, "top_k must be at least 1, .* not 0"),
-        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, .* not 0.0"),
-        ({"top_p": 1.1}, "top_p .* not 1.1"),
-        ({"top_p": math.nan}, "top_p .* not nan"),
-        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, not -1"),
-        ({"context_size": 17}, "context_size must be from 1 to the model's 16, not 17"),
-        ({"context_size": 0}, "context_size .* not 0"),
-        ({"idx": torch.zeros(1, 0, dtype=torch.long)}, r"prompt has shape \(1, 0\)"),
-        ({"idx": torch.tensor([1, 2])}, r"prompt has shape \(2,\)"),
-        ({"idx": torch.tensor([[61]])}, "token id 61 is outside the vocabulary of 61"),
-        ({"idx": torch.tensor([[-1, 3]])}, "token id -1 is outside the vocabulary of 61"),
-        ({"eos_id": 61}, "eos_id 61 is outside the model's vocabulary of 61"),
-        ({"eos_id": -1}, "eos_id must be at least 0, not -1"),
+        ({"temperature": -0.1}, ValueError, "temperature must be 0 .* not -0.1"),
+        ({"temperature": math.nan}, ValueError, "temperature .* not nan"),
+        ({"temperature": math.inf}, ValueError, "temperature .* not inf"),
+        ({"temperature": "hot"}, TypeError, "temperature must be a number, not 'hot'"),
+        ({"top_k": 0}, ValueError, "top_k must be at least 1, .* not 0"),
+        ({"top_k": 2.5}, TypeError, "top_k must be a whole number, not 2.5"),
+        ({"top_p": 0.0}, ValueError, "top_p must be above 0 and at most 1, .* not 0.0"),
+        ({"top_p": 1.1}, ValueError, "top_p .* not 1.1"),
+        ({"top_p": math.nan}, ValueError, "top_p .* not nan"),
+        ({"top_p": [0.9]}, TypeError, r"top_p must be a number, not \[0.9\]"),
+        ({"max_new_tokens": -1}, ValueError, "max_new_tokens must be at least 0, not -1"),
+        ({"max_new_tokens": 2.5}, TypeError, "max_new_tokens must be a whole number, not 2.5"),
+        ({"context_size": 17}, ValueError, "context_size must be from 1 to the model's 16, not 17"),
+        ({"context_size": 0}, ValueError, "context_size .* not 0"),
+        ({"context_size": "16"}, TypeError, "context_size must be a whole number, not '16'"),
+        ({"idx": torch.zeros(1, 0, dtype=torch.long)}, ValueError, r"prompt has shape \(1, 0\)"),
+        ({"idx": torch.tensor([1, 2])}, ValueError, r"prompt has shape \(2,\)"),
+        ({"idx": torch.tensor([[61]])}, ValueError, "token id 61 is outside the vocabulary of 61"),
+        ({"idx": torch.tensor([[-1, 3]])}, ValueError, "token id -1 is outside the vocabulary"),
+        ({"idx": torch.zeros(1, 3)}, TypeError, "the prompt must be a tensor of token ids"),
+        ({"idx": "The clock"}, TypeError, "tensor of token ids .encode a text.*, not 'The clock'"),
+        ({"eos_id": 61}, ValueError, "eos_id 61 is outside the model's vocabulary of 61"),
+        ({"eos_id": -1}, ValueError, "eos_id must be at least 0, not -1"),
+        ({"eos_id": 1.5}, TypeError, "eos_id must be a whole number, not 1.5"),
     ],
 )
-def test_bad_arguments(tiny_model, change, message):
+def test_bad_arguments(tiny_model, change, error, message):
     tiny_model.train()
-    for call in calls(tiny_model, change):
-        with pytest.raises(ValueError, match=message):
-            call()  # no token is asked for
+    arguments = {"idx": prompt(), "max_new_tokens": 3, "context_size": 16, **change}
+    for function in (generate, stream):
+        with pytest.raises(error, match=message):
+            function(tiny_model, **arguments)  # no token is requested
     assert tiny_model.training
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"idx": "The clock"},
-            "the prompt must be a tensor of token ids .encode a text first., not 'The clock'",
-        ),
-        ({"idx": torch.zeros(1, 3)}, "the prompt must be a tensor of token ids"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, not 2.5"),
-        ({"context_size": "16"}, "context_size must be a whole number, not '16'"),
-        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
-        ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
-        ({"eos_id": 1.5}, "eos_id must be a whole number, not 1.5"),
-        ({"top_p": [0.9]}, r"top_p must be a number, not \[0.9\]"),
-    ],
-)
-def test_arguments_of_the_wrong_type(tiny_model, change, message):
-    for call in calls(tiny_model, change):
-        with pytest.raises(TypeError, match=message):
-            call()
