@@ -144,3 +144,9 @@ def test_cached_pieces_attend_in_one_masked_call(monkeypatch):
         model(PROMPT, cache)
         model(PROMPT, cache)
     assert len(calls) == 2 * len(model.trf_blocks)
+
+
+def test_no_token_attends_to_a_later_one():
+    weights = attention_weights(new_model(), PROMPT)  # (layers, heads, T, T)
+    assert (weights.triu(1) == 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 5))
