@@ -11,15 +11,13 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-
-Progress = Callable[[int, int], object]
 
 
 @contextmanager
@@ -59,13 +57,10 @@ def read_text(path: str | Path) -> str:
     return "".join(read_pieces(path))
 
 
-def read_pieces(
-    path: str | Path, size: int = -1, on_progress: Progress = lambda done, total: None
-) -> Iterator[str]:
+def read_pieces(path: str | Path, size: int = -1) -> Iterator[str]:
     """Yield the text of a UTF-8 file in pieces of `size` characters; by default, in one piece.
 
-    `on_progress(done, total)`, both in bytes, is called after each piece. Raises ValueError if the
-    file is empty, is not UTF-8, or has NUL characters, as UTF-16 text has.
+    Raises ValueError if the file is empty, is not UTF-8, or has NUL characters, as UTF-16 has.
     """
     blank, line = True, 1
     with open(path, "rb") as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
@@ -82,7 +77,6 @@ def read_pieces(
                 line += piece.count("\n")
                 blank = blank and piece.isspace()
                 yield piece
-                on_progress(raw.tell(), os.path.getsize(path))
         except UnicodeDecodeError as error:
             byte = raw.tell() - len(error.object) + error.start
             raise ValueError(

@@ -41,7 +41,10 @@ def no_network(monkeypatch):
     connect = socket.socket.connect
 
     def connect_here(self, address):
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "::1",
+        ):
             raise AssertionError(f"a test tried to connect to {address}")
         return connect(self, address)
 
@@ -108,7 +111,8 @@ def begin(begun, function, args):
 @pytest.fixture(scope="session")
 def fork():
     """Return a function that calls another in a process of its own, which has imported PyTorch."""
-    context = multiprocessing.get_context("forkserver")
+    methods = multiprocessing.get_all_start_methods()  # Windows has "spawn" alone
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     context.set_forkserver_preload(["support.training.checkpoints", "support.model.hugging_face"])
 
     def start(function, *args):

@@ -1,12 +1,16 @@
-"""The windows over a text, their loaders, and the split into training and validation."""
+"""From a text to batches: token files, windows, loaders, the training and validation parts."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import tiktoken
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import utils
+from support.training import token_file
 from support.training.data import (
     GPTDataset,
     create_dataloader,
@@ -14,6 +18,88 @@ from support.training.data import (
     eval_loader,
     split_tokens,
 )
+from support.training.token_file import load_token_file
+from utils import text_to_token_ids
+
+# 1. Token files -----------------------------------------------------------------------------
+
+PARTS = [
+    " ", "\n", "a", "The", "\u2019s", "。", "\u3000", "\r\n", "\x1c", "\xa0", "!", "12", "\t", "é",
+    "   ", "<|endoftext|>",
+]  # fmt: skip
+
+
+@given(text=st.lists(st.sampled_from(PARTS), max_size=60).map("".join))
+def test_a_token_file_holds_the_tokens_of_the_text(tmp_path_factory, text):
+    tokenizer = tiktoken.get_encoding("gpt2")
+    path = tmp_path_factory.mktemp("text") / "mine.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    if not text.strip():  # it is refused as empty
+        return
+    expected = tokenizer.encode(path.read_text(encoding="utf-8"), allowed_special="all")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_file, "PIECE", 5)
+        patch.setattr(utils, "PIECE", 2)
+        assert load_token_file(path, tokenizer).tolist() == expected
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\t", "\u3000", " \n"])
+@pytest.mark.parametrize("word", ["b c", "", "<|endoftext|>", "<p>"])
+def test_a_million_blanks(tmp_path, tokenizer, blank, word):
+    """The tokenizer itself fails on so many before a word, but not at the end of a text."""
+    text = "a" + 1_100_000 // len(blank) * blank + word
+    end = len(text) - len(word) - (word not in ("", "<|endoftext|>"))
+    first, last = (tokenizer.encode(t, allowed_special="all") for t in (text[:end], text[end:]))
+    assert text_to_token_ids(text, tokenizer)[0].tolist() == first + last
+    (tmp_path / "mine.txt").write_text(text, encoding="utf-8", newline="")
+    assert load_token_file(tmp_path / "mine.txt", tokenizer).tolist() == first + last
+
+
+def test_tokenizing_is_done_once_for_each_version_of_a_text(tmp_path, tokenizer, capsys):
+    path = tmp_path / "mine.txt"
+    path.write_text("One text.")
+    ids = load_token_file(path, tokenizer)
+    assert "tokenizing" in capsys.readouterr().err
+    assert load_token_file(path, tokenizer).tolist() == ids.tolist()
+    assert "tokenizing" not in capsys.readouterr().err
+    path.write_text("Another text.")
+    assert tokenizer.decode(load_token_file(path, tokenizer).tolist()) == "Another text."
+    assert tokenizer.decode(ids.tolist()) == "One text."
+    assert len(list(tmp_path.glob("*.tokens"))) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="it finds mapped files in /proc")
+def test_a_mapped_token_file_may_be_undeletable_as_on_windows(tmp_path, tokenizer, monkeypatch):
+    path, replace, unlink = tmp_path / "mine.txt", Path.replace, Path.unlink
+
+    def refuse_mapped(target):
+        if str(target) in Path("/proc/self/maps").read_text():
+            raise PermissionError(13, "The process cannot access the file", str(target))
+
+    def as_on_windows(path, target):
+        refuse_mapped(target)
+        return replace(path, target)
+
+    def unlink_as_on_windows(path, missing_ok=False):
+        refuse_mapped(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "replace", as_on_windows)
+    monkeypatch.setattr(Path, "unlink", unlink_as_on_windows)
+    mapped = []
+    for text in ("One text.", "Another text.", "One text."):
+        path.write_text(text)
+        mapped.append(load_token_file(path, tokenizer))
+        assert [tokenizer.decode(ids.tolist()) for ids in mapped][-1] == text
+    exists, missing = Path.exists, [True]  # two runs make the same file: the other one is faster
+    monkeypatch.setattr(
+        Path, "exists", lambda path: not (missing and missing.pop()) and exists(path)
+    )
+    assert load_token_file(path, tokenizer).tolist() == mapped[0].tolist()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+# 2. Windows and loaders ---------------------------------------------------------------------
 
 
 @given(
@@ -30,32 +116,18 @@ def test_windows(num_tokens, context_length, stride, offset):
             GPTDataset(tokens, context_length, stride, offset)
         return
     windows = list(GPTDataset(tokens, context_length, stride, offset))
+    storage = tokens.untyped_storage().data_ptr()
     for inputs, targets in windows:
         assert inputs.shape == targets.shape == (context_length,)
         assert torch.equal(targets, inputs + 1)  # shifted by one
+        assert inputs.untyped_storage().data_ptr() == storage  # both are views of the text
+        assert targets.untyped_storage().data_ptr() == storage
     starts = [inputs[0].item() for inputs, _ in windows]
     assert starts == sorted(set(starts))
     assert starts[0] == 0  # the beginning of the text is used
     assert all(b - a <= stride for a, b in pairwise(starts))
     assert all((start + offset) % stride == 0 for start in starts[1:-1])
     assert windows[-1][1][-1] == num_tokens - 1  # the end of the text is used
-
-
-@pytest.mark.parametrize("stride", [1, 7, 64])
-def test_windows_are_views_of_the_text(stride):
-    tokens = torch.arange(1000)
-    storage = tokens.untyped_storage().data_ptr()
-    for inputs, targets in GPTDataset(tokens, 64, stride):
-        assert inputs.untyped_storage().data_ptr() == storage
-        assert targets.untyped_storage().data_ptr() == storage
-
-
-def test_bad_stride_and_offset():
-    with pytest.raises(ValueError, match="stride must be at least 1, not 0"):
-        create_dataloader(torch.arange(100), 10, stride=0)
-    for offset in (-1, 7):
-        with pytest.raises(ValueError, match=f"from 0 to below the stride 7, not {offset}"):
-            GPTDataset(torch.arange(100), 10, stride=7, offset=offset)
 
 
 def test_shuffling_depends_on_the_seed_alone():
@@ -84,11 +156,9 @@ def test_each_epoch_reads_the_whole_text_and_starts_its_windows_elsewhere():
 
 @pytest.mark.parametrize(("num_tokens", "num_windows"), [(33, 4), (100, 4), (4000, 4), (4000, 1)])
 def test_eval_loader_reaches_both_ends(num_tokens, num_windows):
-    starts = [
-        inputs[0, 0].item() for inputs, _ in eval_loader(torch.arange(num_tokens), 32, num_windows)
-    ]
-    assert starts[0] == 0
-    assert starts[-1] == num_tokens - 33
+    loader = eval_loader(torch.arange(num_tokens), 32, num_windows)
+    starts = [inputs[0, 0].item() for inputs, _ in loader]
+    assert (starts[0], starts[-1]) == (0, num_tokens - 33)
     assert len(starts) <= num_windows + 1
 
 
@@ -98,33 +168,27 @@ def test_split_keeps_every_token_in_order():
     assert len(val_ids) == 100
 
 
+# 3. Bad arguments ---------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("fraction", "message"),
-    [(0.05, "validation part has 5 tokens"), (0.99, "training part has 1 tokens")],
-)
-def test_split_without_a_window(fraction, message):
-    with pytest.raises(ValueError, match=rf"{message}.*needs 17"):
-        split_tokens(torch.arange(100), 16, val_fraction=fraction)
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 0, 1, 1.5])
-def test_split_outside_the_text(fraction):
-    with pytest.raises(ValueError, match=rf"val_fraction must be between 0 and 1, not {fraction}"):
-        split_tokens(torch.arange(100), 16, val_fraction=fraction)
-
-
-def test_a_text_is_one_row_of_ids():
-    rows = torch.arange(100)[None]  # as text_to_token_ids gives it
-    for take in (
-        lambda: split_tokens(rows, 16),
-        lambda: create_dataloader(rows, 16),
-        lambda: epoch_loaders(rows, 16, 3),
-        lambda: eval_loader(rows, 16, 3),
-    ):
-        with pytest.raises(ValueError, match=r"shape \(1, 100\); it must be \(tokens,\)"):
-            take()
-    with pytest.raises(TypeError, match="token_ids must be a tensor of token ids"):
-        split_tokens("The old clock", 16)
+    ("bad", "message"),
+    [
+        (lambda ids: create_dataloader(ids, 10, stride=0), "stride must be at least 1, not 0"),
+        (lambda ids: GPTDataset(ids, 10, 7, -1), "from 0 to below the stride 7, not -1"),
+        (lambda ids: GPTDataset(ids, 10, 7, 7), "from 0 to below the stride 7, not 7"),
+        (lambda ids: split_tokens(ids, 16, 0.05), "validation part has 5 tokens .* needs 17"),
+        (lambda ids: split_tokens(ids, 16, 0.99), "training part has 1 tokens .* needs 17"),
+        (lambda ids: split_tokens(ids, 16, -0.1), "val_fraction must be between 0 and 1, not -0.1"),
+        (lambda ids: split_tokens(ids, 16, 0), "val_fraction must be between 0 and 1, not 0"),
+        (lambda ids: split_tokens(ids, 16, 1), "val_fraction must be between 0 and 1, not 1"),
+        (lambda ids: split_tokens(ids, 16, 1.5), "val_fraction must be between 0 and 1, not 1.5"),
+        (lambda ids: split_tokens(ids[None], 16), r"shape \(1, 100\); it must be \(tokens,\)"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(bad, message):
+    with pytest.raises(ValueError, match=message):
+        bad(torch.arange(100))
 
 
 LOADERS = {
@@ -136,19 +200,18 @@ LOADERS = {
 
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
-def test_ids_outside_the_vocabulary(load):
+def test_bad_token_ids(load):
     ids = torch.arange(100)
     load(ids, vocab_size=100)
-    with pytest.raises(ValueError, match="token id 99 is outside the vocabulary of 99"):
-        load(ids, vocab_size=99)
-    with pytest.raises(ValueError, match="token id -1 is outside the vocabulary of 50257"):
-        load(ids - 1)
-    with pytest.raises(ValueError, match="token id 50257 is outside the vocabulary of 50257"):
-        load(ids + 50158)
     load(ids + 50158, vocab_size=50258)
-
-
-@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
-def test_a_text_too_short_to_train_on(load):
-    with pytest.raises(ValueError, match=r"16 tokens.* needs? 17"):
-        load(torch.arange(16))
+    for bad, size, message in [
+        (ids, {"vocab_size": 99}, "token id 99 is outside the vocabulary of 99"),
+        (ids - 1, {}, "token id -1 is outside the vocabulary of 50257"),
+        (ids + 50158, {}, "token id 50257 is outside the vocabulary of 50257"),
+        (ids[None], {}, r"shape \(1, 100\); it must be \(tokens,\)"),
+        (ids[:16], {}, r"16 tokens.* needs? 17"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load(bad, **size)
+    with pytest.raises(TypeError, match="token_ids must be a tensor of token ids"):
+        load("The old clock")

@@ -16,13 +16,16 @@ from conftest import ROOT
 
 import pretrain
 from support.training.checkpoints import read_checkpoint
+from support.training.distributed import ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = "emb_dim=16,n_heads=2,n_layers=1,context_length=16,drop_rate=0"
 ARGUMENTS = ["mine.txt", "--config", SIZE, "--epochs", "3", "--evals-per-epoch", "100"]
-ARGUMENTS += ["--precision", "highest"]  # bfloat16 would round two windows otherwise than one
+# bfloat16 would round two windows otherwise than one.
+ARGUMENTS += ["--device", "cpu", "--precision", "highest"]
 NUM_STEPS = 27  # of two windows; there are 17 in each epoch, so its last step has only one
+AGAIN = "run the same command again to resume"
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +48,13 @@ def folder(tmp_path, one_process, monkeypatch):
     return tmp_path
 
 
-TWO = ("--standalone", "--nproc-per-node", "2")
-
-
-def torchrun(*arguments, how=TWO, cwd=".", script=ROOT / "pretrain.py"):
+def start(*command, cwd=".", **variables):
+    """Start a Python process with these arguments and environment variables."""
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    env = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *how, script, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, *command],
+        env={**env, "OMP_NUM_THREADS": "1", **variables},
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -60,12 +63,31 @@ def torchrun(*arguments, how=TWO, cwd=".", script=ROOT / "pretrain.py"):
     )
 
 
-def own_lines(error):
-    """Return what pretrain.py itself says; torchrun has a lot to add."""
+def torchrun(*arguments, how=("--standalone", "--nproc-per-node", "2"), cwd=".", first=""):
+    """Start torchrun with pretrain.py, after a line of code that comes `first`."""
+    script = ROOT / "pretrain.py"
+    if first:
+        script = Path("script.py")
+        path = f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r}); import pretrain"
+        script.write_text(f"{path}\n{first}\npretrain.main()", encoding="utf-8")
+    return start("-m", "torch.distributed.run", *how, script, *arguments, cwd=cwd)
+
+
+def failed(process):
+    """Wait for the end of a process; return the lines of pretrain.py, without torchrun's."""
+    _, error = process.communicate(timeout=300)
+    assert process.returncode != 0
     return re.findall(r"pretrain\.py: (.*)$", error.replace("\r", "\n"), re.MULTILINE)
 
 
+def wait_for_a_checkpoint(process):
+    while not Path("mine.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
 def assert_same_run(one, two):
+    one, two = (read_checkpoint(Path(folder, "mine.ckpt")) for folder in (one, two))
     assert one["step"] == two["step"] == NUM_STEPS
     assert len(one["history"]) == NUM_STEPS + 1  # one evaluation for each step
     for ours, theirs in zip(two["history"], one["history"], strict=True):
@@ -74,13 +96,41 @@ def assert_same_run(one, two):
         torch.testing.assert_close(two["weights"][name], weights, atol=1e-4, rtol=0)
 
 
+ALONE = (0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ("RANK=1", ALONE),
+        ("WORLD_SIZE=2", ALONE),
+        ("LOCAL_RANK=1 LOCAL_WORLD_SIZE=2", ALONE),
+        ("RANK=3 WORLD_SIZE=1 LOCAL_RANK=3", ALONE),
+        ("RANK= WORLD_SIZE=two", ALONE),
+        ("RANK=1 WORLD_SIZE=2", (1, 2, 0, 1)),
+        ("RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2", (3, 4, 1, 2)),
+    ],
+)
+def test_the_variables_of_torchrun_count_only_together(variables, expected):
+    assert ranks(dict(item.split("=") for item in variables.split())) == expected
+
+
+def test_the_variables_of_a_job_scheduler(folder):
+    process = start(ROOT / "pretrain.py", *ARGUMENTS, RANK="0", WORLD_SIZE="2")
+    (line,) = failed(process)
+    assert line.startswith("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use")
+    process = start(ROOT / "pretrain.py", *ARGUMENTS, RANK="1", LOCAL_RANK="1")
+    assert process.communicate() and process.returncode == 0
+    assert (folder / "mine.pth").exists()
+
+
 def test_two_processes_follow_one_with_twice_as_many_windows(folder, one_process):
     process = torchrun(*ARGUMENTS, "--batch-size", "1")
     output, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    assert len(output.splitlines()) == NUM_STEPS + 1  # only the first process tells
+    assert len(output.splitlines()) == NUM_STEPS + 1  # only process 0 reports
     assert {path.name for path in folder.iterdir()} == {path.name for path in one_process.iterdir()}
-    assert_same_run(read_checkpoint(one_process / "mine.ckpt"), read_checkpoint("mine.ckpt"))
+    assert_same_run(one_process, folder)
 
 
 def processes_of(parent):
@@ -96,71 +146,47 @@ def processes_of(parent):
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it finds the processes in /proc")
+in_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="it finds processes in /proc")
+
+
+@in_proc
 @pytest.mark.parametrize("who", [1, "torchrun", pytest.param(0, marks=pytest.mark.long)])
-def test_a_process_that_ends_ends_the_run_which_one_process_takes_up(
+def test_a_process_that_ends_ends_the_run_which_one_process_resumes(
     folder, capsys, one_process, who
 ):
     process = torchrun(*ARGUMENTS, "--save-every", "0")
-    while not Path("mine.ckpt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for_a_checkpoint(process)
     if who == "torchrun":
         process.terminate()
+        assert failed(process) == [f"stopped; {AGAIN}"]
     else:
         os.kill(processes_of(process)[who], signal.SIGKILL)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode != 0
-    again = "run the same command again to go on"
-    if who == "torchrun":
-        assert own_lines(error) == [f"stopped; {again}"]
-    else:
-        other = f"process {1 - who}: another process of this run has ended, or is cut off; {again}"
-        assert own_lines(error) == [other]
+        lost = "another process of this run has ended or lost its connection"
+        assert failed(process) == [f"process {1 - who}: {lost}; {AGAIN}"]
     assert 0 < read_checkpoint("mine.ckpt")["step"] < NUM_STEPS
-
     with pytest.raises(SystemExit):
         pretrain.main([*ARGUMENTS, "--batch-size", "3"])
     assert "batch_size 2, now 3" in capsys.readouterr().err
     pretrain.main(ARGUMENTS)  # with two windows in each step, as it began
-    assert_same_run(read_checkpoint(one_process / "mine.ckpt"), read_checkpoint("mine.ckpt"))
+    assert_same_run(one_process, folder)
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it finds the processes in /proc")
-def test_a_process_that_answers_no_more_ends_the_run(folder):
-    (folder / "impatient.py").write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from datetime import timedelta\n"
-        "import pretrain\n"
-        "pretrain.distributed.TIMEOUT = timedelta(seconds=5)\n"
-        "pretrain.main()\n"
-    )
-    process = torchrun(*ARGUMENTS, "--save-every", "0", script="impatient.py")
-    while not Path("mine.ckpt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+@in_proc
+def test_a_process_that_hangs_ends_the_run(folder):
+    impatient = "pretrain.distributed.TIMEOUT = __import__('datetime').timedelta(seconds=5)"
+    process = torchrun(*ARGUMENTS, "--save-every", "0", first=impatient)
+    wait_for_a_checkpoint(process)
     os.kill(processes_of(process)[1], signal.SIGSTOP)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode != 0
-    (line,) = own_lines(error)
-    assert re.match("process 0: another process .* is cut off; run the same command again", line)
+    (line,) = failed(process)
+    assert re.match(f"process 0: another process .* its connection; {AGAIN}", line)
     assert 0 < read_checkpoint("mine.ckpt")["step"] < NUM_STEPS
 
 
-def test_a_wrong_argument_is_told_once(folder):
-    (folder / "late.py").write_text(  # torchrun ends the first process if the other one ends before
-        "import os, sys, time\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import pretrain\n"
-        "time.sleep(2 if os.environ['RANK'] == '0' else 0)\n"
-        "pretrain.main()\n"
-    )
-    process = torchrun(*ARGUMENTS, "--batch-size", "none", script="late.py")
-    _, error = process.communicate(timeout=120)
-    assert process.returncode != 0
-    (line,) = own_lines(error)
+def test_a_wrong_argument_is_reported_once(folder):
+    # torchrun ends process 0 if the other one ends before.
+    late = "time.sleep(2 if os.environ['RANK'] == '0' else 0)"
+    (line,) = failed(torchrun(*ARGUMENTS, "--batch-size", "none", first=late))
     assert line.startswith("argument --batch-size: must be a whole number of at least 1")
 
 
@@ -172,26 +198,19 @@ def test_two_machines_which_share_no_folder(folder, one_process):
         place.mkdir()
         shutil.copy(folder / "mine.txt", place)
 
-    def train(arguments):
+    def train():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        machines = []
-        for rank, place in enumerate(places):
-            how = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1"]
-            how += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-            machines.append(torchrun(*arguments, how=how, cwd=place))
-        errors = [machine.communicate(timeout=120)[1] for machine in machines]
-        return [machine.returncode for machine in machines], errors
+        how = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+        how += ["--master-port", str(port), "--node-rank"]
+        return [torchrun(*ARGUMENTS, how=[*how, str(i)], cwd=places[i]) for i in range(2)]
 
-    codes, errors = train(ARGUMENTS)
-    assert codes == [0, 0], errors
+    for machine in train():
+        assert machine.communicate(timeout=120) and machine.returncode == 0
     assert {path.name for path in places[1].iterdir()} == {"mine.txt"}
-    whole = read_checkpoint(one_process / "mine.ckpt")
-    assert_same_run(whole, read_checkpoint(places[0] / "mine.ckpt"))
-    codes, errors = train(ARGUMENTS)  # the second has no checkpoint
-    assert 0 not in codes
-    (line,) = own_lines(errors[1])
+    assert_same_run(one_process, places[0])
+    _, (line,) = map(failed, train())  # the second has no checkpoint
     assert line.startswith(
-        "the text, the checkpoint or --start-from differs between process 1 and the first: copy"
+        "the text, the checkpoint or --start-from differs between processes 1 and 0: copy"
     )

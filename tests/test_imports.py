@@ -15,11 +15,12 @@ FILES -= {name for name in FILES if name.endswith("__init__")}
 SHARED = {"support.checks", "support.files"}
 MODEL = {*SHARED, "gpt", "support.model"}
 INSPECTION = {*MODEL, "utils", "support.inspection"}
-ALL = {*INSPECTION, "support.training", "support.lesson", "support.page"}
+ALL = {*INSPECTION, "support.training", "support.lesson", "support.page", "support.python_version"}
 MAY_IMPORT = {
     "gpt": set(),
     "support.checks": set(),
     "support.files": set(),
+    "support.python_version": set(),
     "support.model": MODEL,
     "utils": MODEL,
     "support.training": {*MODEL, "utils", "support.training"},

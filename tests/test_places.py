@@ -1,12 +1,13 @@
-"""Where people put and start the project: odd paths, other folders, read-only, without a network.
+"""Where people put and start the project: odd paths, other folders, read-only, no network.
 
-As they run it: the README's snippet in a fresh process, and `chainlit run app.py` with a person
-who gets a continuation.
+Each test runs the README's snippet in a new process, or `chainlit run app.py` with one person.
 """
 
+import ast
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -25,7 +26,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 (SNIPPET,) = re.findall(r"^```python\n([^`]*pretrain-story[^`]*)```", README, re.MULTILINE)
 WEIGHTS_NAME = '"pretrain-story-model.pth"'
 
-# After the snippet: has the model memorized the story as the file in this place has it?
+# After the snippet: has the model memorized the story in this place?
 MEMORIZED = """
 from support.files import read_text
 ids = text_to_token_ids(read_text(STORY), tokenizer)
@@ -35,7 +36,7 @@ PLOT = """
 from support.inspection.plots import plot_temperature
 plot_temperature(model(token_ids[:, -256:])[0, -1].detach(), tokenizer).savefig("next.png")
 """
-# The app and a person, in one process: in a namespace, nobody outside reaches the app.
+# The app and a person in one process, because nobody outside its network namespace reaches it.
 APP_AND_PERSON = """
 import socket, sys
 from pathlib import Path
@@ -47,7 +48,7 @@ with serving(Path(sys.argv[1]), "app.py") as server:
 
 
 def first_continuation(server):
-    """Return what one person gets, with the most probable tokens."""
+    """Return a person's continuation, which is greedy."""
 
     async def scene():
         async with Person(server) as person:
@@ -59,8 +60,7 @@ def first_continuation(server):
 
 
 def run(command, folder, **environment):
-    """Return the ended process; a minute or two is enough for everything here."""
-    # With one thread each: on a busy machine, threads that wait for each other take far longer.
+    """Return the ended process. On a busy machine, several threads would be slower than one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120
@@ -68,7 +68,7 @@ def run(command, folder, **environment):
 
 
 def output(command, folder, **environment):
-    """Return what a command prints. It has to succeed."""
+    """Return the output of a command, which has to succeed."""
     process = run(command, folder, **environment)
     assert process.returncode == 0, process.stderr
     return process.stdout
@@ -81,10 +81,12 @@ def chainlit_run(script):
 
 @pytest.fixture(scope="module")
 def homeless(tmp_path_factory):
-    """Return a command that runs another one without a home that exists or can be made.
+    """Return a command that runs another one without a home folder, which it cannot make, either.
 
-    For root, it also takes away the power to write where permissions forbid it.
+    It also stops root from writing where permissions forbid it.
     """
+    if not hasattr(os, "geteuid"):
+        pytest.skip("it needs the permissions of Unix")
     closed = tmp_path_factory.mktemp("closed")
     closed.chmod(0o555)
     variables = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TIKTOKEN_CACHE_DIR")
@@ -98,7 +100,7 @@ def homeless(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A copy in a folder with a difficult name. Its story is as Windows editors may save it."""
+    """Return a copy in a folder with a difficult name, with a story as saved on Windows."""
     folder = tmp_path_factory.mktemp("places") / "Mes modèles 故事 (1)"
     folder.mkdir()
     story = read_text(ROOT / "dataset" / "story.txt")
@@ -108,7 +110,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def read_only(tmp_path):
-    """A copy that cannot be written, in a folder with a difficult name."""
+    """Return a read-only copy in a folder with a difficult name."""
     folder = tmp_path / "Lecture seule — 故事"
     folder.mkdir()
     copy_app(folder)
@@ -200,20 +202,48 @@ def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless, run_befo
     assert "copy a read-only project" in README
 
 
-# 3. Without a network, and from Git ---------------------------------------------------------
+# 3. Other systems ---------------------------------------------------------------------------
+
+
+def test_an_old_python_is_told_which_one_to_take():
+    """The commands must parse there, too."""
+    for name in ("pretrain.py", "support/python_version.py"):
+        ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 8))
+    old = f"sys.version_info, sys.path = (3, 8, 18), [{str(ROOT)!r}, *sys.path]"
+    code = f"import sys, runpy; {old}; runpy.run_path('pretrain.py', run_name='__main__')"
+    process = run([sys.executable, "-c", code], ROOT)
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("This project needs Python 3.11 or newer, but this is Python ")
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.glob("*.py")), ids=lambda path: path.name)
+def test_pytest_can_import_the_tests_on_windows(path):
+    lacking = {"resource", "fcntl", "pwd", "grp", "termios", "SIGALRM", "SIGKILL", "geteuid"}
+    names, todo = set(), ast.parse(path.read_text(encoding="utf-8")).body
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            todo += node.args.defaults if isinstance(node, ast.Lambda) else node.decorator_list
+            continue  # its body runs later
+        todo += ast.iter_child_nodes(node)
+        names |= {getattr(node, "name", None), getattr(node, "attr", None)}
+        names.add(getattr(node, "module", None))
+    assert not names & lacking
+
+
+# 4. Without a network, and from Git ---------------------------------------------------------
 
 
 @pytest.fixture
 def no_network_at_all(tmp_path):
-    """Return a command that runs another one with no network but this machine's own loopback."""
+    """Return a command that runs another one with only the loopback network."""
     command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    if not shutil.which("unshare"):
+        pytest.skip("there is no unshare, which makes network namespaces")
     if os.geteuid() != 0:
         command.insert(1, "--map-root-user")
-    try:
-        refusal = run([*command, "true"], tmp_path).stderr
-    except FileNotFoundError as error:
-        refusal = str(error)
-    if refusal:
+    if refusal := run([*command, "true"], tmp_path).stderr:
         pytest.skip(f"no network namespace can be made here: {refusal.strip()}")
     return command
 

@@ -1,4 +1,4 @@
-"""Training checkpoints: all that an interrupted run needs to go on as if it had not been."""
+"""Training checkpoints: everything that an interrupted run needs to resume without a trace."""
 
 import hashlib
 import inspect
@@ -8,37 +8,44 @@ from typing import Any
 
 import torch
 
-from gpt import LM_HEAD_LR_MULT, Evaluation, GPTModel, TrainState, train_model
+import gpt
+from gpt import Evaluation, GPTModel, TrainState, train_model
 from support.files import atomic_write, load_archive
 from support.model.weights import load_plain_weights, plain_weights, wrapped_model
 from support.training.data import epoch_loaders
+from support.training.devices import random_states, set_random_states
 
 RunConfig = dict[str, Any]
 
 
 def run_config(train_ids: torch.Tensor, val_ids: torch.Tensor, **settings: Any) -> RunConfig:
-    """Return what decides a training run: fingerprints of the texts, and all hyperparameters.
+    """Return the fingerprints of a run's texts, and all its hyperparameters.
 
-    `settings` are those handed to `epoch_loaders` and `train_model`; the others have their
-    defaults. Raises TypeError for a name that neither has.
+    `settings` are the arguments for `epoch_loaders` and `train_model`; the others have their
+    defaults. The constants of gpt.py are hyperparameters, too. Raises TypeError for a name that
+    neither function has.
     """
     parameters = {**inspect.signature(epoch_loaders).parameters}
     parameters |= inspect.signature(train_model).parameters
     numbers = {n: p.default for n, p in parameters.items() if isinstance(p.default, int | float)}
-    if unknown := settings.keys() - numbers.keys() - {"num_epochs"}:
+    if unknown := settings.keys() - numbers.keys() - {"num_epochs", "context_length"}:
         raise TypeError(f"no such settings: {', '.join(sorted(unknown))}")
-    config: RunConfig = {"lm_head_lr_mult": LM_HEAD_LR_MULT}
+    config: RunConfig = {
+        name.lower(): value
+        for name, value in vars(gpt).items()
+        if name.isupper() and isinstance(value, int | float | tuple)
+    }
     for name, ids in (("training text", train_ids), ("validation text", val_ids)):
-        # In pieces: it may be larger than memory.
+        # In pieces, because the text may be larger than memory.
         config[name] = fingerprint(piece.long() for piece in ids.split(1_000_000))
     for name, value in (numbers | settings).items():
-        if name != "evals_per_epoch":  # evaluating more often changes nothing
-            config[name] = value.item() if hasattr(value, "item") else value  # also NumPy's
+        if name != "evals_per_epoch":  # it does not change the training
+            config[name] = value.item() if hasattr(value, "item") else value  # NumPy's numbers
     return config
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """Return 16 digits that tell these numbers, in this order, from others."""
+    """Return 16 hexadecimal digits that identify these numbers in this order."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -48,14 +55,13 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
 def save_checkpoint(
     path: str | Path, model: GPTModel, state: TrainState, config: RunConfig
 ) -> None:
-    """Store all that a training run needs to go on later, in one file: see `load_checkpoint`.
+    """Store everything that a training run needs to resume, in one file: see `load_checkpoint`.
 
-    That is the weights as they are (in float32, if the model is), AdamW's two averages for each of
-    them, the history, and the global random state, which dropout draws from: 2 GB for the usual
-    model. Raises OSError if it cannot be written.
+    This includes the weights in full precision, AdamW's two averages for each of them, the history,
+    and the global random states, for dropout: 2 GB for GPT_CONFIG_124M. Raises OSError if the file
+    cannot be written.
     """
     model = wrapped_model(model)
-    device = model.out_head.weight.device
     content = {
         "config": model.cfg,
         "run_config": config,
@@ -63,27 +69,26 @@ def save_checkpoint(
         "optimizer": state.optimizer,
         "step": state.step,
         "history": [tuple(evaluation) for evaluation in state.history],
-        "random": torch.get_rng_state(),
-        "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "random": random_states(model.out_head.weight.device),
     }
     with atomic_write(path) as file:
         torch.save(content, file)
 
 
 def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> TrainState:
-    """Give `model` the weights of a checkpoint; return the state for `train_model` to go on from.
+    """Load the weights of a checkpoint into `model`; return the state for `train_model`.
 
         config = run_config(train_ids, val_ids, num_epochs=6)
         state = load_checkpoint("training.ckpt", model, config)
         save = lambda _: save_checkpoint("training.ckpt", model, state, config)
         train_model(model, loaders, train_eval_loader, val_loader, state=state, on_eval=save)
 
-    Without such a file the run begins: the model stays as it is, and the state is a new one. So
-    these lines can be run again after any interruption, and in the end the weights are those of a
-    run without one, bit for bit on the same machine. The global random state is set to that of the
-    checkpoint. For a moment it takes twice the file's size in memory.
+    Without such a file, the model stays unchanged and the state is new. So you can run these lines
+    again after any interruption. On the same machine, the final weights are those of an
+    uninterrupted run, bit for bit. The global random states are set to those of the checkpoint.
+    Loading briefly takes twice the file's size in memory.
 
-    Raises ValueError if the file is damaged, holds code, or belongs to another model or to a run
+    Raises ValueError if the file is damaged, contains code, or belongs to another model or to a run
     with other texts or hyperparameters.
     """
     content = read_checkpoint(path)
@@ -91,25 +96,23 @@ def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> Tra
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
-    """Return what `save_checkpoint` stored, or None without such a file, for `restore`.
+    """Return the content of a checkpoint, for `restore`, or None without such a file.
 
-    Raises ValueError if the file is damaged, holds code, or is something else.
+    Raises ValueError if the file is damaged, contains code, or is not a checkpoint.
     """
     if not Path(path).exists():
         return None
-    content = load_archive(path, "a checkpoint", "delete it to start again")
-    keys = {
-        "config", "run_config", "weights", "optimizer", "step", "history", "random", "cuda_random"
-    }  # fmt: skip
+    content = load_archive(path, "a checkpoint", "delete it to start over")
+    keys = {"config", "run_config", "weights", "optimizer", "step", "history", "random"}
     if not isinstance(content, dict) or content.keys() != keys:
-        raise ValueError(f"{path} cannot be read as a checkpoint: save_checkpoint did not make it")
+        raise ValueError(f"{path} is not a checkpoint of save_checkpoint: use another file")
     return content
 
 
 def restore(
     path: str | Path, content: dict[str, Any], model: GPTModel, config: RunConfig
 ) -> TrainState:
-    """Give `model` the weights of what `read_checkpoint` returned; else as `load_checkpoint`."""
+    """Do as `load_checkpoint` with the content that `read_checkpoint` returned."""
     model = wrapped_model(model)
     if content["config"] != model.cfg:
         raise ValueError(
@@ -122,12 +125,10 @@ def restore(
         if old.get(key) != config.get(key)
     ]:
         raise ValueError(
-            f"{path} belongs to a run with other texts or settings ({'; '.join(changes)}): go on "
+            f"{path} belongs to a run with other texts or settings ({'; '.join(changes)}): resume "
             "with the same ones, or use another file"
         )
     load_plain_weights(model, content["weights"])
-    torch.set_rng_state(content["random"])
-    if content["cuda_random"] is not None and model.out_head.weight.is_cuda:
-        torch.cuda.set_rng_state(content["cuda_random"], model.out_head.weight.device)
+    set_random_states(model.out_head.weight.device, content["random"])
     history = [Evaluation(*evaluation) for evaluation in content["history"]]
     return TrainState(content["step"], history, content["optimizer"])

@@ -1,35 +1,50 @@
-"""Training in several processes, as torchrun starts them, on one machine or on many.
+"""Training in several processes, started by torchrun, on one machine or several.
 
-Each process has the whole model and works on its share of each step's windows ("data parallel").
+Each process holds the whole model and works on its share of each step's windows (data parallelism).
 The gradients are averaged over all processes, so that all take the same step. Li et al. 2020,
 "PyTorch Distributed", https://arxiv.org/abs/2006.15704
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from gpt import GPTModel, train_step
 
-# What torchrun tells each process; without it there is only one.
-RANK = int(os.environ.get("RANK", 0))  # from 0, among all processes; the first one writes the files
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))  # how many there are
-LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # among those of this machine
-LOCAL_WORLD_SIZE = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
-TIMEOUT = timedelta(minutes=10)  # for others' answers: a save, or a step of a slower machine
+def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
+    """Return RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as set by torchrun.
+
+    Those of a single process are 0, 1, 0, 1. This holds unless RANK and WORLD_SIZE are both set and
+    agree, because job schedulers also set some of these variables.
+    """
+    defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    values = [environment.get(name, default) for name, default in defaults.items()]
+    if all(value.isdecimal() for value in values):
+        rank, world_size, local_rank, local_world_size = map(int, values)
+        if rank < world_size > 1:
+            return rank, world_size, local_rank, local_world_size
+    return 0, 1, 0, 1
+
+
+# A process's number among all processes and their count, then the same among those of its machine.
+# Process 0 writes the files.
+RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE = ranks(os.environ)
+
+TIMEOUT = timedelta(minutes=10)  # for the other processes' saves, and for slower machines
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Connect all processes inside a `with` block; nothing if there is only one."""
+    """Connect all processes inside a `with` block; do nothing in a single process."""
     if WORLD_SIZE == 1:
         yield
         return
@@ -46,12 +61,12 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def first_of_machine_first() -> Iterator[None]:
-    """Let the first process of each machine through a `with` block before all others."""
+    """Run a `with` block in the first process of each machine before all others."""
     if WORLD_SIZE == 1:
         yield
         return
     with _with_others():
-        patient = dist.new_group(backend="gloo", timeout=timedelta(hours=6))  # it may take long
+        patient = dist.new_group(backend="gloo", timeout=timedelta(hours=6))  # for a long text
     if LOCAL_RANK:
         _wait_for_all(patient)
     yield
@@ -66,19 +81,21 @@ def _wait_for_all(group: Any) -> None:
 
 @contextmanager
 def _with_others() -> Iterator[None]:
-    # Raises ConnectionError in place of what the backends raise when another process is gone.
+    # Turn the errors that the backends raise after the loss of a process into ConnectionError.
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        raise ConnectionError("another process of this run has ended, or is cut off") from error
+        raise ConnectionError(
+            "another process of this run has ended or lost its connection"
+        ) from error
 
 
 def any_process(yes: bool, device: torch.device) -> bool:
-    """Return whether `yes` is True in any of the processes, which all have to ask.
+    """Return whether `yes` is True in any process. All processes must call this together.
 
-    Raises ConnectionError if one has ended.
+    Raises ConnectionError if one of them has ended.
     """
     if WORLD_SIZE == 1:
         return yes
@@ -89,43 +106,43 @@ def any_process(yes: bool, device: torch.device) -> bool:
 
 
 def check_same(what: str, value: Any) -> None:
-    """Raise ValueError unless `value` is in all processes what it is in the first."""
+    """Raise ValueError if `value` differs from that of the first process."""
     first = [value]
     if WORLD_SIZE > 1:
         with _with_others():
             dist.broadcast_object_list(first)
     if first[0] != value:
-        raise ValueError(f"{what} differs between process {RANK} and the first: copy it from there")
+        raise ValueError(f"{what} differs between processes {RANK} and 0: copy it from process 0")
 
 
 class SharedStep:
-    """`train_step` for several processes: with the same batch in each, each works on its share.
+    """`train_step` for several processes, which all get the same batch and work on their shares.
 
-    The step is that of one process with the whole batch, but for dropout, for which it sets the
-    global random state, and the order of sums. Raises ConnectionError, before any weight changes,
-    if another process has ended.
+    The step equals that of one process with the whole batch, except for dropout and the order of
+    sums. It sets the global random state, for dropout. Raises ConnectionError, before any weight
+    changes, if another process has ended.
     """
 
     def __init__(self, model: GPTModel) -> None:
-        self.share = 1.0  # of the batch, that this process works on
+        self.share = 1.0  # the part of the batch for this process
         self.model: Any = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.model.register_comm_hook(self, _weighted_sum)
 
     def __call__(
-        self, model: GPTModel, optimizer: AdamW, batch: tuple[torch.Tensor, torch.Tensor],
-        step: int, learning_rate: float, max_grad_norm: float,
+        self, model: GPTModel, optimizer: AdamW, batch: tuple[Tensor, Tensor], step: int,
+        learning_rate: float, max_grad_norm: float,
     ) -> None:  # fmt: skip
         inputs, targets = (part[RANK::WORLD_SIZE] for part in batch)
         self.share = len(inputs) / len(batch[0])
-        if not self.share:  # too few windows for all: work on one that counts nothing
+        if not self.share:  # fewer windows than processes: take one with weight 0
             inputs, targets = (part[:1] for part in batch)
-        torch.manual_seed(step * WORLD_SIZE + RANK)  # dropout: another in each step and process
+        torch.manual_seed(step * WORLD_SIZE + RANK)  # other dropout in each step and process
         with _with_others():
             train_step(self.model, optimizer, (inputs, targets), step, learning_rate, max_grad_norm)
 
 
-def _weighted_sum(step: SharedStep, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    # For some of the gradients: the sum over all processes, each weighted by its share. (The usual
-    # mean would give a window in a small share, such as an epoch's last one, too much weight.)
+def _weighted_sum(step: SharedStep, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    # Sum some of the gradients over all processes, weighted by the shares. (The default, a plain
+    # mean, would give too much weight to the windows of an epoch's last, smaller batch.)
     gradients = bucket.buffer().mul_(step.share)
     return dist.all_reduce(gradients, async_op=True).get_future().then(lambda done: done.value()[0])

@@ -13,24 +13,23 @@ from pathlib import Path
 
 import torch
 from tiktoken import Encoding
+from tqdm import tqdm
 
-from support.files import Progress, atomic_write, read_pieces
+from support.files import atomic_write, read_pieces
+from support.training.distributed import LOCAL_RANK
 from utils import split_text
 
 PIECE = 1_000_000  # characters to read at a time
 UP_TO_LAST_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)  # GPT-2's tokenizer begins a token there
 
 
-def load_token_file(
-    text_path: str | Path, tokenizer: Encoding, on_progress: Progress = lambda done, total: None
-) -> torch.Tensor:
+def load_token_file(text_path: str | Path, tokenizer: Encoding) -> torch.Tensor:
     """Return the token ids of a text, as a memory-mapped uint16 tensor (T,).
 
     The ids are those of `text_to_token_ids`. They are stored in a file beside the text, two bytes
     a token. Its name ends in a fingerprint of the text and .tokens. The first call writes it, on
-    all cores, and deletes the files of earlier versions of the text. It calls
-    `on_progress(done, total)`, both in bytes of the text, after each piece. An interruption leaves
-    no incomplete file.
+    all cores and with a progress bar, and deletes the files of earlier versions of the text. An
+    interruption leaves no incomplete file.
 
     Raises ValueError as `read_pieces` does, and OSError if a file cannot be read or written.
     """
@@ -39,10 +38,9 @@ def load_token_file(
         fingerprint = hashlib.file_digest(text, "sha256").hexdigest()[:16]
     path = text_path.with_name(f"{text_path.name}.{fingerprint}.tokens")
     if not path.exists():
-        pieces = _pieces(text_path, on_progress)
         try:
             with atomic_write(path) as file:
-                for ids in _encode(pieces, tokenizer):
+                for ids in _encode(_pieces(text_path), tokenizer):
                     file.write(ids)
         except OSError:
             if not path.exists():  # else another run has made and mapped it: see below
@@ -54,14 +52,18 @@ def load_token_file(
     return torch.from_file(str(path), size=path.stat().st_size // 2, dtype=torch.uint16)
 
 
-def _pieces(path: Path, on_progress: Progress) -> Iterator[str]:
+def _pieces(path: Path) -> Iterator[str]:
     # Yield pieces that end before a space or a line end, where the tokenizer ends a token, too.
-    text = ""
-    for piece in read_pieces(path, PIECE, on_progress):
-        text += piece
-        if found := UP_TO_LAST_SPACE.match(text):
-            yield found[0]
-            text = text[found.end() :]
+    text, total = "", path.stat().st_size
+    with tqdm(
+        desc="tokenizing", total=total, unit="B", unit_scale=True, disable=LOCAL_RANK > 0
+    ) as bar:
+        for piece in read_pieces(path, PIECE):
+            text += piece
+            if found := UP_TO_LAST_SPACE.match(text):
+                yield found[0]
+                text = text[found.end() :]
+            bar.update(len(piece.encode()))
     yield text
 
 

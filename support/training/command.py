@@ -1,0 +1,77 @@
+"""Input errors, signals and output of a command that may run for days."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, NoReturn, TextIO
+
+
+class InputError(Exception):
+    """A mistake in the arguments, or in a file that they name."""
+
+
+@contextmanager
+def input_checks() -> Iterator[None]:
+    """Turn the errors of input checks inside a `with` block into InputError."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise InputError(error) from error
+
+
+class Stopped(Exception):
+    """Raised after a signal, its argument, has asked the command to stop."""
+
+
+def stop(number: int, frame: Any) -> NoReturn:
+    """Stop immediately: a handler for `signals`."""
+    raise Stopped(number)
+
+
+@contextmanager
+def signals(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
+    """Handle these signals inside a `with` block; restore the earlier handlers after it."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+class SafeStream:
+    """A text stream whose writes never raise.
+
+    Characters outside its encoding are escaped. After a failure, such as a closed pipe or a full
+    disk, all further output is discarded.
+    """
+
+    def __init__(self, stream: TextIO, nothing: TextIO) -> None:
+        self.stream, self.nothing = stream, nothing
+
+    def __getattr__(self, name: str) -> Any:  # tqdm asks for `encoding` and others
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        encoding = self.stream.encoding
+        try:
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.stream.flush()
+        except (OSError, ValueError):
+            # Python flushes the stream once more when it exits: that must not fail, either.
+            with suppress(OSError, ValueError):
+                os.dup2(self.nothing.fileno(), self.stream.fileno())
+
+    def flush(self) -> None:
+        """Do nothing, because each write flushes."""
+
+
+@contextmanager
+def safe_output() -> Iterator[None]:
+    """Make standard output and error safe to write to inside a `with` block."""
+    with open(os.devnull, "w") as nothing:  # also for None, where there is no console
+        out, error = (SafeStream(s or nothing, nothing) for s in (sys.stdout, sys.stderr))
+        with redirect_stdout(out), redirect_stderr(error):  # type: ignore[type-var]
+            yield
