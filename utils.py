@@ -37,25 +37,17 @@ PIECE = 900_000
 LAST_BLANK = re.compile(r"(?=[^\S\x1c-\x1f](?!<\|endoftext\|>)[\S\x1c-\x1f])")
 
 
-def text_to_token_ids(
-    text: str, tokenizer: Encoding, on_piece: Callable[[int, int], object] | None = None
-) -> Tensor:
+def text_to_token_ids(text: str, tokenizer: Encoding) -> Tensor:
     """Return the token ids of `text`, shape (1, T).
 
-    The text "<|endoftext|>" becomes the special token of that name. To save memory, a long text is
-    encoded in pieces that end between words; `on_piece(done, total)`, in characters, is called
-    after each piece. Raises TypeError for anything but text.
+    The text "<|endoftext|>" becomes the special token of that name. Raises TypeError for anything
+    but text.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {text!r:.60}")
-    all_ids, done = [torch.empty(0, dtype=torch.long)], 0
-    for piece in split_text(text):
-        ids = tokenizer.encode(piece, allowed_special={"<|endoftext|>"})
-        all_ids.append(torch.tensor(ids, dtype=torch.long))
-        done += len(piece)
-        if on_piece:
-            on_piece(done, len(text))
-    return torch.cat(all_ids)[None]
+    encode = partial(tokenizer.encode, allowed_special={"<|endoftext|>"})
+    pieces = [torch.tensor(encode(piece), dtype=torch.long) for piece in split_text(text)]
+    return torch.cat([torch.empty(0, dtype=torch.long), *pieces])[None]
 
 
 def split_text(text: str) -> Iterator[str]:
@@ -105,10 +97,7 @@ def token_label(token_id: int, tokenizer: Encoding) -> str:
 
 
 def next_token_probs(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
     """Return the probabilities (B, V) from which to sample the next token, for logits (B, V).
 
@@ -181,18 +170,10 @@ def generate_text_simple(
 
 
 def stream(
-    model: GPTModel,
-    idx: Tensor,
-    max_new_tokens: int,
-    context_size: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    eos_id: int | None = None,
-    *,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-    draft_ids: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+    model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int, temperature: float = 0.0,
+    top_k: int | None = None, eos_id: int | None = None, *, top_p: float | None = None,
+    generator: torch.Generator | None = None, draft_ids: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield, for each new token, the next ids (B, 1) and the logits (B, V) they were sampled from.
 
     `idx` holds the prompts' ids (B, T); a prompt longer than `context_size` is cropped to its last
@@ -313,18 +294,10 @@ def _decode(
 
 
 def generate(
-    model: GPTModel,
-    idx: Tensor,
-    max_new_tokens: int,
-    context_size: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    eos_id: int | None = None,
-    *,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-    draft_ids: Tensor | None = None,
-) -> Tensor:
+    model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int, temperature: float = 0.0,
+    top_k: int | None = None, eos_id: int | None = None, *, top_p: float | None = None,
+    generator: torch.Generator | None = None, draft_ids: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return the prompts `idx` with their continuations: (B, T) -> (B, T + n).
 
     n is `max_new_tokens`, or fewer after `eos_id`. The result begins with the whole prompt, even if

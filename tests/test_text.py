@@ -95,19 +95,16 @@ WORDS = [*" \n\ta7.\u3000\xa0\x1cé", "  ", "I'll", " 's", "<|endoftext|>"]
 
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=3)).map("".join), st.integers(1, 9))
 def test_a_text_in_pieces_has_the_same_tokens(tokenizer, text, size):
-    done = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, "PIECE", size)
-        ids = text_to_token_ids(text, tokenizer, lambda *progress: done.append(progress))
+        pieces = [*utils.split_text(text)]
+        ids = text_to_token_ids(text, tokenizer)
     assert ids[0].tolist() == tokenizer.encode(text, allowed_special="all")
-    assert [total for _, total in done] == [len(text)] * len(done)
-    assert [0, *(at for at, _ in done)] == sorted({0, len(text), *(at for at, _ in done)})
+    assert "".join(pieces) == text and all(pieces)
 
 
-def test_a_long_text_is_encoded_in_pieces(tokenizer, story):
-    done = []
-    text_to_token_ids(100 * story, tokenizer, lambda *progress: done.append(progress))
-    assert len(done) == 3
+def test_a_long_text_is_encoded_in_pieces(story):
+    assert len([*utils.split_text(100 * story)]) == 3
 
 
 def test_ids_that_are_no_text(tokenizer):
