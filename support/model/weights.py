@@ -25,24 +25,24 @@ INSTEAD = "use a file of save_weights, or of torch.save(model.state_dict(), path
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without those of wrappers, at its beginning or inside it."""
+    """Return a parameter's name without the prefixes of wrappers, also inside the name."""
     return WRAPPERS.sub("", name)
 
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of a model under plain names, also if it or a part is wrapped."""
+    """Return a model's state dict under plain names, also if the model or a part is wrapped."""
     return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
 
 
 def load_plain_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy weights to a model, where each of the two may have the names of wrappers."""
+    """Copy weights to a model. The names of both may have the prefixes of wrappers."""
     names = {plain_name(name): name for name in model.state_dict()}
     plain = {plain_name(name): tensor for name, tensor in weights.items()}
     model.load_state_dict({names.get(name, name): tensor for name, tensor in plain.items()})
 
 
 def wrapped_model(model: nn.Module) -> GPTModel:
-    """Return the GPTModel in a wrapper such as DDP's, or `model` itself. Raises TypeError."""
+    """Return the GPTModel in a wrapper such as DDP's. Raises TypeError if there is none."""
     for module in model.modules():
         if isinstance(module, GPTModel):
             return module
@@ -159,14 +159,14 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
     content = _read_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} has no weights, but a {type(content).__name__}: {INSTEAD}")
-    if "model_args" in content:
-        raise ValueError(f"{path} is nanoGPT's, for a model with another GELU: {INSTEAD}")
     state = next((content[key] for key in KEYS if isinstance(content.get(key), dict)), content)
     names = {name: plain_name(name) for name in state if isinstance(name, str)}
     unique = 0 < len({*names.values()}) == len(state)
     if not unique or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{path} has no weights, but a dict with {[*state]!r:.99}: {INSTEAD}")
     if any(".c_attn." in name for name in names):
+        if "model_args" in content:
+            raise ValueError(f"{path} is for nanoGPT's model, which has another GELU: {INSTEAD}")
         raise ValueError(
             f"{path} has weights in Hugging Face's format: give its folder, with config.json, to "
             "load_hugging_face or --start-from"
@@ -178,7 +178,9 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 def _read_file(path: Path) -> Any:
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: load_hugging_face reads those of Hugging Face")
+        raise ValueError(
+            f"{path} is a folder: to load one of Hugging Face's, use load_hugging_face"
+        )
     if path.suffix != ".safetensors":
         return load_archive(path, "weights", INSTEAD)
     try:
