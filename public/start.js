@@ -13,14 +13,15 @@ Object.assign(window, { page: Object.assign(page, configuration, documents, plac
 if (!localStorage.getItem('vite-ui-theme')) localStorage.setItem('vite-ui-theme', 'system');
 
 // Chainlit's labels in this page's words, and names for buttons that have none.
+const WORDS = { Readme: 'Help', 'Could not reach the server': 'Connection lost. Trying again …' };
 function label() {
   const box = document.getElementById('chat-input');
   if (box) {
     box.placeholder = 'Type the beginning of a text…';
     box.setAttribute('aria-label', 'Prompt');
   }
-  const help = document.getElementById('readme-button');
-  if (help && help.textContent !== 'Help') help.textContent = 'Help';
+  for (const element of document.querySelectorAll('#readme-button, [role=dialog] h2, [role=dialog] h2 *, #readme-button *, #session-error *'))
+    if (!element.firstElementChild && element.textContent in WORDS) element.textContent = WORDS[element.textContent];
   for (const [id, name] of [['chat-submit', 'Generate'], ['stop-button', 'Stop'], ['theme-toggle', 'Theme']])
     document.getElementById(id)?.setAttribute('aria-label', name);
 }

@@ -1,12 +1,10 @@
-// The page's modules (public/page/) without a browser. tests/test_page.py runs this file, and compares
-// the probabilities with those of utils.py.
+// The page's modules (public/page/) without a browser. tests/test_page.py runs this file.
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
 import { config } from '../public/page/config.js';
-import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, promptOf, readDocument, textOf } from '../public/page/document.js';
-import { placeBeside } from '../public/page/place.js';
-import { nextTokenProbs, percent } from '../public/page/sampling.js';
+import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, readDocument, textOf } from '../public/page/document.js';
+import { percent } from '../public/page/sampling.js';
 import { clamp, defaults, readSettings, seedIsUsable, summary } from '../public/page/settings.js';
 import { linkTo, readLink } from '../public/page/share.js';
 
@@ -36,16 +34,6 @@ test('a text is its pieces, and another token begins another continuation', () =
   assert.deepEqual(idsOf(text), [1, 2, 3, 8]);
   addPiece(cutBefore(text, 1), newPiece(tokens(0))); // within the prompt
   assert.deepEqual(idsOf(text), [1, 0]);
-});
-
-test('the prompt ends at the first generated token', () => {
-  const text = newDocument('a', tokens(1, 2, 3));
-  assert.deepEqual(promptOf(text), tokens(1, 2, 3));
-  const drawn = tokens(5).map((token) => ({ ...token, draft: false }));
-  addPiece(text.root, newPiece(drawn));
-  assert.deepEqual(promptOf(text), tokens(1, 2, 3));
-  addPiece(cutBefore(text, 1), newPiece([...tokens(4), ...drawn])); // another token chosen within it
-  assert.deepEqual(promptOf(text), tokens(1, 4));
 });
 
 test('a document comes back from the storage; junk does not', () => {
@@ -79,29 +67,8 @@ test('the line of settings says what has an effect', () => {
   assert.equal(summary({ ...sampled, temperature: 0, max_new_tokens: 1 }), 'Settings: temperature 0, 1 token');
 });
 
-test('probabilities add up to 1, and the settings narrow them', () => {
-  const logits = { top: [0, -1, -2, -3], rest: [[1000, -8], [1000, -12]] };
-  const wide = { temperature: 1, top_k: 0, top_p: 1 };
-  for (const settings of [wide, { ...wide, temperature: 5 }, { ...wide, top_k: 2 }, { ...wide, top_p: 0.7 }, { ...wide, temperature: 0 }]) {
-    const { probs, others } = nextTokenProbs(logits, settings);
-    assert.ok(Math.abs(probs.reduce((sum, prob) => sum + prob, others) - 1) < 1e-9);
-  }
-  assert.deepEqual(nextTokenProbs(logits, { ...wide, temperature: 0 }), { probs: [1, 0, 0, 0], others: 0 });
-  assert.deepEqual(nextTokenProbs(logits, { ...wide, top_k: 2 }).probs.slice(2), [0, 0]);
-  assert.equal(nextTokenProbs(logits, { ...wide, top_p: 0.05 }).probs[0], 1);
+test('a percentage is as exact as it need be', () => {
   assert.deepEqual([1, 0.999, 0.5, 0.031, 0.0001, 0].map(percent), ['100%', '>99%', '50%', '3.1%', '<0.1%', '0%']);
-});
-
-test('a popover lies in the view, and never over its token', () => {
-  for (const view of [{ width: 1366, height: 650 }, { width: 390, height: 844 }, { width: 683, height: 325 }])
-    for (let top = 0; top < view.height - 20; top += 7)
-      for (const left of [0, 30, view.width - 40])
-        for (const height of [80, 300, 900]) {
-          const place = placeBeside({ left, top, bottom: top + 20 }, 320, height, view);
-          assert.ok(place.top >= top + 20 || place.top + place.maxHeight <= top);
-          assert.ok(place.top >= 0 && place.top + place.maxHeight <= view.height);
-          assert.ok(place.left >= 0 && place.left + 320 <= view.width);
-        }
 });
 
 test('a link holds prompt, settings and seed', () => {

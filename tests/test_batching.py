@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -342,3 +343,31 @@ def test_a_text_that_ends_while_its_reader_is_busy_is_read_to_the_end(trained, t
 
     with ThreadPoolExecutor(1) as executor:
         assert len(asyncio.run(scene(executor))) == 2
+
+
+def test_a_failing_step_fails_its_texts_and_nobody_who_joins_meanwhile(tiny_model, tokenizer):
+    entered, release = threading.Event(), threading.Event()
+
+    def fail(*args):  # at the first step, in which the first text is alone
+        if not release.is_set():
+            entered.set()
+            release.wait()
+            raise RuntimeError("the step failed")
+
+    async def scene():
+        tiny_model.tok_emb.register_forward_pre_hook(fail)
+        with ThreadPoolExecutor(1) as executor:
+            scheduler = Scheduler(Batch(tiny_model, tokenizer), executor)
+            first, newcomer = (scheduler.tokens(torch.tensor([[1, 2]]), 3, 16) for _ in range(2))
+            failing = asyncio.create_task(anext(first))
+            await asyncio.to_thread(entered.wait)
+            joining = asyncio.create_task(anext(newcomer))
+            await asyncio.sleep(0)  # it joins, while the step goes on
+            release.set()
+            executor.submit(int).result()  # the step has failed, and the newcomer has joined
+            with pytest.raises(RuntimeError, match="the step failed"):
+                await failing
+            tokens = await asyncio.wait_for(joining, 60)
+            return tokens + [token async for new in newcomer for token in new]
+
+    assert len(asyncio.run(scene())) == 3

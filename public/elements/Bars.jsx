@@ -33,8 +33,7 @@ function Bars() {
   }, [bars, next === undefined]);
   if (!shown || bars === null) return null;
   const before = page.tokensOf(shown).slice(0, bars).map((token) => token.text).join('');
-  const logits = next && { top: next.top.map(({ logit }) => logit), rest: next.rest };
-  const { probs, others } = next ? page.nextTokenProbs(logits, settings) : {};
+  const { probs, others } = next ? page.nextTokenProbs(next, settings) : {};
   return (
     <section id="bars" ref={section} aria-label="The next token">
       <div className="row">

@@ -4,8 +4,8 @@ import { useEffect, useLayoutEffect, useRef, useState, useSyncExternalStore } fr
 const SHOWN = 8; // alternatives
 
 function Alternatives({ index, token, next, settings, busy }) {
-  const { probs } = page.nextTokenProbs({ top: next.top.map(({ logit }) => logit), rest: next.rest }, settings);
-  const own = page.nextTokenProbs({ top: next.top.map(({ logit }) => logit), rest: next.rest }, { temperature: 1, top_k: 0, top_p: 1 }).probs;
+  const { probs } = page.nextTokenProbs(next, settings);
+  const own = page.nextTokenProbs(next, { temperature: 1, top_k: 0, top_p: 1 }).probs; // the model's
   return (
     <table>
       <thead>
@@ -20,9 +20,7 @@ function Alternatives({ index, token, next, settings, busy }) {
                 className="alternative"
                 disabled={busy || other.id === token.id}
                 aria-label={`Continue with ${other.label} instead`}
-                onClick={() =>
-                  page.choose(index, { id: other.id, text: other.text, label: other.label, rank: i + 1, logprob: Math.log(own[i]), prob: probs[i] })
-                }
+                onClick={() => page.choose(index, { id: other.id, text: other.text, label: other.label, rank: i + 1, logprob: Math.log(own[i]), prob: probs[i] })}
               >
                 {other.label}
               </button>
@@ -111,14 +109,7 @@ function Details({ index, token, state }) {
         {run && <FromStory run={run} />}
         {next && <Alternatives index={index} token={token} next={next} settings={state.settings} busy={state.running !== null} />}
         <div className="row">
-          {index > 0 && (
-            <button
-              type="button"
-              onClick={() => page.set({ bars: index, open: false })}
-            >
-              Show as bars
-            </button>
-          )}
+          {index > 0 && <button type="button" onClick={() => page.set({ bars: index, open: false })}>Show as bars</button>}
           <button type="button" onClick={page.close}>Close</button>
         </div>
       </div>

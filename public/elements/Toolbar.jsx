@@ -27,15 +27,7 @@ function Toolbar() {
     <div className="toolbar">
       <div role="group" aria-label="Views" className="views">
         {views.map(([name, label]) => (
-          <button
-            key={name}
-            type="button"
-            id={`view-${name}`}
-            aria-pressed={state.view === name}
-            onClick={() => page.set({ view: name })}
-          >
-            {label}
-          </button>
+          <button key={name} type="button" id={`view-${name}`} aria-pressed={state.view === name} onClick={() => page.set({ view: name })}>{label}</button>
         ))}
       </div>
       <div role="group" aria-label="Actions" className="doings">

@@ -1,13 +1,13 @@
 // The next token's probabilities with the settings, as `next_token_probs` in utils.py computes them.
 
-// `top`: logits, best first; `rest`: [count, logit] for groups of all other tokens.
+// `top`: tokens with logits, best first; `rest`: [count, logit] for groups of all other tokens.
 // Returns `probs` of `top`, and `others`, the probability of the rest.
 export function nextTokenProbs({ top, rest }, { temperature, top_k, top_p }) {
   if (temperature === 0) return { probs: top.map((_, i) => Number(i === 0)), others: 0 };
-  const weigh = (logit) => Math.exp((logit - top[0]) / temperature);
+  const weigh = (logit) => Math.exp((logit - top[0].logit) / temperature);
   const kept = top_k ? top.slice(0, top_k) : top;
   const groups = top_k ? [] : rest;
-  const weights = kept.map(weigh);
+  const weights = kept.map(({ logit }) => weigh(logit));
   const restWeight = groups.reduce((sum, [count, logit]) => sum + count * weigh(logit), 0);
   const total = weights.reduce((sum, weight) => sum + weight, restWeight);
   let probs = weights.map((weight) => weight / total);

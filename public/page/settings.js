@@ -13,11 +13,7 @@ export const defaults = () =>
 
 export function presets() {
   const { temperature, top_k, top_p } = defaults();
-  return {
-    'Most likely': { temperature: 0 },
-    Normal: { temperature, top_k, top_p },
-    Wild: { temperature: 2, top_k: 0, top_p: 1 }
-  };
+  return { 'Most likely': { temperature: 0 }, Normal: { temperature, top_k, top_p }, Wild: { temperature: 2, top_k: 0, top_p: 1 } };
 }
 
 export const seedIsUsable = (seed) => /^[0-9]*$/.test(seed) && seed.length <= config.seed_digits;
