@@ -1,4 +1,4 @@
-"""Things that several test files share: a tiny model, the tokenizer, the story."""
+"""Fixtures and helpers that several test files share."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # processes whose threads wait for each other's cost most
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes would compete for the cores
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
@@ -19,12 +19,12 @@ from gpt import GPT_CONFIG_124M, GPTModel
 from support.files import read_text
 from support.training.data import epoch_loaders, eval_loader
 
-# Timings vary too much on a busy machine to be part of a test.
+# On a busy machine, timings vary too much for a deadline.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 ROOT = Path(__file__).parent.parent
-DISK = 2**19  # bytes of the disk that `small_disk` makes
+DISK = 2**19  # size of `small_disk` in bytes
 TINY_CONFIG = {
     **GPT_CONFIG_124M,
     "vocab_size": 61,
@@ -37,7 +37,7 @@ TINY_CONFIG = {
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Refuse every connection to another machine: nothing here may need one."""
+    """Refuse connections to other hosts, because no test may need one."""
     connect = socket.socket.connect
 
     def connect_here(self, address):
@@ -53,7 +53,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def default_precision():
-    """Begin with PyTorch's precision of products, whatever a test before has set."""
+    """Restore PyTorch's default precision of matrix products before each test."""
     torch.set_float32_matmul_precision("highest")
 
 
@@ -65,7 +65,7 @@ def tiny_model() -> GPTModel:
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Tiny models lose more by threads that wait for each other than they gain."""
+    """Use one thread, because tiny models spend more time on synchronization than they gain."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -110,8 +110,8 @@ def begin(begun, function, args):
 
 @pytest.fixture(scope="session")
 def fork():
-    """Return a function that calls another in a process of its own, which has imported PyTorch."""
-    methods = multiprocessing.get_all_start_methods()  # Windows has "spawn" alone
+    """Return a function that calls another one in a new process that has imported PyTorch."""
+    methods = multiprocessing.get_all_start_methods()  # Windows has only "spawn"
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     context.set_forkserver_preload(["support.training.checkpoints", "support.model.hugging_face"])
 
@@ -126,7 +126,7 @@ def fork():
 
 
 def damaged(content, rng):
-    """Return a file's content, cut off or with some bits or bytes changed."""
+    """Return a file's content, truncated or with some bits or bytes changed."""
     how, content = rng.choice(["cut", "bits", "bytes", "insert", "remove"]), bytearray(content)
     at = rng.randrange(len(content))
     if how == "cut":
@@ -146,19 +146,19 @@ def damaged(content, rng):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Return a folder on a disk of its own, of `DISK` bytes."""
+    """Return a folder on a separate disk of `DISK` bytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder]
     if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root can make a small disk")
+        pytest.skip("only root can mount a small disk")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
 def git_checkout():
-    """Return the project's folder, where Git can tell what is in it."""
+    """Return the project's folder if it is a Git checkout; skip the test otherwise."""
     if not shutil.which("git") or not (ROOT / ".git").exists():
-        pytest.skip("this is no Git checkout, or Git is not installed")
+        pytest.skip("needs Git and a Git checkout")
     return ROOT

@@ -1,9 +1,9 @@
-"""Run the real notebook, training included, in a copy of the last commit; check its final loss.
+"""Run the whole lesson in a copy of the last commit, and check its final loss.
 
     python tests/full_notebook.py
 
-Fails if a cell fails or if the final training loss is more than 20 % above the README's figure.
-It is a script and not a test because it takes minutes.
+Fails if a cell fails, or if the final training loss exceeds the README's by more than 20%. A script
+and not a test, because it takes about ten minutes.
 """
 
 import re
@@ -25,7 +25,7 @@ def main() -> None:
     (expected,) = re.findall(r"training loss \*\*([\d.]+)\*\*", (ROOT / "README.md").read_text())
     with tempfile.TemporaryDirectory() as copy:
         subprocess.run(["git", "clone", "--quiet", ROOT, copy], check=True)
-        (Path(copy) / "pretrain-story-model.pth").unlink()  # the run has to make its own
+        (Path(copy) / "pretrain-story-model.pth").unlink()  # the run must write its own
         start = time.perf_counter()
         notebook = run_lesson(Path(copy) / "pretrain.ipynb")
         seconds = time.perf_counter() - start
@@ -33,7 +33,7 @@ def main() -> None:
     (loss,) = LOSS.findall("\n".join(printed))
     print(f"full notebook: {seconds:.0f} s, final training loss {loss} (README: {expected})")
     if float(loss) > 1.2 * float(expected):
-        sys.exit("the final training loss is more than 20 % above the README's")
+        sys.exit("the final training loss is more than 20% above the README's")
 
 
 if __name__ == "__main__":

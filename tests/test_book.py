@@ -1,8 +1,8 @@
-"""Checkpoints move both ways between this model and that of Raschka's book.
+"""Checkpoints of Raschka's book load into this model, and this model's into the book's.
 
-The book's own code is a package that pulls in gigabytes, so `PlainModel` stands in for it: a model
-with the book's names and masks, its attention written out. Where the package is (.ci/run installs
-it without those), it is tried, too.
+The book's package requires gigabytes of other packages, so `PlainModel` stands in for it: a model
+with the book's names and masks, and with attention written out. If the package is installed, as
+.ci/run does without its requirements, it is tested, too.
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import TINY_CONFIG
 from torch import nn
+from torch.nn import functional as F
 
 from gpt import GPTModel, calc_loss_loader
 from support.model.weights import load_model
@@ -26,29 +27,23 @@ class PlainNorm(nn.Module):
         self.scale, self.shift = nn.Parameter(torch.rand(dim)), nn.Parameter(torch.rand(dim))
 
     def forward(self, x):
-        centered = x - x.mean(-1, keepdim=True)
-        std = (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return centered / std * self.scale + self.shift
+        return F.layer_norm(x, x.shape[-1:], self.scale, self.shift, eps=1e-5)
 
 
 class PlainAttention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
-        dim, length = cfg["emb_dim"], cfg["context_length"]
-        self.heads = cfg["n_heads"]
+        dim, length, self.heads = cfg["emb_dim"], cfg["context_length"], cfg["n_heads"]
         for name in ("W_query", "W_key", "W_value"):
             self.add_module(name, nn.Linear(dim, dim, bias=cfg["qkv_bias"]))
         self.out_proj = nn.Linear(dim, dim)
         self.register_buffer("mask", torch.ones(length, length).triu(1))
 
     def forward(self, x):
-        heads = []
-        for q, k, v in zip(
-            *(layer(x).chunk(self.heads, -1) for layer in (self.W_query, self.W_key, self.W_value)),
-            strict=True,
-        ):
+        later = self.mask[: x.size(1), : x.size(1)].bool()
+        layers, heads = (self.W_query, self.W_key, self.W_value), []
+        for q, k, v in zip(*(layer(x).chunk(self.heads, -1) for layer in layers), strict=True):
             scores = q @ k.mT / q.size(-1) ** 0.5
-            later = self.mask[: x.size(1), : x.size(1)].bool()
             heads.append(scores.masked_fill(later, -torch.inf).softmax(-1) @ v)
         return self.out_proj(torch.cat(heads, -1))
 
@@ -56,14 +51,11 @@ class PlainAttention(nn.Module):
 class PlainFeedForward(nn.Module):
     def __init__(self, dim):
         super().__init__()
-        self.layers = nn.ModuleList(
-            [nn.Linear(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)]
-        )
+        gelu = nn.GELU(approximate="tanh")
+        self.layers = nn.Sequential(nn.Linear(dim, 4 * dim), gelu, nn.Linear(4 * dim, dim))
 
     def forward(self, x):
-        x = self.layers[0](x)
-        x = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
-        return self.layers[2](x)
+        return self.layers(x)
 
 
 class PlainBlock(nn.Module):
@@ -82,10 +74,8 @@ class PlainModel(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         dim, vocab = cfg["emb_dim"], cfg["vocab_size"]
-        self.tok_emb, self.pos_emb = (
-            nn.Embedding(vocab, dim),
-            nn.Embedding(cfg["context_length"], dim),
-        )
+        self.tok_emb = nn.Embedding(vocab, dim)
+        self.pos_emb = nn.Embedding(cfg["context_length"], dim)
         self.trf_blocks = nn.Sequential(*(PlainBlock(cfg) for _ in range(cfg["n_layers"])))
         self.final_norm, self.out_head = PlainNorm(dim), nn.Linear(dim, vocab, bias=False)
 
@@ -97,15 +87,12 @@ class PlainModel(nn.Module):
 BOOKS = [PlainModel]
 if importlib.util.find_spec("llms_from_scratch"):
     BOOKS.append(importlib.import_module("llms_from_scratch.ch04").GPTModel)
+each_book = pytest.mark.parametrize("book_class", BOOKS, ids=lambda book: book.__module__)
 
 
-@pytest.fixture(params=BOOKS, ids=lambda book: book.__module__)
-def book_class(request):
-    return request.param
-
-
+@each_book
 @pytest.mark.parametrize("cfg", [TINY_CONFIG, {**TINY_CONFIG, "qkv_bias": True}])
-def test_book_checkpoint(book_class, cfg, tmp_path):
+def test_a_checkpoint_of_the_book(book_class, cfg, tmp_path):
     torch.manual_seed(0)
     book = book_class(cfg).eval()
     assert any(name.endswith("att.mask") for name in book.state_dict())
@@ -116,9 +103,12 @@ def test_book_checkpoint(book_class, cfg, tmp_path):
         torch.testing.assert_close(model(ids), book(ids), atol=1e-4, rtol=0)
     expected = generate_text_simple(book, ids[:, :4], 12, 16)
     assert torch.equal(generate(model, ids[:, :4], 12, 16), expected)
+    loader = create_dataloader(torch.arange(200) % 61, 16, batch_size=2)
+    assert abs(calc_loss_loader(loader, book) - calc_loss_loader(loader, model)) < 1e-4
 
 
-def test_checkpoint_for_the_book(book_class):
+@each_book
+def test_a_checkpoint_for_the_book(book_class):
     torch.manual_seed(0)
     model, book = GPTModel(TINY_CONFIG).eval(), book_class(TINY_CONFIG).eval()
     masks = {name: t for name, t in book.state_dict().items() if name.endswith("att.mask")}
@@ -126,11 +116,3 @@ def test_checkpoint_for_the_book(book_class):
     ids = torch.randint(61, (3, 16))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), book(ids), atol=1e-4, rtol=0)
-
-
-def test_the_loss_of_the_books_model(book_class):
-    torch.manual_seed(0)
-    model, book = GPTModel(TINY_CONFIG), book_class(TINY_CONFIG)
-    model.load_state_dict(book.state_dict())
-    loader = create_dataloader(torch.arange(200) % 61, 16, batch_size=2)
-    assert abs(calc_loss_loader(loader, book) - calc_loss_loader(loader, model)) < 1e-4
