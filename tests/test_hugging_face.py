@@ -99,11 +99,11 @@ def test_the_tokenizer_is_gpt2s(tmp_path, tokenizer, story):
         assert theirs.decode(ids) == text
     assert theirs.eos_token_id == theirs.bos_token_id == tokenizer.eot_token
     assert theirs.model_max_length == 16
-    # llama.cpp's converter, which is no package and was run by hand, reads these.
+    # llama.cpp's converter reads these. It is not a package and was run by hand.
     config = json.loads((tmp_path / "config.json").read_text())
     names = ("architectures", "n_ctx", "n_embd", "n_head", "n_layer", "layer_norm_epsilon")
     assert [config[name] for name in names] == [["GPT2LMHeadModel"], 16, 24, 3, 1, 1e-5]
-    theirs.save_pretrained(tmp_path)  # in its own way, in other files
+    theirs.save_pretrained(tmp_path)  # under other file names
     load_hugging_face(tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_pretrain_goes_on_from_gpt2_as_it_is_published(tmp_path, monkeypatch, to
     assert (tmp_path / "gpt2" / "model.safetensors").read_bytes() == before
 
 
-# 3. What does not fit -----------------------------------------------------------------------
+# 3. Refused when loading -------------------------------------------------------------------
 
 
 def settings(**changes):
@@ -298,7 +298,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG)
-def test_what_does_not_fit_is_named(tmp_path, change, message):
+def test_a_mismatch_is_named(tmp_path, change, message):
     written()(tmp_path)
     change(tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
@@ -318,7 +318,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("change", "message"), MISSING)
-def test_what_is_missing_is_named(tmp_path, change, message):
+def test_a_missing_file_is_named(tmp_path, change, message):
     written(shard_size="20KB")(tmp_path / "model")
     change(tmp_path / "model")
     with pytest.raises(FileNotFoundError, match=message) as caught:
@@ -335,7 +335,7 @@ def test_a_file_is_no_folder(tmp_path):
     assert (tmp_path / "weights.pth").read_bytes() == b"weights"
 
 
-# 4. What is not written ---------------------------------------------------------------------
+# 4. Refused when saving --------------------------------------------------------------------
 
 
 def not_finite(model):
@@ -359,7 +359,7 @@ NOT_SAVED = [
 
 
 @pytest.mark.parametrize(("write", "change", "message"), NOT_SAVED)
-def test_what_is_not_saved_changes_no_file(tmp_path, write, change, message):
+def test_a_refused_save_changes_no_file(tmp_path, write, change, message):
     write(tmp_path / "model")
     before = {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")}
     model = ours()

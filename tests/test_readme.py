@@ -1,4 +1,4 @@
-"""What the README says is true: its files, commands, snippet and figures."""
+"""The README's files, commands, snippets and figures are right."""
 
 import os
 import re

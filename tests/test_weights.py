@@ -186,7 +186,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("content", "message"), UNREADABLE)
-def test_what_else_people_have_is_named(tmp_path, content, message):
+def test_other_contents_are_named(tmp_path, content, message):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=rf"w\.pth .*{message}") as caught:
         load_model(tmp_path / "w.pth", TINY_CONFIG)
@@ -196,7 +196,7 @@ def test_what_else_people_have_is_named(tmp_path, content, message):
 @pytest.mark.parametrize("content", [b"Everyone knew", pickle.dumps([1, 2]), bytes(5000), 0, 1, -1])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_other_files_and_files_cut_off(saved, tmp_path, name, content):
-    if isinstance(content, int):  # bytes that are left
+    if isinstance(content, int):  # remaining bytes
         if name == "w.safetensors":
             save_file(torch.load(saved), saved)
         content = saved.read_bytes()[:content]
@@ -221,14 +221,14 @@ def test_half_the_memory(tiny_model, saved):
     full = load_model(saved, TINY_CONFIG)
     ids = torch.randint(61, (3, 4))
     torch.testing.assert_close(half(ids).float(), full(ids), rtol=0.05, atol=0.02)
-    for next_ids, logits in stream(half, ids, 12, 16):  # as good with a cache as without
+    for next_ids, logits in stream(half, ids, 12, 16):  # with a cache as without
         torch.testing.assert_close(logits, half(ids)[:, -1], rtol=0.05, atol=0.02)
         ids = torch.cat([ids, next_ids], dim=1)
     assert generate(half, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
 
 
 def test_loading_needs_no_compiler(saved):
-    """Importing it would take as long as reading the file."""
+    """Importing PyTorch's compiler would take as long as reading the file."""
     code = (
         f"import sys, utils; utils.load_model({str(saved)!r}, {TINY_CONFIG}); "
         "sys.exit('torch._dynamo' in sys.modules)"
@@ -237,7 +237,7 @@ def test_loading_needs_no_compiler(saved):
 
 
 def test_a_loaded_model_can_be_trained_on(saved):
-    """As one can that got the same weights otherwise: their place in memory is another."""
+    """Training changes its weights as it does for the same weights in PyTorch's memory layout."""
     text, cfg = torch.arange(300) * 7 % 61, {**TINY_CONFIG, "drop_rate": 0.0}
     models = [load_model(saved, cfg), GPTModel(cfg)]
     models[1].load_state_dict(models[0].state_dict())
@@ -268,7 +268,7 @@ def test_eight_bits(tiny_model, saved):
 def test_products_of_eight_bits_are_exact_everywhere(rows):
     a = torch.randint(-127, 128, (rows, 3072)).float()
     b = torch.randint(-127, 128, (100, 3072), dtype=torch.int8)
-    a[0], a[0, -1], b[0] = 127, 126, 127  # the largest odd sum there can be
+    a[0], a[0, -1], b[0] = 127, 126, 127  # the largest possible odd sum
     scale, exact = torch.rand(100), a.long() @ b.long().T
     assert torch.equal(exact_product(a, b).long(), exact)  # what other devices use
     if fast_offset() is not None:  # this machine has a fast product
@@ -293,7 +293,7 @@ def test_eight_bits_are_the_same_with_other_instructions():
 
 
 def test_eight_bits_on_another_device():
-    there = Int8Linear(torch.nn.Linear(24, 5, device="meta"))  # it stands for a GPU: shapes alone
+    there = Int8Linear(torch.nn.Linear(24, 5, device="meta"))  # stands in for a GPU
     for layer in there, Int8Linear(torch.nn.Linear(24, 5)).to("meta"):
         assert layer(torch.zeros(2, 3, 24, device="meta")).shape == (2, 3, 5)
 
