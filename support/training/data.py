@@ -1,6 +1,6 @@
-"""From a text file to batches: reading, splitting, windows, loaders.
+"""From token ids to batches: splitting, windows, loaders.
 
-A window of T tokens asks T questions at once: its targets are its inputs shifted by one token.
+A window of T tokens holds T predictions: its targets are its inputs, shifted by one token.
 """
 
 import math
@@ -18,7 +18,7 @@ GPT2_VOCAB_SIZE = 50257
 def split_tokens(
     token_ids: torch.Tensor, context_length: int, val_fraction: float = 0.1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split a 1-D tensor of tokens in two: (train_ids, val_ids), the latter from the end.
+    """Split a 1-D tensor of token ids into (train_ids, val_ids), the latter from the end.
 
     Raises TypeError or ValueError for bad arguments, and ValueError if either part is too short
     for one window.
@@ -41,15 +41,15 @@ def split_tokens(
 
 
 class GPTDataset(Dataset):
-    """Windows over one text: item i is (inputs, targets), two views of shape (T,).
+    """Windows over one text: item i is (inputs, targets), both of shape (T,).
 
     Windows start every `stride` tokens, counted from `offset` tokens before the text. The first is
-    moved forward to begin with the text and the last moved back to end with it (each then overlaps
-    its neighbour), so that no token is dropped. All are views into `token_ids`, a 1-D tensor (or,
-    if that is not int64, made when asked for): they cost no memory, whatever the stride.
+    moved forward to the text's start and the last back to its end. They may overlap their
+    neighbours, but no token is dropped. The items are views of `token_ids`, a 1-D tensor, and so
+    take no memory (copies, if it is not int64).
 
-    Raises TypeError unless `token_ids` is a tensor of ids, and ValueError for ids outside the
-    vocabulary, for a text shorter than one window (`context_length` + 1 tokens), or unless
+    Raises TypeError unless `token_ids` is a tensor of ids. Raises ValueError for ids outside the
+    vocabulary, for a text shorter than one window (`context_length` + 1 tokens), and unless
     0 <= `offset` < `stride`.
     """
 
@@ -76,7 +76,7 @@ class GPTDataset(Dataset):
         self.token_ids = token_ids
         self.context_length = context_length
         self.stride = stride
-        self.offset = offset if self.last_start else 0  # one window has only one place
+        self.offset = offset if self.last_start else 0  # a single window has one position
 
     def __len__(self) -> int:
         return math.ceil((self.last_start + self.offset) / self.stride) + 1
@@ -101,15 +101,15 @@ def create_dataloader(
 ) -> DataLoader:
     """Return a loader of (inputs, targets) batches of shape (B, T), both of dtype int64.
 
-    `stride` defaults to `context_length`: windows side by side. The order of a shuffled loader
-    depends on `seed`, any whole number, alone; the global random state is neither read nor
+    `stride` defaults to `context_length`, so that windows do not overlap. The order of a shuffled
+    loader depends only on `seed`, any whole number. The global random state is neither read nor
     changed. Raises as `GPTDataset` does.
     """
     check_number("seed", seed)
     dataset = GPTDataset(
         token_ids, context_length, context_length if stride is None else stride, offset, vocab_size
     )
-    generator = torch.Generator().manual_seed(int(seed) % 2**63)  # in its range
+    generator = torch.Generator().manual_seed(int(seed) % 2**63)  # its range
     return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
 
 
@@ -121,16 +121,16 @@ def epoch_loaders(
     seed: int = 0,
     vocab_size: int = GPT2_VOCAB_SIZE,
 ) -> list[DataLoader]:
-    """Return one shuffled loader per epoch, with its windows at another offset in each.
+    """Return one shuffled loader per epoch, each with its windows at another offset.
 
     If windows always began at the same tokens, the model would learn each sentence at one position
-    only, and not know it anywhere else. Raises as `GPTDataset` does.
+    only. Raises as `GPTDataset` does.
     """
     check_number("num_epochs", num_epochs, low=1)
     check_number("batch_size", batch_size, low=1)
     check_number("context_length", context_length, low=1)
     check_number("seed", seed)
-    rng = random.Random(int(seed))  # also NumPy's
+    rng = random.Random(int(seed))  # it may be NumPy's
     return [
         create_dataloader(
             token_ids,

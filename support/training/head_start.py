@@ -10,23 +10,23 @@ from gpt import GPTModel, MultiHeadAttention
 def give_head_start(model: GPTModel) -> None:
     """Make the heads of a new model's first block attend to the tokens 1, 1, 2, 2, 3, 3, ... back.
 
-    The next token depends on the last few most of all. A model can find that out by itself, and
-    grows such "previous token heads" (Elhage et al. 2021, "A Mathematical Framework for
-    Transformer Circuits"), but on one short story this takes longer than all of the training here.
+    The next token depends mostly on the last few tokens. A model learns such "previous token heads"
+    by itself (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"), but on one
+    short story this takes longer than the whole training here.
 
-    It overwrites, in place (only the last of these draws random numbers, from the global state):
+    It overwrites the following weights in place. Only the last item draws random numbers, from the
+    global state.
 
-    - the positions: sines and cosines of the position at different frequencies (Vaswani et al.
-      2017, section 3.5) in the first channels, as many as a head has (64 of 768) but no
-      more than a quarter of all; zeros elsewhere;
-    - those channels of the token embeddings: zeros, so that they hold the position alone;
-    - in the first block, the part of the query and key matrices that reads these channels: a key
-      shows its position, a query the position that its head looks for, which is its own turned
-      back by the head's distance;
-    - in the first block, the value and output matrices: random numbers of std C ** -0.5, large
-      enough that what a head finds keeps its size.
+    - Position embeddings: sines and cosines of the position at different frequencies (Vaswani et
+      al. 2017, section 3.5) in the first channels, and zeros elsewhere. The number of these
+      channels is a head's (64 of 768), but at most a quarter of all.
+    - Token embeddings: zeros in these channels, so that they hold the position alone.
+    - Query and key matrices of the first block, where they read these channels: a key encodes its
+      position, and a query the position that lies its head's distance back.
+    - Value and output matrices of the first block: random numbers with a standard deviation of
+      C ** -0.5, so that a head's output has the size of its input.
 
-    These are starting values: training may change them all.
+    These are initial values, and training may change all of them.
     """
     dim, num_heads = model.cfg["emb_dim"], model.cfg["n_heads"]
     head_dim = dim // num_heads
