@@ -179,28 +179,14 @@ def test_the_run_configuration_holds_everything_that_decides_a_run(path):
         refused(path, rf"settings \({key} another, now ")
 
 
-def test_another_model(path):
+def test_other_files(path):
     train_until(set(), path)
     model = GPTModel({**TINY_CONFIG, "n_layers": 3})
     refused(path, r"training\.ckpt belongs to a model .*'n_layers': 2.* 3", model)
-
-
-def test_files_that_are_no_checkpoint(path):
     save_weights(new_model(), path)
     refused(path, r"training\.ckpt is not a checkpoint of save_checkpoint")
     path.write_bytes(path.read_bytes()[:-100])
     refused(path, r"training\.ckpt cannot be read as a checkpoint")
-
-
-def test_a_checkpoint_of_a_model_on_the_cpu_starts_no_gpu(path, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("this starts CUDA")
-
-    for name in ("get_rng_state", "get_rng_state_all", "set_rng_state", "set_rng_state_all"):
-        monkeypatch.setattr(torch.cuda, name, refuse)
-    monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
-    save_checkpoint(path, new_model(), TrainState(), config_of())
-    assert load_checkpoint(path, new_model(), config_of()) == TrainState()
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])

@@ -72,29 +72,21 @@ def test_tokenizing_is_done_once_for_each_version_of_a_text(tmp_path, tokenizer,
 def test_a_mapped_token_file_may_be_undeletable_as_on_windows(tmp_path, tokenizer, monkeypatch):
     path, replace, unlink = tmp_path / "mine.txt", Path.replace, Path.unlink
 
-    def refuse_mapped(target):
-        if str(target) in Path("/proc/self/maps").read_text():
-            raise PermissionError(13, "The process cannot access the file", str(target))
+    def refuse_mapped(path):
+        if str(path) in Path("/proc/self/maps").read_text():
+            raise PermissionError(13, "The process cannot access the file", str(path))
 
-    def as_on_windows(path, target):
-        refuse_mapped(target)
-        return replace(path, target)
-
-    def unlink_as_on_windows(path, missing_ok=False):
-        refuse_mapped(path)
-        unlink(path, missing_ok)
-
-    monkeypatch.setattr(Path, "replace", as_on_windows)
-    monkeypatch.setattr(Path, "unlink", unlink_as_on_windows)
+    monkeypatch.setattr(Path, "replace", lambda path, to: (refuse_mapped(to), replace(path, to)))
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **how: (refuse_mapped(path), unlink(path, **how))
+    )
     mapped = []
     for text in ("One text.", "Another text.", "One text."):
         path.write_text(text)
         mapped.append(load_token_file(path, tokenizer))
-        assert [tokenizer.decode(ids.tolist()) for ids in mapped][-1] == text
-    exists, missing = Path.exists, [True]  # two runs make the same file: the other one is faster
-    monkeypatch.setattr(
-        Path, "exists", lambda path: not (missing and missing.pop()) and exists(path)
-    )
+        assert tokenizer.decode(mapped[-1].tolist()) == text
+    exists, found = Path.exists, iter([False])  # another run makes the same file in the meantime
+    monkeypatch.setattr(Path, "exists", lambda path: next(found, exists(path)))
     assert load_token_file(path, tokenizer).tolist() == mapped[0].tolist()
     assert not list(tmp_path.glob("*.partial"))
 

@@ -36,13 +36,17 @@ LENGTH = 1200  # characters
 NUM_STEPS = 34
 
 
+def enter(folder, patch, story):
+    """Put a text into a folder and go there."""
+    (folder / "mine.txt").write_text(story[:LENGTH], encoding="utf-8")
+    patch.chdir(folder)
+    patch.setattr(pretrain, "tune_malloc", lambda: None)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, story):
-    """Return a folder with a text, in which the test runs."""
-    (tmp_path / "mine.txt").write_text(story[:LENGTH], encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretrain, "tune_malloc", lambda: None)
-    return tmp_path
+    return enter(tmp_path, monkeypatch, story)
 
 
 def train(*arguments, text="mine.txt"):
@@ -237,11 +241,8 @@ def test_compiled_it_learns_the_same():
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, one_thread, story):
-    folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "tune_malloc", lambda: None)
-        patch.chdir(folder)
-        (folder / "mine.txt").write_text(story[:LENGTH], encoding="utf-8")
+        enter(tmp_path_factory.mktemp("whole"), patch, story)
         train()
         return everything()
 
@@ -268,23 +269,15 @@ def test_it_resumes_from_its_last_checkpoint(monkeypatch, uninterrupted):
         gpt.train_step(model, optimizer, batch, step, *settings)
 
     monkeypatch.setattr(pretrain, "train_step", crash)
-    for at in (5, 17, 29):
+    for at, arguments in ((20, []), (5, ["--save-every", "0"]), (29, ["--save-every", "0"])):
         with pytest.raises(ValueError, match="half updated"):
-            train("--save-every", "0")
-        assert read_checkpoint("mine.ckpt")["step"] == at - 1
+            train(*arguments)
+        if arguments:  # otherwise it saves only every few minutes
+            assert read_checkpoint("mine.ckpt")["step"] == at - 1
+        assert Path("mine.ckpt").exists() is bool(arguments)
     at = 0
     train()
     assert everything() == uninterrupted
-
-
-def test_by_default_it_does_not_save_at_each_step(folder, stop_at):
-    def power_cut(run):
-        raise KeyboardInterrupt
-
-    stop_at(20, power_cut)
-    with pytest.raises(SystemExit):
-        train()
-    assert not (folder / "mine.ckpt").exists()
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])
@@ -339,10 +332,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --colour red", "unrecognized arguments: --colour red"),
         ("mine.txt --start-from gpt2", "argument --start-from: there is no such file or f"),
         ("mine.txt --start-from .", r"\. is no folder with a config\.json"),
-        (  # a model without the token of that name
-            f"mine.txt --prompt <|endoftext|> --config {SIZE},vocab_size=50256",
-            r"--prompt '<\|endoftext\|>' has tokens outside the vocabulary",
-        ),
+        (f"mine.txt --prompt <|endoftext|> --config {SIZE},vocab_size=50256", ".* has tokens outs"),
         (f"mine.txt --config {SIZE},vocab_size=90", "token id .* is outside the vocabulary of 90"),
     ],
 )
@@ -382,15 +372,15 @@ def test_the_checkpoint_of_another_run_is_refused_and_kept(folder, failure, stop
     stop_at(10, terminate)
     failure(143)
     files = {path: path.read_bytes() for path in folder.iterdir() if path.name != "mine.txt"}
-    for arguments, change in [
-        (["--epochs", "3"], "num_epochs 2, now 3"),
-        (["--batch-size", "2"], "batch_size 1, now 2"),
-        (["--learning-rate", "1e-3"], r"learning_rate 0\.0004, now 0\.001"),
-        (["--no-head-start"], "head_start True, now False"),
-        (["--precision", "highest"], "precision medium, now highest"),
-        (["--config", f"{SIZE},n_layers=2"], "a model with the configuration .* not"),
-    ]:
-        assert re.search(rf"mine\.ckpt belongs to .*{change}", failure(2, *arguments))
+    for arguments, change in {
+        "--epochs 3": "num_epochs 2, now 3",
+        "--batch-size 2": "batch_size 1, now 2",
+        "--learning-rate 1e-3": r"learning_rate 0\.0004, now 0\.001",
+        "--no-head-start": "head_start True, now False",
+        "--precision highest": "precision medium, now highest",
+        f"--config {SIZE},n_layers=2": "a model with the configuration .* not",
+    }.items():
+        assert re.search(rf"mine\.ckpt belongs to .*{change}", failure(2, *arguments.split()))
     (folder / "mine.txt").write_text("Another text. " * 200)
     assert re.search(r"training text \w+, now \w+", failure(2))
     assert {path: path.read_bytes() for path in files} == files

@@ -17,7 +17,6 @@ from gpt import (
     calc_loss_batch,
     calc_loss_loader,
     create_optimizer,
-    evaluate_model,
     train_model,
     train_step,
     wsd_schedule,
@@ -48,18 +47,6 @@ def test_loss_is_the_mean_over_tokens_whatever_the_batch_size(tiny_model):
     for batch_size in (1, 2, 3, 7):  # 2 and 3 leave a smaller last batch
         loader = create_dataloader(ids, 16, batch_size)
         assert calc_loss_loader(loader, tiny_model) == pytest.approx(sum(single) / 7, rel=1e-5)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluation_leaves_mode_and_random_state(tiny_model, training):
-    tiny_model.train(training)
-    loader = create_dataloader(TEXT, 16)
-    state = torch.get_rng_state()
-    first = evaluate_model(tiny_model, loader, loader)
-    assert evaluate_model(tiny_model, loader, loader) == first  # no dropout, same windows
-    assert torch.equal(torch.get_rng_state(), state)
-    assert tiny_model.training is training
-    assert all(p.grad is None for p in tiny_model.parameters())
 
 
 def test_history():
@@ -131,15 +118,6 @@ print(generate(model, text[None, :4], 40, 16, 1.0, generator=torch.Generator().m
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_overfits_one_batch():
-    torch.manual_seed(0)
-    model = GPTModel(TINY_CONFIG)
-    ids = torch.randint(61, (17,))
-    loaders = tiny_loaders(ids, ids, num_epochs=150)
-    *_, last = train_model(model, *loaders, learning_rate=3e-3, evals_per_epoch=1)
-    assert last.train_loss < 0.05
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("callback", ["on_step", "on_eval"])
 def test_an_interruption_leaves_a_usable_model(callback, error):
@@ -161,21 +139,13 @@ def test_an_interruption_leaves_a_usable_model(callback, error):
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "error"),
-    [
-        ("learning_rate", [-1e-3, math.nan, math.inf, 10**400], ValueError),
-        ("learning_rate", ["fast"], TypeError),
-        ("warmup_steps", [-1], ValueError),
-        ("warmup_steps", [None], TypeError),
-        ("weight_decay", [-0.1], ValueError),
-        ("max_grad_norm", [math.nan], ValueError),
-        ("max_grad_norm", [[1.0]], TypeError),
-        ("evals_per_epoch", [-2], ValueError),
-    ],
+    "name",
+    ["learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "evals_per_epoch"],
 )
-def test_bad_hyperparameters(tiny_model, name, values, error):
+def test_bad_hyperparameters(tiny_model, name):
     before, calls = weights(tiny_model), []
-    for value in values:
+    for value in (-1e-3, math.nan, math.inf, 10**400, "fast", None, [1.0]):
+        error = ValueError if isinstance(value, int | float) else TypeError
         with pytest.raises(error, match=f"{name} must be a finite number of at least 0, not "):
             train(tiny_model, **{name: value}, on_step=calls.append, on_eval=calls.append)
     assert calls == []  # it was refused before anything began
