@@ -217,19 +217,15 @@ def test_an_old_python_is_told_which_one_to_take():
     assert line.startswith("This project needs Python 3.11 or newer, but this is Python ")
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.glob("*.py")), ids=lambda path: path.name)
-def test_pytest_can_import_the_tests_on_windows(path):
-    lacking = {"resource", "fcntl", "pwd", "grp", "termios", "SIGALRM", "SIGKILL", "geteuid"}
-    names, todo = set(), ast.parse(path.read_text(encoding="utf-8")).body
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            todo += node.args.defaults if isinstance(node, ast.Lambda) else node.decorator_list
-            continue  # its body runs later
-        todo += ast.iter_child_nodes(node)
-        names |= {getattr(node, "name", None), getattr(node, "attr", None)}
-        names.add(getattr(node, "module", None))
-    assert not names & lacking
+def test_pytest_can_import_the_tests_on_windows():
+    """Modules and names that Windows lacks are used within functions only."""
+    lacking = re.compile(r"\b(resource|fcntl|pwd|grp|termios|SIGALRM|SIGKILL|geteuid|AF_UNIX)\b")
+    for path in TESTS.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                node.body = [ast.Pass()]
+        assert not lacking.search(ast.unparse(tree)), path.name
 
 
 # 4. Without a network, and from Git ---------------------------------------------------------

@@ -38,8 +38,8 @@ the current folder, named after the text, or as --weights says:
   mine.ckpt  the checkpoint, to resume an interrupted run; about 12 bytes a parameter
   mine.lock  an empty file that keeps a second run away
 
-The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. After a finished
-training you need only mine.pth. To train longer, use --start-from mine.pth and another name for
+The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. Once a training has
+finished, you need only mine.pth. To train longer, use --start-from mine.pth and another name for
 --weights. A run that is killed while it writes leaves a *.partial file: delete it.
 
 Ctrl-C and SIGTERM stop the run after the current step, and save. Run the same command again to
