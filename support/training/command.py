@@ -55,7 +55,7 @@ class SafeStream:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> None:
-        encoding = self.stream.encoding
+        encoding = self.stream.encoding or "utf-8"  # that of a StringIO is None
         try:
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
