@@ -38,9 +38,9 @@ the current folder, named after the text, or as --weights says:
   mine.ckpt  the checkpoint, to resume an interrupted run; about 12 bytes a parameter
   mine.lock  an empty file that keeps a second run away
 
-The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. Once a training has
-finished, you need only mine.pth. To train longer, use --start-from mine.pth and another name for
---weights. A run that is killed while it writes leaves a *.partial file: delete it.
+The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. At the end you
+need only mine.pth. To train longer, use --start-from mine.pth and another name for --weights. A run
+that is killed while it writes leaves a *.partial file: delete it.
 
 Ctrl-C and SIGTERM stop the run after the current step, and save. Run the same command again to
 resume; the number of processes may differ. Each machine needs the text, and mine.ckpt to resume.
