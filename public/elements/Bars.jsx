@@ -4,8 +4,7 @@ import { useEffect, useRef, useSyncExternalStore } from 'react';
 const SHOWN = 10;
 
 function Slider({ name, settings }) {
-  const { label, step } = page.FIELDS[name];
-  const { min, max } = page.config.limits[name];
+  const { label, min, max, step } = page.field(name);
   return (
     <label className="slider">
       {label}

@@ -3,8 +3,7 @@ import { useState, useSyncExternalStore } from 'react';
 
 // A number field. A typed value applies once it is valid, and is clamped when the field loses focus.
 function Field({ name, value }) {
-  const { label, step, help } = page.FIELDS[name];
-  const { min, max } = page.config.limits[name];
+  const { label, min, max, step, help } = page.field(name);
   const [typed, setTyped] = useState(null);
   const type = (event) => {
     setTyped(event.target.value);

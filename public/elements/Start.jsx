@@ -1,8 +1,6 @@
 // The page before the first prompt: an introduction, prompts to begin with, and earlier texts.
 import { useSyncExternalStore } from 'react';
 
-const firstWords = (document) => page.textOf(document).slice(0, 60);
-
 function Start() {
   const state = useSyncExternalStore(page.subscribe, page.get);
   if (!state.settings || page.document()) return null;
@@ -26,7 +24,7 @@ function Start() {
           <div id="earlier">
             {state.documents.map((document) => (
               <button key={document.id} type="button" className="starter" onClick={() => page.open(document.id)}>
-                {firstWords(document)}…
+                {page.textOf(document).slice(0, 60)}…
               </button>
             ))}
           </div>

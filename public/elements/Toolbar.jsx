@@ -22,7 +22,6 @@ function Toolbar() {
   const busy = state.running !== null;
   const hasDrafts = page.tokensOf(shown).some((token) => token.draft);
   const views = Object.entries(VIEWS).filter(([name]) => name !== 'drafts' || hasDrafts);
-  const bars = () => page.set({ bars: page.tokensOf(shown).length, open: false });
   return (
     <div className="toolbar">
       <div role="group" aria-label="Views" className="views">
@@ -33,7 +32,7 @@ function Toolbar() {
       <div role="group" aria-label="Actions" className="doings">
         <button id="continue" type="button" disabled={busy} onClick={page.goOn}>Continue</button>
         <button id="again" type="button" disabled={busy} onClick={page.again}>Try again</button>
-        <button id="next-token" type="button" onClick={bars}>What comes next?</button>
+        <button id="next-token" type="button" onClick={() => page.set({ bars: page.tokensOf(shown).length, open: false })}>What comes next?</button>
         <button id="compare-button" type="button" disabled={busy} onClick={page.compare}>Compare</button>
         <button id="story" type="button" onClick={() => page.openStory()}>Read the story</button>
         {navigator.clipboard && ( // not available over plain HTTP from another machine

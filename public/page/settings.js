@@ -8,6 +8,8 @@ export const FIELDS = {
   max_new_tokens: { label: 'Tokens', step: 1, help: 'How many tokens to generate. A token is about four letters.' }
 };
 
+export const field = (name) => ({ ...FIELDS[name], ...config.limits[name] });
+
 export const defaults = () =>
   ({ ...Object.fromEntries(Object.keys(FIELDS).map((name) => [name, config.limits[name].default])), seed: '' });
 
@@ -20,10 +22,10 @@ export const seedIsUsable = (seed) => /^[0-9]*$/.test(seed) && seed.length <= co
 
 // A number clamped to its limits, whole or with two decimals; the default for anything else.
 export function clamp(name, value) {
-  const { min, max, default: fallback } = config.limits[name];
+  const { min, max, step, default: fallback } = field(name);
   const number = typeof value === 'string' && value.trim() === '' ? NaN : Number(value);
   if (value === null || typeof value === 'object' || Number.isNaN(number)) return fallback;
-  return Number(Math.min(Math.max(number, min), max).toFixed(FIELDS[name].step < 1 ? 2 : 0));
+  return Number(Math.min(Math.max(number, min), max).toFixed(step < 1 ? 2 : 0));
 }
 
 // Settings from any input, such as the browser's storage or a link.
