@@ -1,6 +1,7 @@
-"""Batches of texts: each is the same as alone, and a failure stays with its text."""
+"""Batches and drafts: a text is the same alone, among others, with drafts and without."""
 
 import asyncio
+import copy
 import math
 import threading
 import time
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
 from gpt import GPTModel, train_model
+from support.model.drafts import MAX_DRAFT, MIN_MATCH, Drafter
 from support.model.quantization import quantize
 from support.page.batch import MAX_STEP, Batch
 from support.page.scheduler import Scheduler
@@ -31,16 +33,26 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
-def trained(request):
+@pytest.fixture(scope="module")
+def float32_model():
     """A model that has memorized most of TEXT, so most drafts are right and some are wrong."""
     torch.manual_seed(0)
     model = GPTModel({**TINY_CONFIG, "context_length": 64, "emb_dim": 48, "drop_rate": 0.0})
     loaders = [create_dataloader(TEXT, 32, stride=7, batch_size=8)] * 25
     train_model(model, loaders, loaders[0], loaders[0], learning_rate=1e-2, evals_per_epoch=0)
-    if request.param == "int8":
-        quantize(model)
     return model
+
+
+@pytest.fixture(scope="module")
+def int8_model(float32_model):
+    model = copy.deepcopy(float32_model)
+    quantize(model)
+    return model
+
+
+@pytest.fixture(scope="module", params=["float32_model", "int8_model"])
+def trained(request):
+    return request.getfixturevalue(request.param)
 
 
 def add(batch, seed=0, start=0, length=10, n=20, context_size=64, **settings):
@@ -371,3 +383,107 @@ def test_a_failing_step_fails_its_texts_and_nobody_who_joins_meanwhile(tiny_mode
             return tokens + [token async for new in newcomer for token in new]
 
     assert len(asyncio.run(scene())) == 3
+
+
+# Drafts for one text ------------------------------------------------------------------------
+
+
+class Steps:
+    """Counts a model's steps."""
+
+    def __init__(self, model):
+        self.count = 0
+        model.out_head.register_forward_hook(self.add)
+
+    def add(self, *args):
+        self.count += 1
+
+
+def continued(model, drafts, seed, start, length, n, context_size, **settings):
+    """Return tokens and the generator's state after them."""
+    generator = torch.Generator().manual_seed(seed)
+    idx = TEXT[None, start : start + length]
+    ids = generate(
+        model, idx, n, context_size, generator=generator, draft_ids=drafts, **settings
+    )  # fmt: skip
+    return ids.tolist(), generator.get_state().tolist()
+
+
+@hypothesis_settings(max_examples=200)
+@given(
+    seed=st.integers(0, 9), start=st.integers(0, 200), length=st.integers(1, 80),
+    n=st.integers(0, 120), context_size=st.integers(1, 64),
+    temperature=st.sampled_from([0, 0.3, 0.8, 1.0, 1.5]), top_k=st.sampled_from([None, 3, 20]),
+    top_p=st.sampled_from([None, 0.9]), eos_id=st.none() | st.integers(0, 60),
+    drafts=st.sampled_from([TEXT, TEXT[None], TEXT[:100], TEXT[:0], TEXT.flip(0)]),
+)  # fmt: skip
+def test_same_tokens_and_same_draws(float32_model, drafts, **arguments):
+    plain = continued(float32_model, None, **arguments)
+    assert continued(float32_model, drafts, **arguments) == plain
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5])
+def test_fewer_steps(float32_model, temperature):
+    steps = Steps(float32_model)
+    continued(float32_model, TEXT, 0, 100, 10, 50, 64, temperature=temperature)
+    assert 3 <= steps.count <= 25
+
+
+def test_draws_are_made_when_a_token_is_asked_for(float32_model):
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    idx, settings = TEXT[None, :10], {"temperature": 0.5}
+    texts = [
+        stream(float32_model, idx, 40, 64, generator=generator, draft_ids=drafts, **settings)
+        for generator, drafts in zip(generators, (None, TEXT), strict=True)
+    ]
+    for (ids, logits), (draft_ids, draft_logits) in zip(*texts, strict=True):
+        assert ids.equal(draft_ids)
+        torch.testing.assert_close(logits, draft_logits)
+        assert generators[0].get_state().equal(generators[1].get_state())
+
+
+def test_with_8_bits_the_logits_have_the_same_bits(int8_model):
+    generator = torch.Generator().manual_seed(5)
+    for start in torch.randint(250, (20,), generator=generator).tolist():
+        idx, steps = TEXT[None, start : start + 9], Steps(int8_model)
+        plain = torch.cat([logits for _, logits in stream(int8_model, idx, 100, 64)])
+        count, steps.count = steps.count, 0
+        drafted = stream(int8_model, idx, 100, 64, draft_ids=TEXT)
+        assert torch.equal(plain, torch.cat([logits for _, logits in drafted]))
+        assert steps.count < count
+
+
+def test_a_text_of_its_own_past_is_drafted_too(float32_model):
+    steps = Steps(float32_model)
+    idx = TEXT[None, 50:80].repeat(1, 2)[:, :45]  # begins a second time
+    continued_text = generate(float32_model, idx, 12, 64, draft_ids=TEXT[:0])
+    assert steps.count < 12
+    assert continued_text.equal(generate(float32_model, idx, 12, 64))
+
+
+def test_as_long_as_the_match_and_never_across_the_end():
+    story = list(range(100, 150))
+    drafter = Drafter(story, [7, 8])
+    assert drafter.propose(99) == []
+    for n in range(1, 40):
+        drafter.append(99 + n)
+        expected = story[n : n + min(n, MAX_DRAFT)] if n >= MIN_MATCH else []
+        assert drafter.propose(99) == expected
+        assert drafter.propose(3) == expected[:3]
+    drafter.append(0)  # not as foreseen
+    assert drafter.propose(99) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"idx": TEXT[:20].view(2, 10)}, ValueError, "draft_ids are for one prompt, .* are 2"),
+        ({"draft_ids": torch.tensor([61])}, ValueError, "token id 61 is outside"),
+        ({"draft_ids": TEXT.tolist()}, TypeError, "draft_ids must be a tensor of token ids"),
+        ({"draft_ids": TEXT[None, None]}, ValueError, r"draft_ids has shape \(1, 1, 300\)"),
+    ],
+)
+def test_bad_drafts(tiny_model, change, error, message):
+    with pytest.raises(error, match=message):
+        stream(tiny_model, **{"idx": TEXT[None, :3], "max_new_tokens": 3, "context_size": 16,
+                              "draft_ids": TEXT} | change)  # fmt: skip
