@@ -199,7 +199,7 @@ def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless, run_befo
     assert str(read_only / ".files") in process.stderr.splitlines()[-1]
     if run_before:  # else Chainlit itself has ended, before it read app.py
         assert "Traceback" not in process.stderr
-    assert "copy a read-only project" in README
+    assert "must be writable" in README
 
 
 # 3. Other systems ---------------------------------------------------------------------------
