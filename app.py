@@ -8,6 +8,10 @@ step at a time for all texts (support/page/scheduler.py): the page never freezes
 most one step. `background_executor` runs other long tasks.
 """
 
+from support.python_version import require_python
+
+require_python("chainlit")  # the imports below fail elsewhere
+
 import asyncio
 import math
 import os

@@ -6,9 +6,10 @@ From top to bottom: text and model, reports and files, the training. The argumen
 support/training/arguments.py; support/training/distributed.py connects several processes.
 """
 
-import support.python_version  # noqa: F401  before imports that fail on an old Python
+from support.python_version import require_python
 
-# isort: split
+require_python("torch")  # the imports below fail elsewhere
+
 import argparse
 import csv
 import io

@@ -1,12 +1,27 @@
-"""End with one line on a Python that is too old. Commands import this module first.
+"""Stop on a Python that the pinned packages have no release for, in one line.
 
-It runs on old Pythons, too, and so must parse the files that import it.
+Programs call this before other imports, so it must run on old Pythons.
 """
 
 import sys
+from importlib.util import find_spec
 
-if sys.version_info < (3, 11):  # noqa: UP036
-    sys.exit(
-        f"This project needs Python 3.11 or newer, but this is Python {sys.version.split()[0]}. "
-        "Get a newer one from https://www.python.org/downloads/ or with: uv venv --python 3.13"
-    )
+OLDEST = (3, 11)
+NEWEST = {"torch": (3, 14), "chainlit": (3, 13)}  # of the versions in requirements.txt
+
+
+def require_python(package: str) -> None:
+    """Return if this Python can run `package`; otherwise exit with the way out.
+
+    A later Python may have its own PyTorch, as Colab does. Chainlit fails on one even if forced in:
+    its command applies nest_asyncio, which breaks asyncio from Python 3.14 on.
+    """
+    version, newest = sys.version_info[:2], NEWEST[package]
+    too_new = version > newest and (package == "chainlit" or not find_spec(package))
+    if version < OLDEST or too_new:
+        what = "the page" if package == "chainlit" else "this project"
+        sys.exit(
+            f"This is Python {version[0]}.{version[1]}, but {what} needs 3.{OLDEST[1]} to "
+            f"3.{newest[1]}: install one of these, or let uv bring it (pip install uv, then "
+            "uv venv --python 3.13), and follow Start in README.md"
+        )

@@ -12,10 +12,10 @@ PATHS = [*ROOT.glob("*.py"), *(ROOT / "support").rglob("*.py")]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PATHS}
 FILES -= {name for name in FILES if name.endswith("__init__")}
 # What each part of the project may import from the others, besides itself: imports go down only.
-SHARED = {"support.checks", "support.files"}
+SHARED = {"support.checks", "support.files", "support.python_version"}
 MODEL = {*SHARED, "gpt", "support.model"}
 INSPECTION = {*MODEL, "utils", "support.inspection"}
-ALL = {*INSPECTION, "support.training", "support.lesson", "support.page", "support.python_version"}
+ALL = {*INSPECTION, "support.training", "support.lesson", "support.page"}
 MAY_IMPORT = {
     "gpt": set(),
     "support.checks": set(),

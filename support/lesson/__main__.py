@@ -1,5 +1,9 @@
 """Run the whole lesson in a terminal and show its progress: python -m support.lesson"""
 
+from support.python_version import require_python
+
+require_python("torch")  # the imports below fail elsewhere
+
 import sys
 import time
 from pathlib import Path
