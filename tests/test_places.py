@@ -205,16 +205,51 @@ def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless, run_befo
 # 3. Other systems ---------------------------------------------------------------------------
 
 
-def test_an_old_python_is_told_which_one_to_take():
-    """The commands must parse there, too."""
-    for name in ("pretrain.py", "support/python_version.py"):
-        ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 8))
-    old = f"sys.version_info, sys.path = (3, 8, 18), [{str(ROOT)!r}, *sys.path]"
-    code = f"import sys, runpy; {old}; runpy.run_path('pretrain.py', run_name='__main__')"
-    process = run([sys.executable, "-c", code], ROOT)
-    assert process.returncode == 1
-    (line,) = process.stderr.splitlines()
-    assert line.startswith("This project needs Python 3.11 or newer, but this is Python ")
+COMMANDS = {"torch": ("pretrain.py", "support/lesson/__main__.py"), "chainlit": ("app.py",)}
+
+
+@pytest.mark.parametrize(
+    ("version", "package", "needs"),
+    [
+        ((3, 8), "torch", "this project needs 3.11 to 3.14"),
+        ((3, 15), "torch", "this project needs 3.11 to 3.14"),
+        ((3, 10), "chainlit", "the page needs 3.11 to 3.13"),
+        ((3, 14), "chainlit", "the page needs 3.11 to 3.13"),
+    ],
+)
+def test_one_line_on_another_python(version, package, needs):
+    """With -S, Python finds no installed packages. An old Python must parse the commands."""
+    for command in COMMANDS[package]:
+        source = (ROOT / command).read_text(encoding="utf-8")
+        ast.parse(source, feature_version=(3, 8))
+        setup = f"import sys, runpy; sys.version_info = {version}; sys.path.insert(0, {str(ROOT)!r})"
+        process = run(
+            [sys.executable, "-S", "-c", f"{setup}; runpy.run_path({command!r}, None, '__main__')"],
+            ROOT,
+        )
+        assert process.returncode == 1
+        (line,) = process.stderr.splitlines()
+        assert line.startswith(f"This is Python {version[0]}.{version[1]}, but {needs}: ")
+
+
+def test_a_later_python_with_its_own_pytorch_will_do():
+    code = "import sys; sys.version_info = (3, 99); import support.python_version as python; "
+    assert output([sys.executable, "-c", f"{code}python.require_python('torch')"], ROOT) == ""
+
+
+def test_python_versions_are_the_same_everywhere():
+    """In requirements.txt, the README, the CI's matrix and the check at each command's start."""
+    oldest, newest = (f"3.{version[1]}" for version in (OLDEST, NEWEST["torch"]))
+    for_page = f"3.{NEWEST['chainlit'][1]}"
+    assert CHAINLIT.marker is not None
+    assert CHAINLIT.marker.evaluate({"python_version": for_page})
+    assert not CHAINLIT.marker.evaluate({"python_version": newest})
+    assert f"Python {oldest} to {for_page}" in README
+    assert f"{newest}" in README.split("## Start")[1].split("```")[0]
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert f'python: ["{oldest}", "{newest}"]' in workflow
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'target-version = "py{oldest.replace(".", "")}"' in pyproject
 
 
 def test_pytest_can_import_the_tests_on_windows():
