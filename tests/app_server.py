@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import socketio
 from conftest import ROOT
+from packaging.requirements import Requirement
 from playwright.sync_api import Browser, Error, sync_playwright
 
 WEIGHTS = "pretrain-story-model.pth"
@@ -38,6 +39,9 @@ BROWSERS = [  # ways to start one: Playwright's own, one in the PATH, one where 
 NO_BROWSER = (
     "no browser was found: get one with `apt-get install chromium` or `playwright install chromium`"
 )
+
+REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+(CHAINLIT,) = (Requirement(line) for line in REQUIREMENTS if line.startswith("chainlit"))
 
 # The app itself. It leaves the number of generated tokens in the file "count", and in "kept" of how
 # many people, messages and elements it remembers something, and the settings that it keeps. It
@@ -128,6 +132,12 @@ def copy_app(
         (folder / WEIGHTS).symlink_to(weights)
 
 
+def need_chainlit() -> None:
+    """Skip the test if Chainlit has no release for this Python."""
+    if CHAINLIT.marker and not CHAINLIT.marker.evaluate():
+        pytest.skip(f"the page needs another Python: {CHAINLIT}")
+
+
 @contextmanager
 def serving(
     folder: Path,
@@ -142,6 +152,7 @@ def serving(
     `prefix` is a command that runs it, such as ("env", "-u", "HOME"); `options` are Chainlit's.
     Without a `port`, it has a free one.
     """
+    need_chainlit()
     if not port:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

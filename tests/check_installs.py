@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import product, repeat
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def resolve(python: str, system: str, files: list[str]) -> tuple[int, str]:
     command += ["--no-header", "--no-annotate", "--only-binary", ":all:"]
     for package in ONLY_SOURCES:
         command += ["--no-binary", package]
-    command += ["--python-version", python, "--python-platform", system]
+    command += ["--python-version", python, "--python-platform", SYSTEMS[system]]
     environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}  # as PyTorch's wheels need
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return len(done.stdout.splitlines()), done.stderr if done.returncode else ""
@@ -44,7 +44,7 @@ def main() -> int:
         print("| Python |", " | ".join(SYSTEMS), "|\n|---|" + "---|" * len(SYSTEMS))
         pairs = list(product(PYTHONS, SYSTEMS))
         with ThreadPoolExecutor(8) as pool:  # it mostly waits for the registry
-            results = pool.map(lambda pair: resolve(pair[0], SYSTEMS[pair[1]], files), pairs)
+            results = pool.map(resolve, *zip(*pairs, strict=True), repeat(files))
             found = dict(zip(pairs, results, strict=True))
         for python in PYTHONS:
             cells = [str(found[python, name][0] or "none") for name in SYSTEMS]

@@ -61,6 +61,8 @@ def test_commands_name_existing_files():
     files += [w.replace(".", "/") + "/__main__.py" for w in words if w.startswith("support.")]
     assert len(files) >= 5
     assert [name for name in files if not (ROOT / name).exists()] == []
+    (torch_version,) = re.findall(r"pip install (torch==\S+) --index-url", README)
+    assert torch_version in (ROOT / "requirements.txt").read_text().splitlines()
 
 
 def test_ci_runs_the_command_for_tests():

@@ -176,7 +176,8 @@ def test_labels_of_tokens_turn_nothing(tokenizer):
 
 # 2. Files -----------------------------------------------------------------------------------
 
-CHAINLIT = Path(importlib.util.find_spec("chainlit").origin).parent
+found = importlib.util.find_spec("chainlit")  # None where it has no release for this Python
+CHAINLIT = Path(found.origin if found else "").parent
 OPEN_FOLDERS = {  # what stands in these is sent to anybody
     "/public/": "public",
     "/assets/": CHAINLIT / "frontend" / "dist" / "assets",
@@ -497,7 +498,7 @@ def test_versions_are_exact(folder):
     lines = [line for line in lines if not line.startswith("#")]
     assert lines
     for line in lines:
-        assert re.fullmatch(r"[a-z0-9-]+==\d+(\.\d+)+", line)
+        assert re.fullmatch(r'[a-z0-9-]+==\d+(\.\d+)+(; python_version < "3\.\d+")?', line)
 
 
 CLEAN = {"name": "clock", "version": "1.0", "vulns": []}
