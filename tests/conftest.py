@@ -25,14 +25,8 @@ settings.load_profile("no deadline")
 
 ROOT = Path(__file__).parent.parent
 DISK = 2**19  # size of `small_disk` in bytes
-TINY_CONFIG = {
-    **GPT_CONFIG_124M,
-    "vocab_size": 61,
-    "context_length": 16,
-    "emb_dim": 24,
-    "n_heads": 3,
-    "n_layers": 2,
-}
+TINY_CONFIG = GPT_CONFIG_124M | {"vocab_size": 61, "context_length": 16}
+TINY_CONFIG |= {"emb_dim": 24, "n_heads": 3, "n_layers": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -127,21 +121,16 @@ def fork():
 
 def damaged(content, rng):
     """Return a file's content, truncated or with some bits or bytes changed."""
-    how, content = rng.choice(["cut", "bits", "bytes", "insert", "remove"]), bytearray(content)
-    at = rng.randrange(len(content))
+    how = rng.choice(["cut", "bit", "byte", "insert", "remove"])
     if how == "cut":
-        return bytes(content[:at])
+        return content[: rng.randrange(len(content))]
     for _ in range(rng.choice([1, 1, 3, 50])):
-        at = rng.randrange(len(content))
-        if how == "bits":
-            content[at] ^= 1 << rng.randrange(8)
-        elif how == "bytes":
-            content[at] = rng.randrange(256)
-        elif how == "insert":
-            content.insert(at, rng.randrange(256))
-        else:
-            del content[at]
-    return bytes(content)
+        at, new = rng.randrange(len(content)), bytes([rng.randrange(256)])
+        old = content[at : at + 1]
+        flipped = bytes([old[0] ^ 1 << rng.randrange(8)])
+        changed = {"bit": flipped, "byte": new, "insert": new + old, "remove": b""}[how]
+        content = content[:at] + changed + content[at + 1 :]
+    return content
 
 
 @pytest.fixture

@@ -48,26 +48,17 @@ class PlainAttention(nn.Module):
         return self.out_proj(torch.cat(heads, -1))
 
 
-class PlainFeedForward(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        gelu = nn.GELU(approximate="tanh")
-        self.layers = nn.Sequential(nn.Linear(dim, 4 * dim), gelu, nn.Linear(4 * dim, dim))
-
-    def forward(self, x):
-        return self.layers(x)
-
-
 class PlainBlock(nn.Module):
     def __init__(self, cfg):
         super().__init__()
-        dim = cfg["emb_dim"]
-        self.att, self.ff = PlainAttention(cfg), PlainFeedForward(dim)
+        dim, gelu = cfg["emb_dim"], nn.GELU(approximate="tanh")
+        layers = nn.Sequential(nn.Linear(dim, 4 * dim), gelu, nn.Linear(4 * dim, dim))
+        self.att, self.ff = PlainAttention(cfg), nn.ModuleDict({"layers": layers})
         self.norm1, self.norm2 = PlainNorm(dim), PlainNorm(dim)
 
     def forward(self, x):
         x = x + self.att(self.norm1(x))
-        return x + self.ff(self.norm2(x))
+        return x + self.ff["layers"](self.norm2(x))
 
 
 class PlainModel(nn.Module):

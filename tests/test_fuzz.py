@@ -17,8 +17,6 @@ import pytest
 import tiktoken
 import torch
 from conftest import TINY_CONFIG
-from hypothesis import given
-from hypothesis import strategies as st
 
 import gpt
 import utils
@@ -26,7 +24,7 @@ from gpt import Evaluation, GPTModel, KVCache
 from support import checks
 from support.inspection import attention, memorization, plots
 from support.page.batch import Batch
-from support.training import checkpoints, data, head_start
+from support.training import data, head_start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -254,12 +252,6 @@ CASES = {
         lambda r, **a: not r[1].training and all(math.isfinite(x.train_loss) for x in r[0])
         and all(p.grad is None for p in r[1].parameters()), draws=True,
     ),
-    "run_config": Case(
-        lambda train_ids, val_ids, settings: checkpoints.run_config(train_ids, val_ids, **settings),
-        {"train_ids": (LONG, []), "val_ids": (LONG, []),
-         "settings": ([{}, {"seed": 5}, {"num_epochs": np.int64(2)}], [{"epochs": 1}])},
-        lambda r, settings, **a: r.items() >= settings.items() and "lm_head_lr_mult" in r,
-    ),
     "text_to_token_ids": Case(
         utils.text_to_token_ids, {"text": STRINGS, "tokenizer": TOKENIZERS}, same_text
     ),
@@ -374,8 +366,3 @@ def test_random_calls(calls):
             raise AssertionError(f"call {number}: {name}: {error!r}") from error
     assert [name for name, seen in outcomes.items() if True not in seen] == []
     assert sum(False in seen for seen in outcomes.values()) > len(outcomes) / 2
-
-
-@given(st.sampled_from(sorted(CASES)), st.randoms(use_true_random=False))
-def test_calls_that_hypothesis_finds(name, rng):
-    try_one(name, rng)

@@ -43,7 +43,7 @@ def test_story_place_of_a_span_from_another_story(tokenizer, start):
         ([0, 2, 3, 9, 0], [(1, 3, 9)]),
         ([1, 2, 3, 9], [(0, 4, 8)]),  # the longer run, although a shorter one comes earlier
         ([1, 2, 0, 4, 5], []),
-        ([], []),
+        ([1, 2, 3], [(0, 3, 0)]),  # the first of two occurrences
         ([6, 7, 8, 1, 2, 3, 4, 5], [(0, 6, 5), (3, 5, 0)]),  # two that overlap
     ],
 )
