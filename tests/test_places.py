@@ -92,7 +92,7 @@ def homeless(tmp_path_factory):
     closed = tmp_path_factory.mktemp("closed")
     closed.chmod(0o555)
     variables = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TIKTOKEN_CACHE_DIR")
-    command = ["env", *(f"--unset={name}" for name in variables), f"HOME={closed / 'home'}"]
+    command = ["env", *(f"-u{name}" for name in variables), f"HOME={closed / 'home'}"]
     if os.geteuid() == 0:
         command += ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     assert run([*command, "sh", "-c", "echo $HOME"], closed).stdout.endswith("home\n")
