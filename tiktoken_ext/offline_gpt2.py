@@ -1,8 +1,8 @@
-"""GPT-2's tokenizer for tiktoken, made from dataset/gpt2-bpe: no download, nobody's cache.
+"""GPT-2's tokenizer for tiktoken, from dataset/gpt2-bpe, without a download or a cache.
 
 tiktoken imports all modules of the namespace package `tiktoken_ext` before it makes its first
 encoding. So `tiktoken.get_encoding("gpt2")` uses these tables wherever the project's folder is on
-the import path. utils.py imports this module, too, in case that the first encoding exists already.
+the import path. utils.py also imports this module, in case the first encoding already exists.
 """
 
 import hashlib
@@ -30,11 +30,9 @@ def read_table(name: str) -> bytes:
 
 
 def gpt2() -> dict[str, Any]:
-    """Return the arguments of `tiktoken.Encoding` for GPT-2's tokenizer.
-
-    The keys of vocab.json are tokens with each byte written as one visible character: the byte's
-    own, if it has one in Latin-1, else the next character from 256 on.
-    """
+    """Return the arguments of `tiktoken.Encoding` for GPT-2's tokenizer."""
+    # vocab.json writes each byte of a token as one visible character: the byte's own in Latin-1,
+    # or the next unused character from 256 on.
     visible = [*range(ord("!"), 127), *range(ord("¡"), 173), *range(ord("®"), 256)]
     others = [byte for byte in range(256) if byte not in visible]
     byte_of = {chr(byte): byte for byte in visible}
@@ -43,16 +41,13 @@ def gpt2() -> dict[str, Any]:
     special_tokens = {openai.ENDOFTEXT: ids.pop(openai.ENDOFTEXT)}
     ranks = {bytes(byte_of[character] for character in token): i for token, i in ids.items()}
     return {
-        "name": "gpt2",
-        "explicit_n_vocab": 50257,
-        "pat_str": openai.r50k_pat_str,
-        "mergeable_ranks": ranks,
-        "special_tokens": special_tokens,
-    }
+        "name": "gpt2", "explicit_n_vocab": 50257, "pat_str": openai.r50k_pat_str,
+        "mergeable_ranks": ranks, "special_tokens": special_tokens,
+    }  # fmt: skip
 
 
-# Replace tiktoken's own constructor, also where it has been collected. A second "gpt2" in this
-# module's ENCODING_CONSTRUCTORS would be refused.
+# Replace tiktoken's own constructor, even if tiktoken has already collected it. (It would refuse
+# a second "gpt2" in this module's ENCODING_CONSTRUCTORS.)
 ENCODING_CONSTRUCTORS: dict[str, Callable[[], dict[str, Any]]] = {}
 for constructors in (openai.ENCODING_CONSTRUCTORS, tiktoken.registry.ENCODING_CONSTRUCTORS or {}):
     if "gpt2" in constructors:

@@ -10,15 +10,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-MIN_MATCH = 5  # tokens; after shorter matches, too few drafts are right to pay for the others
+MIN_MATCH = 5  # tokens; after shorter matches, too few drafts are right to save time
 MAX_DRAFT = 31  # tokens
 
 
 class Drafter:
-    """Finds the longest earlier match of the newest tokens and proposes what followed it.
+    """Find the longest earlier match of the newest tokens, and propose what followed it.
 
-    It searches a given text and the sequence itself. A draft is as long as its match, so drafts
-    grow while they are right; after a wrong one there is none until the match is long enough.
+    It searches `draft_ids` and the sequence itself. A draft is as long as its match, so drafts
+    grow while they are right; after a wrong one there is none until a match is long enough.
     """
 
     def __init__(self, draft_ids: Iterable[int], prompt: Iterable[int]):
@@ -35,9 +35,9 @@ class Drafter:
         self.text = np.append(self.text, token_id)
 
     def propose(self, room: int, divisor: int = 1) -> list[int]:
-        """Return a draft of at most `room` tokens, or none after too short a match.
+        """Return a draft of at most `room` tokens: none if the longest match is too short.
 
-        It is as long as its match divided by `divisor`, for steps shared with other texts.
+        It is as long as the match divided by `divisor`, for steps shared with other texts.
         """
         end = int(self.matches[:-1].argmax())
         length = int(self.matches[end])

@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer, the only one in this project, as files beside a model of Hugging Face's."""
+"""GPT-2's tokenizer, the only one in this project, as files of a Hugging Face model."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ END_OF_TEXT = 50256  # the last token id
 
 
 def tokenizer_files(cfg: dict[str, Any]) -> dict[str, bytes]:
-    """Return the tokenizer's files by name; none if the model has fewer tokens than GPT-2."""
+    """Return the tokenizer's files by name: none if the vocabulary is smaller than GPT-2's."""
     if cfg["vocab_size"] <= END_OF_TEXT:
         return {}
     names = ("bos_token", "eos_token", "unk_token")
@@ -22,7 +22,7 @@ def tokenizer_files(cfg: dict[str, Any]) -> dict[str, bytes]:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise ValueError if the folder holds another tokenizer, whose ids mean other tokens."""
+    """Raise ValueError if the folder contains a tokenizer other than GPT-2's."""
     other = [name for name in OTHER_TOKENIZERS if (folder / name).exists()]
     ours = json.loads(read_table("vocab.json"))
     for name in ("vocab.json", "tokenizer.json"):
@@ -35,6 +35,6 @@ def check_tokenizer(folder: Path) -> None:
                 other.append(name)
     if other:
         raise ValueError(
-            f"{folder} has another tokenizer than GPT-2's ({other[0]}), and this project has no "
-            "other: use a model that was trained with GPT-2's tokenizer"
+            f"{folder} has a tokenizer other than GPT-2's ({other[0]}): use a model that was "
+            "trained with GPT-2's tokenizer"
         )

@@ -1,15 +1,16 @@
 """8-bit weights: a quarter of the bytes to read per token, and faster products.
 
-Each row of a matrix is stored as whole numbers from -127 to 127 and one scale. Each token's vector
-is rounded the same way on input (Dettmers et al. 2022, "LLM.int8()", section 2.1,
+Each row of a matrix is stored as whole numbers from -127 to 127 and one scale. The input vectors
+are rounded in the same way (Dettmers et al. 2022, "LLM.int8()", section 2.1,
 https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order, so a token's result
-has the same bits whatever else is computed with it, on any machine.
+has the same bits on any machine and in any batch.
 
-Where a fast product exists, each matrix is stored twice, in the layouts of its two operators:
-250 MB for the default model.
+Where a fast product exists, each matrix is stored in the layouts of two operators: 250 MB for the
+default model.
 """
 
 import timeit
+from contextlib import suppress
 from functools import cache, partial
 
 import torch
@@ -36,12 +37,12 @@ def exact_product(rows: Tensor, weight: Tensor) -> Tensor:
 def fast_product(
     rows: Tensor, weight: Tensor, scale: Tensor, packed: Tensor, offset: int
 ) -> Tensor:
-    """Return exact_product(rows, weight) * scale, by PyTorch's 8-bit operators for the CPU.
+    """Return exact_product(rows, weight) * scale, computed by PyTorch's 8-bit operators for CPUs.
 
-    `packed` comes from `pack`, `offset` from `fast_offset`.
+    `packed` is the weight from `qlinear_prepack`; for `offset`, see `fast_offset`.
     """
     x = rows.to(torch.int8)
-    if len(rows) == 1:  # this operator is faster for one row, the other one for several
+    if len(rows) == 1:  # _int_mm is faster for one row, qlinear_pointwise for several
         return torch._int_mm(x, weight.T) * scale
     if offset:
         x = x.view(torch.uint8) ^ offset  # adds 128
@@ -52,51 +53,41 @@ def fast_product(
     )  # fmt: skip
 
 
-def pack(weight: Tensor) -> Tensor:
-    """Return 8-bit weights (M, K) in oneDNN's layout. Raises RuntimeError if it has none."""
-    return torch.ops.onednn.qlinear_prepack(weight, None)
-
-
 @cache
 def fast_offset() -> int | None:
     """Return the input offset with which `fast_product` is exact and fast on this CPU, or None."""
-    # The operators are private, so a later PyTorch may lack them. CPUs without instructions for
-    # 8-bit products may saturate sums at 16 bits, and AMX rounds sums of inputs with an offset: the
-    # largest odd sum detects both. Without AMX, inputs without an offset are 1,000 times as slow.
+    # The operators are private, so a later PyTorch may lack them. Without instructions for 8-bit
+    # products, a CPU may saturate sums at 16 bits; with AMX, it rounds sums of inputs with an
+    # offset. The largest odd sum detects both. Without AMX, an offset of 0 is 1,000 times as slow.
     rows, scale = torch.full((30, 768), 127.0), torch.ones(64)
     rows[:, -1] = 126
     weight = torch.full((64, 768), 127, dtype=torch.int8)
     exact = exact_product(rows, weight).float()
     for offset in (128, 0) if torch.cpu.get_capabilities().get("amx_int8") else (128,):
-        try:
-            fast = [fast_product(x, weight, scale, pack(weight), offset) for x in (rows[:1], rows)]
-        except (AttributeError, RuntimeError):
-            return None
-        if all(torch.equal(y, exact[: len(y)]) for y in fast):
-            return offset
+        with suppress(AttributeError, RuntimeError):
+            packed = torch.ops.onednn.qlinear_prepack(weight, None)
+            fast = (fast_product(x, weight, scale, packed, offset) for x in (rows[:1], rows))
+            if all(torch.equal(y, exact[: len(y)]) for y in fast):
+                return offset
     return None
 
 
 class Int8Linear(nn.Module):
     """`nn.Linear` with 8-bit weights. It has no gradient and cannot be copied."""
 
-    weight: Tensor
-    scale: Tensor
-    bias: Tensor
-
     def __init__(self, linear: nn.Linear):
         super().__init__()
         rows, scale = quantize_rows(linear.weight)
-        self.register_buffer("weight", rows.to(torch.int8))  # (M, K)
-        self.register_buffer("scale", scale.flatten())
-        bias = self.scale.new_zeros(len(rows)) if linear.bias is None else linear.bias.detach()
-        self.register_buffer("bias", bias)
-        offset = fast_offset() if self.weight.device.type == "cpu" else None
-        self.fast = None if offset is None else (pack(self.weight), offset)
+        self.weight = nn.Buffer(rows.to(torch.int8))  # (M, K)
+        self.scale = nn.Buffer(scale.flatten())
+        self.bias = nn.Buffer(torch.zeros_like(self.scale) if linear.bias is None else linear.bias)
+        self.fast = None
+        if self.weight.is_cpu and (offset := fast_offset()) is not None:
+            self.fast = torch.ops.onednn.qlinear_prepack(self.weight, None), offset
 
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = quantize_rows(x.flatten(0, -2))
-        if self.fast and x.device.type == "cpu":
+        if self.fast and x.is_cpu:
             y = fast_product(rows, self.weight, self.scale, *self.fast)
         else:
             y = exact_product(rows, self.weight) * self.scale
@@ -117,7 +108,7 @@ def fastest_dtype() -> torch.dtype:
 
 @torch.no_grad()
 def quantize(model: nn.Module) -> None:
-    """Replace each linear layer of a model by one with 8-bit weights; freeze its other weights."""
+    """Replace each linear layer of a model with an `Int8Linear`; freeze its other weights."""
     for name, child in list(model.named_children()):
         if isinstance(child, nn.Linear):
             setattr(model, name, Int8Linear(child))
@@ -127,10 +118,10 @@ def quantize(model: nn.Module) -> None:
 
 
 class ExactCache(KVCache):
-    """A cache that gives each token the same bits in a piece of any length.
+    """A cache that gives each token the same bits whatever the length of its piece.
 
-    A fused attention kernel rounds differently for one token than for several, so this one attends
-    token by token, but for the first piece of a text.
+    A fused attention kernel rounds differently for one token than for several. So, after the first
+    piece of a text, attention is computed token by token.
     """
 
     def gather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -143,6 +134,6 @@ class ExactCache(KVCache):
 
 
 def create_cache(model: GPTModel, batch_size: int = 1, max_length: int | None = None) -> KVCache:
-    """Return an empty cache that suits the model: an `ExactCache` if its products are exact."""
+    """Return an empty cache: an `ExactCache` if the model has 8-bit weights."""
     kind = ExactCache if isinstance(model.out_head, Int8Linear) else KVCache
     return kind(model, batch_size, max_length)

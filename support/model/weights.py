@@ -16,40 +16,34 @@ from support.checks import check_ids
 from support.files import atomic_write, load_archive
 from support.model.quantization import fastest_dtype, quantize
 
-# 1. Names -----------------------------------------------------------------------------------
-
-# Prefixes of torch.compile, of DataParallel and DDP, and of PyTorch Lightning.
+# Prefixes of torch.compile, of DataParallel and DDP, and of PyTorch Lightning
 WRAPPERS = re.compile(r"\b(_orig_mod|module|model)\.")
-KEYS = ("model_state_dict", "state_dict", "weights", "model")  # of weights in a checkpoint
+KEYS = ("model_state_dict", "state_dict", "weights", "model")  # of the weights in a checkpoint
 INSTEAD = "use a file of save_weights, or of torch.save(model.state_dict(), path)"
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without the prefixes of wrappers, also inside the name."""
+    """Return a parameter's name without the prefixes of wrappers, wherever they stand in it."""
     return WRAPPERS.sub("", name)
 
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's state dict under plain names, also if the model or a part is wrapped."""
+    """Return a model's state dict under plain names, even if the model or a part is wrapped."""
     return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
 
 
 def load_plain_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy weights to a model. The names of both may have the prefixes of wrappers."""
     names = {plain_name(name): name for name in model.state_dict()}
-    plain = {plain_name(name): tensor for name, tensor in weights.items()}
-    model.load_state_dict({names.get(name, name): tensor for name, tensor in plain.items()})
+    model.load_state_dict({names.get(plain_name(n), n): tensor for n, tensor in weights.items()})
 
 
 def wrapped_model(model: nn.Module) -> GPTModel:
-    """Return the GPTModel in a wrapper such as DDP's. Raises TypeError if there is none."""
+    """Return the GPTModel in a wrapper such as DDP. Raises TypeError if there is none."""
     for module in model.modules():
         if isinstance(module, GPTModel):
             return module
     raise TypeError(f"model must be a GPTModel, or a wrapper of one, not {type(model).__name__}")
-
-
-# 2. Out -------------------------------------------------------------------------------------
 
 
 def save_weights(
@@ -60,19 +54,18 @@ def save_weights(
 ) -> None:
     """Write the weights as a state dict that `torch.load` and `load_state_dict` accept.
 
-    Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and the archive is compressed, to
-    an eighth of the float32 size. Names are plain, also if the model is compiled or in DDP's
-    wrapper. Given `used_ids`, the token ids of the whole text, the embeddings of all other tokens
-    are stored as zeros: they never got a gradient and are noise. `on_tensor()` is called after each
-    tensor, for a progress bar.
+    Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and compressed, to an eighth of the
+    float32 size. Given `used_ids`, the token ids of the whole text, the embeddings of all other
+    tokens are stored as zeros: they never got a gradient and are noise. `on_tensor()` is called
+    after each tensor, for a progress bar. The model may be compiled or in a wrapper such as DDP.
 
-    Raises OSError if the file cannot be written, and ValueError if a weight is not finite or does
-    not fit into 8 bits (at most 448).
+    Raises OSError if the file cannot be written, and ValueError if a weight is not finite or above
+    448, the largest 8-bit float.
     """
     state = {}
     for name, tensor in plain_weights(model).items():
         if tensor.dtype == torch.int8:
-            raise ValueError(f"{name} has 8-bit weights, for generation alone: nothing saved")
+            raise ValueError(f"{name} has 8-bit weights, only for generation: nothing saved")
         if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
             raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
         state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
@@ -81,15 +74,12 @@ def save_weights(
         check_ids("used_ids", used_ids, 1, 2, vocab_size=len(embeddings))
         unused = torch.ones(len(embeddings), dtype=torch.bool)
         unused[used_ids.flatten()] = False
-        # As bytes, because float8 tensors cannot be indexed; a byte of 0 is the number 0.
+        # Float8 tensors cannot be indexed, so set bytes; a byte of 0 is the number 0.
         embeddings.view(torch.uint8)[unused] = 0
     archive = io.BytesIO()
     torch.save(state, archive)
-    with (
-        atomic_write(path) as file,
-        zipfile.ZipFile(archive) as plain,
-        zipfile.ZipFile(file, "w") as packed,
-    ):
+    plain = zipfile.ZipFile(archive)
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as packed:
         for name in plain.namelist():
             entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
             entry.external_attr = 0o600 << 16
@@ -98,36 +88,27 @@ def save_weights(
                 on_tensor()
 
 
-# 3. In --------------------------------------------------------------------------------------
-
-
 def load_model(
     path: str | Path,
     cfg: dict[str, Any] = GPT_CONFIG_124M,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = torch.float32,
 ) -> GPTModel:
-    """Return the model whose weights are in the file `path`, in eval mode, on `device`.
+    """Return the model whose weights are in the file `path`, in eval mode, on `device` (the CPU).
 
-    The file is one of `save_weights`, of `torch.save(model.state_dict(), path)`, a .safetensors
-    file with the same names, or a training checkpoint that contains such weights: `pretrain.py`'s,
-    or one with a "model_state_dict" as in the book. Names may have the prefixes of wrappers.
+    The file comes from `save_weights` or from `torch.save(model.state_dict(), path)`; or it is a
+    .safetensors file with the same names, or a training checkpoint with such weights, as
+    `pretrain.py` and the book write them. Names may have the prefixes of wrappers.
 
-    The weights get `dtype`. Each generated token reads all of them once, so it is faster with
-    `torch.bfloat16`, half the bytes, on some CPUs, and with `torch.int8`, a quarter, on most.
-    "fastest" is int8 where that is faster on this CPU, else float32. 8-bit weights are for
-    generation alone: see support/model/quantization.py. `device` defaults to "cpu".
+    `dtype` is torch.float32, bfloat16, float64 or int8. Each generated token reads all weights
+    once, so fewer bytes are faster: bfloat16 on some CPUs, int8 on most. 8-bit weights are only for
+    generation (see quantization.py). "fastest" means int8 if it is faster on this CPU, else
+    float32.
 
-    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged, has weights
-    of another configuration or contains anything else (code in a file is never run), or if `dtype`
-    is none of these and float64.
+    Raises FileNotFoundError if there is no such file. Raises ValueError if it is damaged, belongs
+    to another configuration or contains anything else, or for another `dtype`. Code in a file is
+    never run.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no weights at {path}: run pretrain.ipynb to make them, or get "
-            "pretrain-story-model.pth from the project's repository"
-        )
     if dtype == "fastest":
         dtype = fastest_dtype()
     if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8):
@@ -135,19 +116,19 @@ def load_model(
         raise ValueError(f"dtype must be {choice}, not {dtype!r:.60}")
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
-    state, stored_cfg = _read_weights(path)
-    heads = stored_cfg.get("n_heads") if isinstance(stored_cfg, dict) else None
-    if heads not in (None, cfg["n_heads"]):  # shapes do not show it
-        problem = f"n_heads {heads!r:.60}, not {cfg['n_heads']}"
-        raise ValueError(f"{path} has weights of another configuration: {problem}")
+    state, stored_cfg = _read_weights(Path(path))
     if dtype == torch.float32:
         state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
     state_dtype: Any = torch.float32 if dtype == torch.int8 else dtype
     state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
+    heads = stored_cfg.get("n_heads") if isinstance(stored_cfg, dict) else None
+    if heads not in (None, cfg["n_heads"]):  # shapes do not depend on it
+        problem = f"n_heads {heads!r:.60}, not {cfg['n_heads']}"
+        raise ValueError(f"{path} has weights of another configuration: {problem}")
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        problem = f"{str(error).splitlines()[1].strip():.150}"  # it names each tensor
+        problem = f"{str(error).splitlines()[1].strip():.150}"  # of a list of all tensors
         raise ValueError(f"{path} has weights of another configuration: {problem}") from None
     if dtype == torch.int8:
         quantize(model)
@@ -155,7 +136,7 @@ def load_model(
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
-    # Return the weights in a file under plain names, and the configuration beside them, if any.
+    # Return the weights in a file under plain names, and the configuration stored with them.
     content = _read_file(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} has no weights, but a {type(content).__name__}: {INSTEAD}")
@@ -171,12 +152,17 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
             f"{path} has weights in Hugging Face's format: give its folder, with config.json, to "
             "load_hugging_face or --start-from"
         )
-    # Tensors of whole numbers are masks and counters.
+    # Integer tensors are masks and counters.
     weights = {names[name]: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     return weights, content.get("config")
 
 
 def _read_file(path: Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no weights at {path}: run pretrain.ipynb to make them, or get "
+            "pretrain-story-model.pth from the project's repository"
+        )
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder: to load one of Hugging Face's, use load_hugging_face"
@@ -190,6 +176,6 @@ def _read_file(path: Path) -> Any:
 
 
 def _by_columns(name: str, tensor: Tensor) -> Tensor:
-    # Return the same matrix, stored column by column. PyTorch's float32 products with one row of
-    # tokens, most of generation, are a quarter faster so. Embeddings are read by rows.
+    # Return the matrix stored column by column, which makes float32 products with one token, most
+    # of generation, a quarter faster. Embeddings are read by rows.
     return tensor if tensor.dim() != 2 or "_emb" in name else tensor.t().contiguous().t()

@@ -6,11 +6,10 @@
         for slot, tokens in batch.step():  # others may be added or removed between steps
             print("".join(token.text for token in tokens), end="")
 
-A step takes a piece of each text: its newest token and a draft, or a part of its prompt. All pieces
-lie one after the other in one row of tokens, so they share the products with the weights; only
-attention is computed text by text (Yu et al. 2022, "Orca", section 3.2). With 8-bit weights, whose
-products give a token the same bits whatever is beside it, a text is the same alone and among
-thirty, with drafts and without.
+A step takes a piece of each text: its newest token and a draft, or a part of its prompt. One row
+of tokens holds all pieces, so they share the products with the weights; only attention is computed
+text by text (Yu et al. 2022, "Orca", section 3.2). With 8-bit weights, a token has the same bits
+in any batch, so a text does not depend on the other texts or on drafts.
 """
 
 import codecs
@@ -29,11 +28,11 @@ from support.model.quantization import create_cache
 from utils import check_prompt, draw_token, token_bytes, token_label
 
 MAX_PIECE = 64  # tokens of one text per step
-MAX_STEP = 128  # tokens per step; texts that do not fit come first in the next one
+MAX_STEP = 128  # tokens per step; texts that do not fit come first in the next step
 
 
 class BatchCache:
-    """The caches of several texts whose pieces lie one after the other in one row of tokens."""
+    """The caches of texts whose pieces follow each other in one row of tokens."""
 
     def __init__(self, caches: list[KVCache], sizes: list[int]):
         self.caches, self.sizes = caches, sizes
@@ -52,21 +51,21 @@ class TokenInfo(NamedTuple):
     """One generated token, and how probable it was."""
 
     token_id: int
-    text: str  # the characters that it completes: none if it ends within one
+    text: str  # the characters that it completes
     label: str  # see `token_label`
     rank: int  # 1 is the most probable token
     logprob: float  # ln of the model's probability
-    sampling_prob: float  # its probability after temperature, top-k and top-p
-    num_read: int  # tokens that the model had read before it, at most the context
-    from_draft: bool  # the model only confirmed it
+    sampling_prob: float  # probability after temperature, top-k and top-p
+    num_read: int  # tokens before it that the model had read
+    from_draft: bool
 
 
 @dataclass(eq=False)
 class Slot:
     """One text of a batch. `error` is the reason it ended, if it failed."""
 
-    ids: list[int]  # what the model can still read: the end of the prompt and generated tokens
-    pending: list[int]  # those at the end that are not in the cache yet
+    ids: list[int]  # the end of the prompt, and generated tokens
+    pending: list[int]  # the last of these, which are not in the cache yet
     remaining: int  # tokens to generate
     context_size: int
     settings: dict[str, Any]  # temperature, top_k, top_p
@@ -74,11 +73,11 @@ class Slot:
     cache: KVCache
     drafter: Drafter
     decoder: codecs.IncrementalDecoder
-    error: Exception | None = None
     draft: list[int] = field(default_factory=list)
+    error: Exception | None = None
 
     def next_piece(self, num_texts: int) -> list[int]:
-        """Return the tokens for a step of `num_texts` texts. Past the context: see `stream`."""
+        """Return the tokens for a step with `num_texts` texts. Past the context: see `stream`."""
         if self.cache.length + len(self.pending) > self.context_size:
             self.cache.length = 0
             self.pending = self.ids = self.ids[-max(1, self.context_size // 2) :]
@@ -87,19 +86,19 @@ class Slot:
         if len(piece) == len(self.pending) and self.cache.length:
             space = self.context_size - self.cache.length - len(piece)
             room = min(space, MAX_PIECE - len(piece), self.remaining - 1)
-            # The more texts share the reading of the weights, the less a draft can save.
+            # The more texts share a reading of the weights, the less a draft can save.
             self.draft = self.drafter.propose(room, 1 + num_texts // 4)
         return piece + self.draft
 
     def take(self, piece: list[int], logits: Tensor, tokenizer: Encoding) -> list[TokenInfo]:
-        """Sample tokens from the logits (N, V) of the newest token and of its draft."""
+        """Sample tokens from the logits (N, V) of the newest token and the draft."""
         self.cache.length -= len(self.draft)
         self.pending = self.pending[len(piece) - len(self.draft) :]
         tokens: list[TokenInfo] = []
         for row, guess in zip(logits, [*self.draft, None][: len(logits)], strict=True):
             drawn, probs, ids = draw_token(row[None], self.generator, **self.settings)
             token_id = int(drawn)
-            kept = row if ids is None else row[ids[0]]  # includes all that are more probable
+            kept = row if ids is None else row[ids[0]]  # includes all more probable tokens
             prob = probs[0, token_id] if ids is None else probs[ids == token_id]
             tokens.append(TokenInfo(
                 token_id=token_id,
@@ -122,10 +121,7 @@ class Slot:
 
 
 class Batch:
-    """Texts that are generated together. It is not thread-safe: use it in one thread.
-
-    `draft_ids`, a row of ids, is a text to look up drafts in, besides each text's own past.
-    """
+    """Texts that are generated together, with drafts from `draft_ids`. Not thread-safe."""
 
     def __init__(self, model: GPTModel, tokenizer: Encoding, draft_ids: Sequence[int] = ()):
         self.model, self.tokenizer, self.draft_ids = model, tokenizer, list(draft_ids)
@@ -137,10 +133,7 @@ class Batch:
         top_k: int | None = None, *, top_p: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Slot:  # fmt: skip
-        """Add a text from the next step on. Arguments and errors are those of `utils.stream`.
-
-        The prompt `idx` is one row, (1, T). A text without tokens to generate is complete at once.
-        """
+        """Add a text, with the prompt `idx` (1, T). Arguments and errors: see `utils.stream`."""
         check_prompt(self.model, idx, max_new_tokens, context_size)
         check_sampling(temperature, top_k, top_p)
         if len(idx) != 1:
@@ -160,16 +153,16 @@ class Batch:
         return slot
 
     def remove(self, slot: Slot) -> None:
-        """End a text. Do nothing if it has ended already."""
+        """End a text, unless it has already ended."""
         if slot in self.slots:
             self.slots.remove(slot)
 
-    @torch.inference_mode()  # no_grad with cheaper bookkeeping
+    @torch.inference_mode()
     def step(self) -> list[tuple[Slot, list[TokenInfo]]]:
-        """Advance texts by one step of the model; return those that took part, with new tokens.
+        """Run the model once; return the texts that took part, with their new tokens.
 
-        A text gets no token while its prompt is read, and several if a draft holds. A text that is
-        complete or has failed leaves `slots`. If the model itself fails, all texts do.
+        A text gets none while its prompt is read, and several after a draft. Complete and failed
+        texts leave `slots`. If the model itself fails, all texts do.
         """
         try:
             pieces = self._next_pieces()
@@ -179,21 +172,19 @@ class Batch:
             for slot in failed:
                 slot.error = error
             return [(slot, []) for slot in failed]
-        done = []
+        done: dict[Slot, list[TokenInfo]] = {}
         for slot, piece, logits in turn:
-            tokens: list[TokenInfo] = []
-            try:
-                tokens = slot.take(piece, logits, self.tokenizer)
-            except Exception as error:  # only this text fails
-                slot.error = error
             self.slots.remove(slot)
+            try:
+                done[slot] = slot.take(piece, logits, self.tokenizer)
+            except Exception as error:  # only this text fails
+                slot.error, done[slot] = error, []
             if slot.remaining and not slot.error:
                 self.slots.append(slot)
-            done.append((slot, tokens))
-        return done
+        return list(done.items())
 
     def _next_pieces(self) -> list[list[int]]:
-        # Of the texts that waited longest, as many as fit into a step.
+        # As many pieces as fit into a step, of the texts that waited longest.
         pieces: list[list[int]] = []
         for slot in self.slots:
             piece = slot.next_piece(len(self.slots))
@@ -212,6 +203,6 @@ class Batch:
         with eval_mode(self.modules):
             x = self.model.hidden_states(row, cache)[0]
         counts = [0 if len(s.pending) > MAX_PIECE else 1 + len(s.draft) for s in slots]
-        parts = zip(x.split(sizes), sizes, counts, strict=True)
-        ends = torch.cat([part[size - count :] for part, size, count in parts])  # (N, C)
+        parts = zip(x.split(sizes), counts, strict=True)
+        ends = torch.cat([part[len(part) - count :] for part, count in parts])  # (N, C)
         return self.model.out_head(ends).split(counts)
