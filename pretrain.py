@@ -16,12 +16,11 @@ import io
 import math
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tiktoken
 import torch
@@ -46,7 +45,7 @@ from support.training.token_file import load_token_file
 from utils import generate, text_to_token_ids, token_ids_to_text
 
 SEED = 123
-LARGE = 50_000_000  # bytes; to save memory, a text of this size goes to a token file
+LARGE = 50_000_000  # bytes; to save memory, the tokens of a larger text are in a file
 
 # 1. Text and model --------------------------------------------------------------------------
 
@@ -78,16 +77,16 @@ def model_from_folder(folder: Path, changes: dict[str, Any]) -> GPTModel:
     """Return the GPT-2 in `folder`, which is in Hugging Face's format, with `changes` applied."""
     with input_checks():
         model = load_hugging_face(folder)
-    cfg = full_config(model.cfg, changes)
+    drop_rate = full_config(model.cfg, changes)["drop_rate"]
     for key, value in changes.items():
-        shorter = key == "context_length" and value < model.cfg[key]  # for the windows alone
+        shorter = key == "context_length" and value < model.cfg[key]  # affects the windows alone
         if value != model.cfg[key] and not shorter and key != "drop_rate":
             theirs = f"{folder} has {model.cfg[key]}"
             raise InputError(f"--config has {key}={value}, but {theirs}: leave it out")
+    model.cfg["drop_rate"] = drop_rate
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = cfg["drop_rate"]
-    model.cfg["drop_rate"] = cfg["drop_rate"]
+            module.p = drop_rate
     return model
 
 
@@ -100,18 +99,18 @@ def run_config_of(
     the number of windows per step.
     """
     processes = old.get("processes", WORLD_SIZE)
-    batch_size = args.batch_size * processes
-    if batch_size != old.get("batch_size"):
-        batch_size = args.batch_size * WORLD_SIZE
-    settings = {"num_epochs": args.epochs, "learning_rate": args.learning_rate}
-    config = run_config(*texts, context_length=length, batch_size=batch_size, **settings)
+    resumed = args.batch_size * processes == old.get("batch_size")
+    config = run_config(
+        *texts, context_length=length, num_epochs=args.epochs, learning_rate=args.learning_rate,
+        batch_size=args.batch_size * (processes if resumed else WORLD_SIZE),
+    )  # fmt: skip
     start_from = checkpoints.fingerprint(model.parameters()) if args.start_from else None
     config |= {"head_start": args.head_start, "start_from": start_from}
     return config | {"processes": processes, "precision": args.precision}
 
 
 def make_loaders(texts: tuple, config: RunConfig, vocab_size: int) -> tuple[Any, Any, Any]:
-    """Return the training loaders, one an epoch, and those for both losses."""
+    """Return the training loaders, one per epoch, and the loaders for both losses."""
     length, size = config["context_length"], {"vocab_size": vocab_size}
     loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
     train_ids, val_ids = (ids[: 1 + (len(ids) - 1) // length * length] for ids in texts)  # windows
@@ -122,7 +121,7 @@ def make_loaders(texts: tuple, config: RunConfig, vocab_size: int) -> tuple[Any,
 
 
 class Run:
-    """What a training run shows and saves while `train_model` works."""
+    """The reports and files of a training run."""
 
     def __init__(
         self, args: argparse.Namespace, model: GPTModel, state: TrainState, config: RunConfig,
@@ -220,7 +219,7 @@ class Run:
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Train as `args` say. Raises InputError for wrong input, and Stopped after a signal."""
+    """Train as `args` specify. Raises InputError for bad input, and Stopped after a signal."""
     torch.set_float32_matmul_precision(args.precision)
     tune_malloc()
     tokenizer = tiktoken.get_encoding("gpt2")
@@ -263,7 +262,7 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train as the arguments say. Report expected errors in one line, with an exit status."""
+    """Train as the arguments specify. Report expected errors in one line, with an exit status."""
     with safe_output(), signals(stop, signal.SIGTERM):
         parser, args = parse_arguments(argv)
         lock = FileLock(args.weights.with_suffix(".lock"), timeout=0)
@@ -277,26 +276,22 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(str(error))
         except (Stopped, KeyboardInterrupt) as error:
             status = 128 + (error.args or [signal.SIGINT])[0]
-            end(f"stopped; {again}" if RANK == 0 else "", status)
+            parser.exit(status, f"pretrain.py: stopped; {again}\n" if RANK == 0 else None)
         except ConnectionError as error:
-            end(f"process {RANK}: {error}; {again}", 1)
+            what = f"process {RANK}: {error}; {again}"
         except RuntimeError as error:
             if not re.search("out of memory|allocate memory", str(error)):
                 raise
-            end(f"out of memory on {args.device}: use a smaller --batch-size or --config", 1)
+            what = f"out of memory on {args.device}: use a smaller --batch-size or --config"
         except FloatingPointError as error:
             checkpoint = args.weights.with_suffix(".ckpt")
-            end(f"{error} (--learning-rate); delete {checkpoint} first, if it exists", 1)
+            what = f"{error} (--learning-rate); delete {checkpoint} first, if it exists"
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            end(f"{what}; {again}", 1)
-
-
-def end(message: str, status: int) -> NoReturn:
-    """End the process with a line of text and an exit status."""
-    if message:
-        print(f"pretrain.py: {message}", file=sys.stderr)
-    sys.exit(status)
+            what += f"; {again}"
+        else:
+            return
+        parser.exit(1, f"pretrain.py: {what}\n")
 
 
 if __name__ == "__main__":

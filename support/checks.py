@@ -33,9 +33,8 @@ def check_ids(
     dtypes = {torch.int32, torch.int64} | ({torch.uint16} if packed else set())
     whole = isinstance(ids, torch.Tensor) and ids.dtype in dtypes
     if not whole or ids.is_meta:  # the meta device stores no numbers
-        raise TypeError(
-            f"{name} must be a tensor of token ids (encode a text first), not {ids!r:.60}"
-        )
+        what = "a tensor of token ids (encode a text first)"
+        raise TypeError(f"{name} must be {what}, not {ids!r:.60}")
     if ids.dim() not in dims:
         shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")
@@ -53,9 +52,8 @@ def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
     check_number("temperature", temperature, Real)
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")
-    check_number("top_k", 1 if top_k is None else top_k)
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, or None for no limit, not {top_k}")
+    if top_k is not None:
+        check_number("top_k", top_k, low=1)
     check_number("top_p", 1 if top_p is None else top_p, Real)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
@@ -66,7 +64,5 @@ def check_logits(logits: Any) -> None:
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"logits must be a tensor, not {logits!r:.60}")
     if not logits.numel() or not logits.amax(-1).isfinite().all():
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} have no finite maximum: are the model's "
-            "weights damaged?"
-        )
+        what = f"logits of shape {tuple(logits.shape)} have no finite maximum"
+        raise ValueError(f"{what}: are the model's weights damaged?")

@@ -1,7 +1,7 @@
 """Crash-safe writes, and reads that detect damage.
 
 A process that is killed while it saves leaves an unfinished file, *.partial, beside the old one.
-It can be deleted.
+Delete it.
 """
 
 import codecs
@@ -24,9 +24,9 @@ import torch
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a file to write, which replaces the file at `path` once it is complete.
 
-    It is written under a unique name beside `path` and then renamed. Whatever happens, and whoever
-    else writes there, `path` holds either the old file or a new one, complete. Raises OSError, with
-    the path, if the disk is full or not writable.
+    It is written under a unique name beside `path` and then renamed, so `path` always holds a
+    complete file, the old or the new. Raises OSError, with the path, if the disk is full or not
+    writable.
     """
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
@@ -37,16 +37,14 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # on the disk before it replaces the old file
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:
-        # On a full disk, torch.save raises a RuntimeError while it handles the OSError; the same
-        # goes for Ctrl-C.
+        # torch.save raises a RuntimeError while it handles an OSError or Ctrl-C.
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, KeyboardInterrupt):
             raise cause from None
         if not isinstance(cause, OSError):
             raise
-        raise OSError(
-            cause.errno, f"not saved ({cause.strerror}); an older file is unchanged", str(path)
-        ) from error
+        what = f"not saved ({cause.strerror}); an older file is unchanged"
+        raise OSError(cause.errno, what, str(path)) from error
     finally:
         with suppress(OSError):  # report the first error, not this one
             unfinished.unlink(missing_ok=True)
@@ -62,28 +60,23 @@ def read_pieces(path: str | Path, size: int = -1) -> Iterator[str]:
 
     Raises ValueError if the file is empty, is not UTF-8, or has NUL characters, as UTF-16 has.
     """
-    blank, line = True, 1
+    blank = True
     with open(path, "rb") as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
         if raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise ValueError(f"{path} is UTF-16 text: save it as UTF-8")
         try:
             while piece := file.read(size):
                 if "\0" in piece:
-                    line += piece[: piece.index("\0")].count("\n")
-                    raise ValueError(
-                        f"{path} has a NUL character in line {line}, as UTF-16 text and binary "
-                        "files have: save it as UTF-8 text"
-                    )
-                line += piece.count("\n")
+                    what = "has NUL characters, as UTF-16 text and binary files have"
+                    raise ValueError(f"{path} {what}: save it as UTF-8 text")
                 blank = blank and piece.isspace()
                 yield piece
         except UnicodeDecodeError as error:
             byte = raw.tell() - len(error.object) + error.start
-            raise ValueError(
-                f"{path} is not UTF-8 text (byte {byte} cannot be decoded): save it as UTF-8"
-            ) from None
+            what = f"is not UTF-8 text (byte {byte} cannot be decoded)"
+            raise ValueError(f"{path} {what}: save it as UTF-8") from None
     if blank:
-        raise ValueError(f"{path} is empty: put the text to learn in it")
+        raise ValueError(f"{path} is empty: write your training text to it")
 
 
 def read_json(path: Path) -> dict[str, Any]:

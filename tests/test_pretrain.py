@@ -79,6 +79,12 @@ def everything(name="mine"):
     return [content["step"], content["history"], *files, *(t.numpy().tobytes() for t in tensors)]
 
 
+def training_loss(model, tokenizer, length):
+    train_ids, _ = split_tokens(text_to_token_ids(read_text("mine.txt"), tokenizer)[0], length)
+    train_ids = train_ids[: 1 + (len(train_ids) - 1) // length * length]  # whole windows
+    return calc_loss_loader(eval_loader(train_ids, length), model)
+
+
 @pytest.fixture
 def stop_at(monkeypatch):
     """Return a function that interrupts the next runs in some way, before they note a step."""
@@ -144,18 +150,18 @@ def test_it_gives_what_the_lesson_gives_bit_for_bit(folder, lesson):
 
 
 def test_without_arguments_it_is_the_lesson(lesson):
-    (settings,) = [c.source for c in lesson if "parameters" in c.metadata.get("tags", [])]
+    (source,) = [c.source for c in lesson if "parameters" in c.metadata.get("tags", [])]
     names = {}
-    for line in ast.parse(settings).body:
+    for line in ast.parse(source).body:
         if isinstance(line, ast.Assign):
             exec(ast.unparse(line), {"GPT_CONFIG_124M": GPT_CONFIG_124M}, names)
     _, args = pretrain.parse_arguments([])
     assert args.text == ROOT / names["STORY"]
     assert (args.config or GPT_CONFIG_124M) == names["CONFIG"]
-    sizes = args.epochs, args.batch_size, args.learning_rate
-    assert sizes == (names["NUM_EPOCHS"], names["BATCH_SIZE"], names["LEARNING_RATE"])
-    assert (args.head_start, pretrain.SEED) == (names["HEAD_START"], names["SEED"])
-    assert f'set_float32_matmul_precision("{args.precision}")' in settings
+    settings = ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "HEAD_START", "SEED")
+    ours = args.epochs, args.batch_size, args.learning_rate, args.head_start, pretrain.SEED
+    assert ours == tuple(names[setting] for setting in settings)
+    assert f'set_float32_matmul_precision("{args.precision}")' in source
     assert args.device.type == best_device()
 
 
@@ -167,15 +173,14 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert lines[-1].startswith("epoch 2.00: training loss ")
     with open("out.csv", newline="") as file:
         head, *rows = csv.reader(file)
-    assert head == ["step", "epoch", "tokens_seen", "train_loss", "val_loss", "learning_rate"]
+    assert head == list(gpt.Evaluation._fields)
     history = read_checkpoint("out.ckpt")["history"]
     assert [tuple(map(float, row)) for row in rows] == history
     assert history[-1][0] == NUM_STEPS
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
-    names = {"mine.txt", "out.pth", "out.csv", "out.png", "out.ckpt", "out.lock"}
-    assert {path.name for path in folder.iterdir()} == names
-    train_ids, _ = split_tokens(text_to_token_ids(read_text("mine.txt"), tokenizer)[0], 16)
-    loss = calc_loss_loader(eval_loader(train_ids, 16), load_model("out.pth", CONFIG))
+    endings = {path.suffix for path in folder.glob("out.*")}
+    assert endings == {".pth", ".csv", ".png", ".ckpt", ".lock"}
+    loss = training_loss(load_model("out.pth", CONFIG), tokenizer, 16)
     assert loss == pytest.approx(history[-1][3], abs=0.1)  # except for rounding to 8 bits
 
 
@@ -190,10 +195,7 @@ def test_help_is_whole(capsys):
     assert all(set(re.findall(r"--[\w-]+", command)) <= arguments for command in commands)
 
 
-def test_configurations_as_arguments():
-    assert model_config("gpt2-medium,drop_rate=0.2,qkv_bias=True") == {
-        "emb_dim": 1024, "n_heads": 16, "n_layers": 24, "drop_rate": 0.2, "qkv_bias": True
-    }  # fmt: skip
+def test_sizes_of_gpt2_have_its_number_of_parameters():
     parameters = {}
     for name in SIZES:
         changes = model_config(f"{name},context_length=1024,qkv_bias=True")
@@ -206,16 +208,9 @@ def test_configurations_as_arguments():
 
 
 def test_bfloat16_as_on_a_gpu(uninterrupted, monkeypatch):
-    autocast, cross_entropy, dtypes = torch.autocast, gpt.F.cross_entropy, set()
+    autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda *args, enabled: autocast(*args))
-
-    def noted(logits, targets):
-        dtypes.add(logits.dtype)
-        return cross_entropy(logits, targets)
-
-    monkeypatch.setattr(gpt.F, "cross_entropy", noted)
     train()
-    assert dtypes == {torch.bfloat16}
     content = read_checkpoint("mine.ckpt")
     losses = [[line[3:5] for line in lines] for lines in (content["history"], uninterrupted[1])]
     assert losses[0] != losses[1]
@@ -317,8 +312,8 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --batch-size 2.5", "argument --batch-size: must be a whole number"),
         ("mine.txt --learning-rate nan", "argument --learning-rate: must be a number"),
         ("mine.txt --save-every -1", "argument --save-every: must be a number of at least"),
-        ("mine.txt --weights mine.ckpt", "argument --weights: must end in .pth"),
-        ("mine.txt --weights no/a.pth", "argument --weights: there is no such folder"),
+        ("mine.txt --weights mine.ckpt", "argument --weights: 'mine.ckpt' is not a name that ends"),
+        ("mine.txt --weights no/a.pth", "argument --weights: 'no/a.pth' is not a name that"),
         ("mine.txt --config gpt3", "argument --config: 'gpt3' is neither KEY=VALUE"),
         ("mine.txt --config layers=2", "argument --config: there is no key 'layers'; the"),
         ("mine.txt --config n_layers=0", "argument --config: n_layers must be a whole"),
@@ -330,7 +325,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         pytest.param("mine.txt --device cuda", ".*use 'cuda': .*(CUDA|NVIDIA)", marks=no_gpu),
         ("mine.txt --precision low", "argument --precision: invalid choice"),
         ("mine.txt --colour red", "unrecognized arguments: --colour red"),
-        ("mine.txt --start-from gpt2", "argument --start-from: there is no such file or f"),
+        ("mine.txt --start-from gpt2", "argument --start-from: 'gpt2' is not a file or folder"),
         ("mine.txt --start-from .", r"\. is no folder with a config\.json"),
         (f"mine.txt --prompt <|endoftext|> --config {SIZE},vocab_size=50256", ".* has tokens outs"),
         (f"mine.txt --config {SIZE},vocab_size=90", "token id .* is outside the vocabulary of 90"),
@@ -342,19 +337,19 @@ def test_a_wrong_argument(folder, failure, command, message):
     assert {path.name for path in folder.iterdir()} <= {"mine.txt", "mine.lock"}
 
 
+MARK = b"\xef\xbb\xbf"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "mine.txt is empty"),
         (b" \n" * 600, "mine.txt is empty"),
-        (b"Too short.", "the training part has 3 tokens .* but one window needs 17: use a longer"),
+        (b"Too short.", "the training part has 3 tokens, but one window needs 17: use a longer"),
         ("Die Uhr schlägt.".encode("latin-1"), r"mine.txt is not UTF-8 text \(byte 12 "),
-        (
-            b"\xef\xbb\xbf" + b"word " * 10_000 + b"\xff" + b" word" * 9,
-            r"[^(]* not UTF-8 text \(byte 50003",
-        ),
-        ("No mark.\nUTF-16".encode("utf-16-le"), "mine.txt has a NUL character in line 1, as UTF"),
-        (b"Long.\r\n" * 400_000 + b"\0", "mine.txt has a NUL character in line 400001"),
+        (MARK + b"word " * 10_000 + b"\xff word", r"mine.txt is not UTF-8 text \(byte 50003 "),
+        ("No mark.\nUTF-16".encode("utf-16-le"), "mine.txt has NUL characters, as UTF"),
+        (b"Long.\r\n" * 400_000 + b"\0", "mine.txt has NUL characters"),
         ("A mark.".encode("utf-16"), "mine.txt is UTF-16 text: save it as UTF-8"),
         (b"\xfe\xff\0A", "mine.txt is UTF-16 text: save it as UTF-8"),
     ],
@@ -393,23 +388,9 @@ def test_two_runs_on_one_checkpoint(failure, stop_at):
     refused = []
     stop_at(3, lambda run: refused.append(failure(2, "--save-every", "0")))
     train()
-    assert refused == [
-        "mine.pth is in use by another run: wait, or name other --weights (see --help)"
-    ]
+    (line,) = refused
+    assert line.startswith("mine.pth is in use by another run: wait, or name other --weights")
     assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
-
-
-def test_a_full_disk_ends_it_and_keeps_the_older_checkpoint(folder, failure, stop_at):
-    resource = pytest.importorskip("resource", reason="Windows has no limit on a file's size")
-    stop_at(8, lambda run: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard)))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        line = failure(1, "--save-every", "0")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert re.match(r"mine\.ckpt: not saved \(File too large\); an older file is unchanged", line)
-    assert read_checkpoint("mine.ckpt")["step"] == 7
-    assert not list(folder.glob("*.partial"))
 
 
 def test_weights_that_cannot_be_written_lose_no_step(failure, monkeypatch):
@@ -459,9 +440,8 @@ def test_no_input_is_overwritten(folder, failure, ending):
     assert list(folder.iterdir()) == [text]
 
 
-def test_a_vocabulary_larger_than_the_tokenizers(folder):
+def test_a_vocabulary_larger_than_the_tokenizers():
     train("--config", f"{SIZE},vocab_size=100000")  # its samples hold ids that are no tokens
-    assert (folder / "mine.pth").exists()
 
 
 def test_a_model_too_large_for_the_memory(failure):
@@ -475,9 +455,7 @@ def test_a_model_too_large_for_the_memory(failure):
 )
 def test_a_learning_rate_that_is_too_high(folder, failure, rate, message):
     line = failure(1, "--learning-rate", rate, "--save-every", "0")
-    assert re.search(
-        rf"{message}.*lower rate \(--learning-rate\); delete mine\.ckpt first, if", line
-    )
+    assert re.search(rf"{message}.*lower rate \(--learning-rate\); delete mine\.ckpt", line)
     assert not (folder / "mine.pth").exists()
 
 
@@ -520,12 +498,9 @@ def test_it_starts_from_other_weights(capsys, kind, tokenizer):
         save_hugging_face(start, "start")
         source = "start"
     size = f"{SIZE},context_length=24" if kind == "weights" else SIZE  # windows may be shorter
-    length = 24 if kind == "weights" else 16
     train("--start-from", source, "--config", size, "--epochs", "1")
-    train_ids, _ = split_tokens(text_to_token_ids(read_text("mine.txt"), tokenizer)[0], length)
-    train_ids = train_ids[: 1 + (len(train_ids) - 1) // length * length]  # whole windows
     first_loss = float(re.search(r"training loss ([\d.]+)", capsys.readouterr().out)[1])
-    loss = calc_loss_loader(eval_loader(train_ids, length), start)
+    loss = training_loss(start, tokenizer, 24 if kind == "weights" else 16)
     assert first_loss == pytest.approx(loss, abs=6e-4)
     assert max(line[5] for line in read_checkpoint("mine.ckpt")["history"]) <= 5e-5
     # Embeddings of tokens that the text does not use are no noise here.

@@ -88,34 +88,32 @@ def test_training_depends_on_the_seed_and_not_on_the_evaluations():
     assert ends[0][1] != ends[2][1]
 
 
-def test_another_process_learns_and_generates_the_same(tmp_path):
+def run_python(code, folder=ROOT, path=""):
+    """Return the output of Python code, run in a new process."""
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_another_process_learns_and_generates_the_same():
     code = """
-import sys, torch
-sys.path += sys.argv[2:]
+import torch
 from conftest import TINY_CONFIG, tiny_loaders
 from gpt import GPTModel, train_model
 from support.training.head_start import give_head_start
-from support.model.weights import save_weights
 from utils import generate
 torch.manual_seed(0)
 model = GPTModel(TINY_CONFIG)
 give_head_start(model)
 text = torch.arange(300) * 7 % 61
 print(train_model(model, *tiny_loaders(text, text, num_epochs=3)))
-save_weights(model, sys.argv[1])
+print([p.double().sum().item() for p in model.parameters()])
 print(generate(model, text[None, :4], 40, 16, 1.0, generator=torch.Generator().manual_seed(1)))
 """
-    paths, env = [tmp_path / "1.pth", tmp_path / "2.pth"], {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, "-c", code, path, ROOT, ROOT / "tests"] for path in paths]
-    processes = [
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-        for command in commands
-    ]
-    printed = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert printed[0] == printed[1]
-    assert "Evaluation(step=0" in printed[0]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+    first, second = (run_python(code, path=ROOT / "tests") for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -139,17 +137,15 @@ def test_an_interruption_leaves_a_usable_model(callback, error):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "evals_per_epoch"],
+    "name", ["learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "evals_per_epoch"]
 )
 def test_bad_hyperparameters(tiny_model, name):
-    before, calls = weights(tiny_model), []
+    calls = []
     for value in (-1e-3, math.nan, math.inf, 10**400, "fast", None, [1.0]):
         error = ValueError if isinstance(value, int | float) else TypeError
         with pytest.raises(error, match=f"{name} must be a finite number of at least 0, not "):
             train(tiny_model, **{name: value}, on_step=calls.append, on_eval=calls.append)
     assert calls == []  # it was refused before anything began
-    assert torch.equal(weights(tiny_model), before)
 
 
 def test_loaders_without_a_batch(tiny_model):
@@ -184,9 +180,7 @@ for _ in range(20):
     torch.zeros(10_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) * 4096 < 10 * 40_000_000  # not twenty times
+    assert int(run_python(code)) * 4096 < 10 * 40_000_000  # not twenty times
 
 
 def test_gpt_py_trains_when_copied_alone(tmp_path):
@@ -205,11 +199,7 @@ batches = [(ids[None, :16], ids[None, 1:17])]  # a list will do, too
 history = train_model(model, train_loaders, DataLoader(windows), batches, learning_rate=3e-3)
 print(history[0].train_loss, history[-1].train_loss, history[-1].val_loss)
 """
-    env = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, *last = map(float, done.stdout.split())
+    first, *last = map(float, run_python(code, tmp_path).split())
     assert first > 3 > 1 > max(last)
     assert {path.name for path in tmp_path.iterdir()} <= {"gpt.py", "__pycache__"}
 
@@ -224,34 +214,19 @@ def test_weight_decay_is_for_matrices_only(tiny_model):
         assert amount == (0.1 if matrix else 0), name
 
 
-def rates(num_steps, warmup_steps):
-    return [wsd_schedule(step, num_steps, warmup_steps) for step in range(1, num_steps + 1)]
-
-
-def test_learning_rate_rises_stays_and_falls():
-    assert rates(1, 10)[-1] == rates(2, 10)[-1] == 1
-    usual = rates(100, 10)
-    assert usual[:10] == pytest.approx([i / 10 for i in range(1, 11)])
-    assert set(usual[9:60]) == {1}
-    assert all(a > b > 0 for a, b in pairwise(usual[59:]))
-    assert usual[79] == pytest.approx(0.5, abs=0.02)  # halfway down
-    assert usual[-1] < 0.01
-
-
 @pytest.mark.parametrize(
-    ("num_steps", "warmup_steps"), [(12, 10), (10, 10), (5, 10), (12, 0), (30, 10**9)]
+    ("num_steps", "warmup_steps"),
+    [(100, 10), (12, 10), (10, 10), (5, 10), (12, 0), (30, 10**9), (1, 10), (2, 10)],
 )
-def test_learning_rate_rises_and_falls_without_a_jump_when_there_are_few_steps(
-    num_steps, warmup_steps
-):
-    few = rates(num_steps, warmup_steps)
-    peak = few.index(1)
-    decay_steps = 2 * num_steps // 5
-    assert few[num_steps - decay_steps - 1] == 1  # where the decay begins, as with many steps
-    rise = few[: peak + 1]
-    assert rise == pytest.approx([(i + 1) / len(rise) for i in range(len(rise))])
-    fall = [1, *few[num_steps - decay_steps :], 0]
-    assert len(fall) > 3
+def test_learning_rate_rises_stays_and_falls_without_a_jump(num_steps, warmup_steps):
+    rates = [wsd_schedule(step, num_steps, warmup_steps) for step in range(1, num_steps + 1)]
+    start_of_decay = num_steps - 2 * num_steps // 5
+    warmup_steps = min(warmup_steps, start_of_decay)
+    rise = [(i + 1) / warmup_steps for i in range(warmup_steps)]
+    assert rates[:warmup_steps] == pytest.approx(rise)
+    assert set(rates[warmup_steps:start_of_decay]) <= {1}
+    fall = [1, *rates[start_of_decay:], 0]
     assert all(a > b for a, b in pairwise(fall))
+    assert fall == pytest.approx([1 - rate for rate in reversed(fall)])
     # The steepest part of half a cosine is pi / 2 times as steep as a line.
     assert max(a - b for a, b in pairwise(fall)) <= math.pi / 2 / (len(fall) - 1)

@@ -29,23 +29,23 @@ HELP = """\
 Train a GPT on your text, starting from random weights with a head start, or from trained weights.
 
 Without arguments it trains on this project's story, like pretrain.ipynb, in minutes on two cores.
-It shows the training and validation losses and samples of generated text. It writes its files to
-the current folder, named after the text, or as --weights says:
+It reports losses and samples of generated text, and writes files to the current folder, named after
+the text, or as --weights says:
 
   mine.pth   the weights, rounded to 8 bits, for load_model; written at the end or when stopped
   mine.csv   the history: both losses at each evaluation
   mine.png   the history as a plot
   mine.ckpt  the checkpoint, to resume an interrupted run; about 12 bytes a parameter
-  mine.lock  an empty file that keeps a second run away
+  mine.lock  an empty file, locked against a second run
 
-The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. At the end you
-need only mine.pth. To train longer, use --start-from mine.pth and another name for --weights. A run
-that is killed while it writes leaves a *.partial file: delete it.
+The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. Only mine.pth is
+needed after the run. To train longer, use --start-from mine.pth and another name for --weights. If
+a run is killed while it writes, it leaves a *.partial file: delete it.
 
 Ctrl-C and SIGTERM stop the run after the current step, and save. Run the same command again to
 resume; the number of processes may differ. Each machine needs the text, and mine.ckpt to resume.
-torchrun gives its processes 30 seconds to save when it is stopped. If a machine is cut off, the run
-ends after ten minutes. mine.ckpt then holds the state of the last --save-every.
+When stopped, torchrun gives its processes 30 seconds to save. If a machine is cut off, the run ends
+after ten minutes, and mine.ckpt holds the state of the last --save-every.
 """
 EXAMPLES = """\
 examples:
@@ -100,9 +100,8 @@ def model_config(text: str) -> dict[str, Any]:
         try:
             cfg |= SIZES[item] if item in SIZES else {key: ast.literal_eval(value)}
         except (ValueError, SyntaxError):
-            raise argparse.ArgumentTypeError(
-                f"{item!r} is neither KEY=VALUE, such as n_layers=4, nor one of {', '.join(SIZES)}"
-            ) from None
+            what = f"neither KEY=VALUE, such as n_layers=4, nor one of {', '.join(SIZES)}"
+            raise argparse.ArgumentTypeError(f"{item!r} is {what}") from None
     if unknown := sorted(cfg.keys() - GPT_CONFIG_124M.keys()):
         keys = ", ".join(GPT_CONFIG_124M)
         raise argparse.ArgumentTypeError(f"there is no key {unknown[0]!r:.60}; the keys are {keys}")
@@ -124,9 +123,8 @@ def device(text: str) -> torch.device:
         place = torch.device(text)
         if place.type == "cuda" and LOCAL_WORLD_SIZE > 1:
             if torch.cuda.device_count() < LOCAL_WORLD_SIZE:
-                raise RuntimeError(
-                    f"{LOCAL_WORLD_SIZE} processes need as many GPUs, or --device cpu"
-                )
+                what = f"{LOCAL_WORLD_SIZE} processes need as many GPUs, or --device cpu"
+                raise RuntimeError(what)
             place = torch.device("cuda", LOCAL_RANK)
         if place.type == "mps" and WORLD_SIZE > 1:
             raise RuntimeError("it takes one process: name --device cpu for several")
@@ -139,27 +137,24 @@ def device(text: str) -> torch.device:
     return place
 
 
-def text_path(text: str) -> Path:
-    """Return the path of an existing text."""
-    if not os.path.isfile(text):  # False for an impossible name, where Path.is_file raises
-        raise argparse.ArgumentTypeError(f"{text!r} is not a file: name a text in UTF-8")
-    return Path(text)
+def path(test: Callable[[str], bool], problem: str) -> Callable[[str], Path]:
+    """Return a function that returns the path `text` if it passes a test."""
+
+    def parse(text: str) -> Path:
+        if not test(text):
+            raise argparse.ArgumentTypeError(f"{text!r} {problem}")
+        return Path(text)
+
+    return parse
 
 
-def start_path(text: str) -> Path:
-    """Return the path of existing weights, or of a model's folder."""
-    if not os.path.exists(text):
-        raise argparse.ArgumentTypeError(f"there is no such file or folder: {text!r}")
-    return Path(text)
-
-
-def weights_path(text: str) -> Path:
-    """Return the path of the weights, which must end in .pth."""
-    if not text.endswith(".pth"):
-        raise argparse.ArgumentTypeError(f"must end in .pth, not {text!r}")
-    if not os.path.isdir(Path(text).parent):
-        raise argparse.ArgumentTypeError(f"there is no such folder: {str(Path(text).parent)!r}")
-    return Path(text)
+# The functions of os.path return False for an impossible name, where those of Path raise.
+text_path = path(os.path.isfile, "is not a file: name a text in UTF-8")
+start_path = path(os.path.exists, "is not a file or folder")
+weights_path = path(
+    lambda text: text.endswith(".pth") and os.path.isdir(os.path.dirname(text) or "."),
+    "is not a name that ends in .pth, in an existing folder",
+)
 
 
 # fmt: off
@@ -167,8 +162,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     """Return the parser, for its `error`, and the arguments."""
     parser = Parser(
         "pretrain.py", usage="%(prog)s [TEXT] [options]", description=HELP, epilog=EXAMPLES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("model and text").add_argument
     add("text", nargs="?", type=text_path, default=STORY, help="a UTF-8 file (default: the story)")

@@ -1,4 +1,4 @@
-"""Training checkpoints: everything that an interrupted run needs to resume without a trace."""
+"""Training checkpoints, from which an interrupted run resumes exactly."""
 
 import hashlib
 import inspect
@@ -25,22 +25,22 @@ def run_config(train_ids: torch.Tensor, val_ids: torch.Tensor, **settings: Any) 
     defaults. The constants of gpt.py are hyperparameters, too. Raises TypeError for a name that
     neither function has.
     """
-    parameters = {**inspect.signature(epoch_loaders).parameters}
-    parameters |= inspect.signature(train_model).parameters
-    numbers = {n: p.default for n, p in parameters.items() if isinstance(p.default, int | float)}
-    if unknown := settings.keys() - numbers.keys() - {"num_epochs", "context_length"}:
-        raise TypeError(f"no such settings: {', '.join(sorted(unknown))}")
-    config: RunConfig = {
-        name.lower(): value
-        for name, value in vars(gpt).items()
-        if name.isupper() and isinstance(value, int | float | tuple)
+    defaults = {
+        name: parameter.default
+        for function in (epoch_loaders, train_model)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if isinstance(parameter.default, int | float)
     }
+    if unknown := settings.keys() - defaults.keys() - {"num_epochs", "context_length"}:
+        raise TypeError(f"no such settings: {', '.join(sorted(unknown))}")
+    constants = {name.lower(): value for name, value in vars(gpt).items() if name.isupper()}
+    config: RunConfig = {n: v for n, v in constants.items() if isinstance(v, int | float | tuple)}
+    for name, value in (defaults | settings).items():
+        config[name] = value.item() if hasattr(value, "item") else value  # NumPy's numbers
+    del config["evals_per_epoch"]  # it does not change the training
     for name, ids in (("training text", train_ids), ("validation text", val_ids)):
         # In pieces, because the text may be larger than memory.
         config[name] = fingerprint(piece.long() for piece in ids.split(1_000_000))
-    for name, value in (numbers | settings).items():
-        if name != "evals_per_epoch":  # it does not change the training
-            config[name] = value.item() if hasattr(value, "item") else value  # NumPy's numbers
     return config
 
 
@@ -55,11 +55,10 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
 def save_checkpoint(
     path: str | Path, model: GPTModel, state: TrainState, config: RunConfig
 ) -> None:
-    """Store everything that a training run needs to resume, in one file: see `load_checkpoint`.
+    """Store everything that a training run needs to resume; see `load_checkpoint`.
 
-    This includes the weights in full precision, AdamW's two averages for each of them, the history,
-    and the global random states, for dropout: 2 GB for GPT_CONFIG_124M. Raises OSError if the file
-    cannot be written.
+    These are the weights in full precision, AdamW's two averages for each, the history, and the
+    global random states, for dropout: 2 GB for GPT_CONFIG_124M. Raises OSError if that fails.
     """
     model = wrapped_model(model)
     content = {
@@ -83,10 +82,10 @@ def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> Tra
         save = lambda _: save_checkpoint("training.ckpt", model, state, config)
         train_model(model, loaders, train_eval_loader, val_loader, state=state, on_eval=save)
 
-    Without such a file, the model stays unchanged and the state is new. So you can run these lines
+    Without such a file, the model stays unchanged and the state is new, so you can run these lines
     again after any interruption. On the same machine, the final weights are those of an
-    uninterrupted run, bit for bit. The global random states are set to those of the checkpoint.
-    Loading briefly takes twice the file's size in memory.
+    uninterrupted run, bit for bit. Sets the global random states. Loading briefly takes twice the
+    file's size in memory.
 
     Raises ValueError if the file is damaged, contains code, or belongs to another model or to a run
     with other texts or hyperparameters.
@@ -112,21 +111,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
 def restore(
     path: str | Path, content: dict[str, Any], model: GPTModel, config: RunConfig
 ) -> TrainState:
-    """Do as `load_checkpoint` with the content that `read_checkpoint` returned."""
+    """Load the content that `read_checkpoint` returned; see `load_checkpoint`."""
     model = wrapped_model(model)
     if content["config"] != model.cfg:
-        raise ValueError(
-            f"{path} belongs to a model with the configuration {content['config']}, not {model.cfg}"
-        )
+        what = f"a model with the configuration {content['config']}, not {model.cfg}"
+        raise ValueError(f"{path} belongs to {what}")
     old = content["run_config"]
     if changes := [
         f"{key} {old.get(key, 'unknown')}, now {config.get(key, 'unknown')}"
         for key in sorted(old.keys() | config.keys())
         if old.get(key) != config.get(key)
     ]:
+        what = f"a run with other texts or settings ({'; '.join(changes)})"
         raise ValueError(
-            f"{path} belongs to a run with other texts or settings ({'; '.join(changes)}): resume "
-            "with the same ones, or use another file"
+            f"{path} belongs to {what}: resume with the same ones, or use another file"
         )
     load_plain_weights(model, content["weights"])
     set_random_states(model.out_head.weight.device, content["random"])

@@ -44,8 +44,8 @@ def signals(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[No
 class SafeStream:
     """A text stream whose writes never raise.
 
-    Characters outside its encoding are escaped. After a failure, such as a closed pipe or a full
-    disk, all further output is discarded.
+    It escapes characters outside its encoding. After a failure, such as a closed pipe or a full
+    disk, it discards all output.
     """
 
     def __init__(self, stream: TextIO, nothing: TextIO) -> None:
@@ -71,7 +71,7 @@ class SafeStream:
 @contextmanager
 def safe_output() -> Iterator[None]:
     """Make standard output and error safe to write to inside a `with` block."""
-    with open(os.devnull, "w") as nothing:  # also for None, where there is no console
+    with open(os.devnull, "w") as nothing:  # for None, where there is no console, too
         out, error = (SafeStream(s or nothing, nothing) for s in (sys.stdout, sys.stderr))
         with redirect_stdout(out), redirect_stderr(error):  # type: ignore[type-var]
             yield

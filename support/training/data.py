@@ -20,8 +20,8 @@ def split_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Split a 1-D tensor of token ids into (train_ids, val_ids), the latter from the end.
 
-    Raises TypeError or ValueError for bad arguments, and ValueError if either part is too short
-    for one window.
+    Raises TypeError or ValueError for bad arguments, and ValueError for a text too short for one
+    window in each part.
     """
     check_ids("token_ids", token_ids, 1, packed=True)
     check_number("context_length", context_length, low=1)
@@ -29,53 +29,44 @@ def split_tokens(
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, not {val_fraction}")
     split = round(len(token_ids) * (1 - val_fraction))
-    parts = {"training": token_ids[:split], "validation": token_ids[split:]}
-    for name, part in parts.items():
-        if len(part) <= context_length:
-            raise ValueError(
-                f"the {name} part has {len(part)} tokens (val_fraction {val_fraction} of "
-                f"{len(token_ids)}), but one window needs {context_length + 1}: use a longer "
-                "text or a smaller context_length"
-            )
-    return parts["training"], parts["validation"]
+    parts = token_ids[:split], token_ids[split:]
+    for name, part in zip(("training", "validation"), parts, strict=True):
+        _check_length(f"the {name} part", part, context_length)
+    return parts
+
+
+def _check_length(what: str, token_ids: torch.Tensor, context_length: int) -> None:
+    if len(token_ids) <= context_length:
+        raise ValueError(
+            f"{what} has {len(token_ids)} tokens, but one window needs {context_length + 1}: use a "
+            "longer text or a smaller context_length"
+        )
 
 
 class GPTDataset(Dataset):
     """Windows over one text: item i is (inputs, targets), both of shape (T,).
 
     Windows start every `stride` tokens, counted from `offset` tokens before the text. The first is
-    moved forward to the text's start and the last back to its end. They may overlap their
-    neighbours, but no token is dropped. The items are views of `token_ids`, a 1-D tensor, and so
-    take no memory (copies, if it is not int64).
+    moved forward to the text's start and the last back to its end, so no token is dropped. The
+    items are views of `token_ids`, a 1-D tensor (copies, if it is not int64).
 
-    Raises TypeError unless `token_ids` is a tensor of ids. Raises ValueError for ids outside the
-    vocabulary, for a text shorter than one window (`context_length` + 1 tokens), and unless
-    0 <= `offset` < `stride`.
+    Raises TypeError for arguments of the wrong type. Raises ValueError for ids outside the
+    vocabulary, for fewer than `context_length` + 1 tokens, and unless 0 <= `offset` < `stride`.
     """
 
     def __init__(
-        self,
-        token_ids: torch.Tensor,
-        context_length: int,
-        stride: int,
-        offset: int = 0,
+        self, token_ids: torch.Tensor, context_length: int, stride: int, offset: int = 0,
         vocab_size: int = GPT2_VOCAB_SIZE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_ids("token_ids", token_ids, 1, vocab_size=vocab_size, packed=True)
         check_number("context_length", context_length, low=1)
         check_number("stride", stride, low=1)
         check_number("offset", offset)
         if not 0 <= offset < stride:
             raise ValueError(f"offset must be from 0 to below the stride {stride}, not {offset}")
+        _check_length("the text", token_ids, context_length)
+        self.token_ids, self.context_length, self.stride = token_ids, context_length, stride
         self.last_start = len(token_ids) - context_length - 1
-        if self.last_start < 0:
-            raise ValueError(
-                f"the text has {len(token_ids)} tokens, but one window needs "
-                f"{context_length + 1}: use a longer text or a smaller context_length"
-            )
-        self.token_ids = token_ids
-        self.context_length = context_length
-        self.stride = stride
         self.offset = offset if self.last_start else 0  # a single window has one position
 
     def __len__(self) -> int:
@@ -90,37 +81,26 @@ class GPTDataset(Dataset):
 
 
 def create_dataloader(
-    token_ids: torch.Tensor,
-    context_length: int,
-    batch_size: int = 1,
-    stride: int | None = None,
-    offset: int = 0,
-    shuffle: bool = False,
-    seed: int = 0,
-    vocab_size: int = GPT2_VOCAB_SIZE,
-) -> DataLoader:
+    token_ids: torch.Tensor, context_length: int, batch_size: int = 1, stride: int | None = None,
+    offset: int = 0, shuffle: bool = False, seed: int = 0, vocab_size: int = GPT2_VOCAB_SIZE,
+) -> DataLoader:  # fmt: skip
     """Return a loader of (inputs, targets) batches of shape (B, T), both of dtype int64.
 
     `stride` defaults to `context_length`, so that windows do not overlap. The order of a shuffled
-    loader depends only on `seed`, any whole number. The global random state is neither read nor
-    changed. Raises as `GPTDataset` does.
+    loader depends on `seed`, a whole number, and not on the global random state. Raises as
+    `GPTDataset` does.
     """
     check_number("seed", seed)
-    dataset = GPTDataset(
-        token_ids, context_length, context_length if stride is None else stride, offset, vocab_size
-    )
+    stride = context_length if stride is None else stride
+    dataset = GPTDataset(token_ids, context_length, stride, offset, vocab_size)
     generator = torch.Generator().manual_seed(int(seed) % 2**63)  # its range
     return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
 
 
 def epoch_loaders(
-    token_ids: torch.Tensor,
-    context_length: int,
-    num_epochs: int,
-    batch_size: int = 1,
-    seed: int = 0,
-    vocab_size: int = GPT2_VOCAB_SIZE,
-) -> list[DataLoader]:
+    token_ids: torch.Tensor, context_length: int, num_epochs: int, batch_size: int = 1,
+    seed: int = 0, vocab_size: int = GPT2_VOCAB_SIZE,
+) -> list[DataLoader]:  # fmt: skip
     """Return one shuffled loader per epoch, each with its windows at another offset.
 
     If windows always began at the same tokens, the model would learn each sentence at one position
@@ -133,24 +113,17 @@ def epoch_loaders(
     rng = random.Random(int(seed))  # it may be NumPy's
     return [
         create_dataloader(
-            token_ids,
-            context_length,
-            batch_size,
-            offset=rng.randrange(context_length),
-            shuffle=True,
-            seed=rng.getrandbits(32),
-            vocab_size=vocab_size,
+            token_ids, context_length, batch_size, offset=rng.randrange(context_length),
+            shuffle=True, seed=rng.getrandbits(32), vocab_size=vocab_size,
         )
         for _ in range(num_epochs)
-    ]
+    ]  # fmt: skip
 
 
 def eval_loader(
-    token_ids: torch.Tensor,
-    context_length: int,
-    num_windows: int = 4,
+    token_ids: torch.Tensor, context_length: int, num_windows: int = 4,
     vocab_size: int = GPT2_VOCAB_SIZE,
-) -> DataLoader:
+) -> DataLoader:  # fmt: skip
     """Return a loader of up to `num_windows` + 1 windows, spread evenly over a text.
 
     Raises as `GPTDataset` does.

@@ -23,8 +23,8 @@ from gpt import GPTModel, train_step
 def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
     """Return RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as set by torchrun.
 
-    Those of a single process are 0, 1, 0, 1. This holds unless RANK and WORLD_SIZE are both set and
-    agree, because job schedulers also set some of these variables.
+    Return those of a single process, 0, 1, 0, 1, unless RANK and WORLD_SIZE are both set and agree,
+    because job schedulers also set some of these variables.
     """
     defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     values = [environment.get(name, default) for name, default in defaults.items()]
@@ -43,6 +43,18 @@ TIMEOUT = timedelta(minutes=10)  # for the other processes' saves, and for slowe
 
 
 @contextmanager
+def _with_others() -> Iterator[None]:
+    # Turn the errors that the backends raise after the loss of a process into ConnectionError.
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        what = "another process of this run has ended or lost its connection"
+        raise ConnectionError(what) from error
+
+
+@contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Connect all processes inside a `with` block; do nothing in a single process."""
     if WORLD_SIZE == 1:
@@ -50,9 +62,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
     with _with_others():
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -67,31 +78,15 @@ def first_of_machine_first() -> Iterator[None]:
         return
     with _with_others():
         patient = dist.new_group(backend="gloo", timeout=timedelta(hours=6))  # for a long text
-    if LOCAL_RANK:
-        _wait_for_all(patient)
+        if LOCAL_RANK:
+            dist.barrier(patient)
     yield
     if not LOCAL_RANK:
-        _wait_for_all(patient)
+        with _with_others():
+            dist.barrier(patient)
 
 
-def _wait_for_all(group: Any) -> None:
-    with _with_others():
-        dist.barrier(group)
-
-
-@contextmanager
-def _with_others() -> Iterator[None]:
-    # Turn the errors that the backends raise after the loss of a process into ConnectionError.
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        raise ConnectionError(
-            "another process of this run has ended or lost its connection"
-        ) from error
-
-
+@_with_others()
 def any_process(yes: bool, device: torch.device) -> bool:
     """Return whether `yes` is True in any process. All processes must call this together.
 
@@ -99,18 +94,17 @@ def any_process(yes: bool, device: torch.device) -> bool:
     """
     if WORLD_SIZE == 1:
         return yes
-    with _with_others():
-        answer = torch.tensor(float(yes), device=device)
-        dist.all_reduce(answer, dist.ReduceOp.MAX)
-        return bool(answer)
+    answer = torch.tensor(float(yes), device=device)
+    dist.all_reduce(answer, dist.ReduceOp.MAX)
+    return bool(answer)
 
 
+@_with_others()
 def check_same(what: str, value: Any) -> None:
     """Raise ValueError if `value` differs from that of the first process."""
     first = [value]
     if WORLD_SIZE > 1:
-        with _with_others():
-            dist.broadcast_object_list(first)
+        dist.broadcast_object_list(first)
     if first[0] != value:
         raise ValueError(f"{what} differs between processes {RANK} and 0: copy it from process 0")
 

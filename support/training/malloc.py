@@ -7,8 +7,8 @@ import platform
 def tune_malloc() -> None:
     """Let the C library retain freed memory, for the rest of the process (glibc only).
 
-    A training step allocates and frees gigabytes. By default the system gets them back, and clears
-    each page again for the next step. That can take a fifth of the time.
+    A training step allocates and frees gigabytes. By default they return to the system, which
+    clears each page again for the next step. That can take a fifth of the time.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -4,11 +4,11 @@ import glob
 import hashlib
 import os
 import re
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -26,10 +26,9 @@ UP_TO_LAST_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)  # GPT-2's tokenizer 
 def load_token_file(text_path: str | Path, tokenizer: Encoding) -> torch.Tensor:
     """Return the token ids of a text, as a memory-mapped uint16 tensor (T,).
 
-    The ids are those of `text_to_token_ids`. They are stored in a file beside the text, two bytes
-    a token. Its name ends in a fingerprint of the text and .tokens. The first call writes it, on
-    all cores and with a progress bar, and deletes the files of earlier versions of the text. An
-    interruption leaves no incomplete file.
+    The ids are those of `text_to_token_ids`. The first call stores them beside the text, two bytes
+    a token, in a file whose name ends in a fingerprint of the text and .tokens. It uses all cores,
+    shows a progress bar, and deletes the files of earlier versions of the text.
 
     Raises ValueError as `read_pieces` does, and OSError if a file cannot be read or written.
     """
@@ -54,10 +53,8 @@ def load_token_file(text_path: str | Path, tokenizer: Encoding) -> torch.Tensor:
 
 def _pieces(path: Path) -> Iterator[str]:
     # Yield pieces that end before a space or a line end, where the tokenizer ends a token, too.
-    text, total = "", path.stat().st_size
-    with tqdm(
-        desc="tokenizing", total=total, unit="B", unit_scale=True, disable=LOCAL_RANK > 0
-    ) as bar:
+    text, size = "", path.stat().st_size
+    with tqdm(None, "tokenizing", size, unit="B", unit_scale=True, disable=LOCAL_RANK > 0) as bar:
         for piece in read_pieces(path, PIECE):
             text += piece
             if found := UP_TO_LAST_SPACE.match(text):
@@ -68,18 +65,10 @@ def _pieces(path: Path) -> Iterator[str]:
 
 
 def _encode(pieces: Iterator[str], tokenizer: Encoding) -> Iterator[bytes]:
-    # Encode in threads, because the tokenizer releases the GIL; yield in order, a few pieces ahead.
     def encode(piece: str) -> bytes:
         to_ids = partial(tokenizer.encode_to_numpy, allowed_special={"<|endoftext|>"})
         return b"".join(to_ids(part).astype("uint16").tobytes() for part in split_text(piece))
 
-    pool, waiting = ThreadPoolExecutor(), deque[Future]()
-    try:
-        for piece in pieces:
-            waiting.append(pool.submit(encode, piece))
-            if len(waiting) > 2 * (os.cpu_count() or 1):
-                yield waiting.popleft().result()
-        for future in waiting:
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an interruption, drop the pieces not yet begun
+    with ThreadPoolExecutor() as pool:  # the tokenizer releases the GIL
+        while some := list(islice(pieces, 2 * (os.cpu_count() or 1))):
+            yield from pool.map(encode, some)
