@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes would compete for the cores
@@ -27,6 +28,13 @@ ROOT = Path(__file__).parent.parent
 DISK = 2**19  # size of `small_disk` in bytes
 TINY_CONFIG = GPT_CONFIG_124M | {"vocab_size": 61, "context_length": 16}
 TINY_CONFIG |= {"emb_dim": 24, "n_heads": 3, "n_layers": 2}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print each reason for skipped tests once."""
+    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"{count} {reason[0].lower()}{reason[1:]}")
 
 
 @pytest.fixture(autouse=True)

@@ -192,11 +192,12 @@ def test_started_elsewhere_the_app_says_where_to_start_it(place, tmp_path):
 
 @pytest.mark.parametrize("run_before", [False, True])
 def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless, run_before):
+    command = chainlit_run("app.py")
     if run_before:  # by somebody else, who could write there
         output(["chmod", "u+w", ".", ".chainlit"], read_only)
         output([sys.executable, "-c", "import chainlit.config"], read_only)
         output(["chmod", "-R", "a-w", "."], read_only)
-    process = run([*homeless, *chainlit_run("app.py")], read_only)
+    process = run([*homeless, *command], read_only)
     assert process.returncode == 1
     assert str(read_only / ".files") in process.stderr.splitlines()[-1]
     if run_before:  # else Chainlit itself has ended, before it read app.py
