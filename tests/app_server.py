@@ -207,7 +207,6 @@ def running_browser(ways: Sequence[dict[str, Any]] = BROWSERS) -> Iterator[Brows
 
     Without one, the test is skipped; with CI in the environment, it fails.
     """
-    need_chainlit()
     arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     with sync_playwright() as playwright:
         for way in ways:

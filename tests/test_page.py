@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import tiktoken
 import torch
-from app_server import copy_app, running_app, running_browser, serving
+from app_server import copy_app, need_chainlit, running_app, running_browser, serving
 from conftest import ROOT
 from playwright._impl._driver import compute_driver_executable
 from playwright.sync_api import Page, expect
@@ -33,6 +33,7 @@ PROMPT = "Everyone knew who the Babbingtons were."
 
 @pytest.fixture(scope="module")
 def browser():
+    need_chainlit()
     with running_browser() as browser:
         yield browser
 
