@@ -89,7 +89,7 @@ def token_label(token_id: int, tokenizer: Encoding) -> str:
     if token_id >= tokenizer.n_vocab:
         return f"<{token_id}>"
     text = token_bytes(token_id, tokenizer).decode(errors="backslashreplace")
-    visible = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+    visible = (char if char.isprintable() else repr(char)[1:-1] for char in text)
     return "".join(visible).replace(" ", "\u2423")
 
 

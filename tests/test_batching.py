@@ -1,4 +1,4 @@
-"""Batches and drafts: a text is the same alone, among others, with drafts and without."""
+"""Batches and drafts: neither other texts nor drafts change a text."""
 
 import asyncio
 import copy
@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from support.model.quantization import Int8Linear, quantize
 from support.page.batch import MAX_STEP, Batch
 from support.page.scheduler import Scheduler
 from support.training.data import create_dataloader
-from utils import generate, next_token_probs, stream, text_to_token_ids, token_label
+from utils import generate, next_token_probs, stream, token_label
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,7 +38,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def float32_model():
-    """A model that has memorized most of TEXT, so most drafts are right and some are wrong."""
+    """Return a model that has memorized most of TEXT, so some drafts are wrong."""
     torch.manual_seed(0)
     model = GPTModel({**TINY_CONFIG, "context_length": 64, "emb_dim": 48, "drop_rate": 0.0})
     loaders = [create_dataloader(TEXT, 32, stride=7, batch_size=8)] * 25
@@ -107,9 +108,8 @@ def test_alone_and_among_others(trained, tokenizer, texts, leaves):
             logprobs = [t.logprob for t in expected]
             assert [t.logprob for t in tokens] == pytest.approx(logprobs, abs=1e-3)
         else:  # to the last bit; only drafts are shorter among others
-            assert [t._replace(from_draft=0) for t in tokens] == [
-                t._replace(from_draft=0) for t in expected
-            ]
+            without_drafts = [[t._replace(from_draft=0) for t in ts] for ts in (tokens, expected)]
+            assert without_drafts[0] == without_drafts[1]
 
 
 def continued(model, draft_ids, seed, start, length, n, context_size, **settings):
@@ -131,7 +131,7 @@ def test_tokens_are_those_of_generate(trained, tokenizer, drafts, **arguments):
 
 
 def test_full_size_products_are_the_same_for_any_number_of_rows():
-    """With all threads, and the matrices of GPT_CONFIG_124M's layers."""
+    """With two threads, and the shapes of GPT_CONFIG_124M."""
     torch.set_num_threads(2)
     for sizes in ((768, 768), (768, 3072), (3072, 768), (768, 50257)):
         layer, x = Int8Linear(torch.nn.Linear(*sizes)), torch.randn(MAX_STEP, sizes[0])
@@ -149,7 +149,7 @@ def test_drafts_save_steps_and_are_shorter_among_others(trained, tokenizer):
             new = dict(batch.step()).get(first)
             steps, tokens = steps + (new is not None), tokens + (new or [])
         drafted = sum(token.from_draft for token in tokens)
-        assert len(tokens) == 50 == drafted + steps  # a step adds a token to its draft
+        assert len(tokens) == 50 == drafted + steps  # each step samples one token after its draft
         return drafted
 
     assert 47 >= accepted(1) >= 25
@@ -204,13 +204,8 @@ def test_a_model_that_fails_ends_all_texts(trained, tokenizer, monkeypatch):
 
 
 def test_ids_above_the_tokenizers(tokenizer):
-    """Vocabularies are padded, such as to 50,304."""
-    model = GPTModel({**TINY_CONFIG, "vocab_size": 50304}).eval()
-    with torch.no_grad():
-        model.out_head.weight[:50257] = 0  # only ids above the tokenizer's are probable
-        model.final_norm.shift.fill_(1.0)
-        model.out_head.weight[50300] = 1
-    batch = Batch(model, tokenizer)
+    """A vocabulary may be padded, such as to 50,304."""
+    batch = Batch(planned([50300, 50300], vocab_size=50304), tokenizer)
     slot = batch.add(torch.tensor([[50290]]), 2, 16)
     assert [(t.token_id, t.text, t.label) for t in run(batch)[slot]] == [(50300, "", "<50300>")] * 2
 
@@ -226,17 +221,17 @@ def test_a_model_in_training_mode_has_no_dropout(tiny_model, tokenizer):
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"top_p": 2}, ValueError, "top_p must be above 0"),
-        ({"context_size": 17}, ValueError, "context_size must be from 1 to the model's 16"),
-        ({"idx": TEXT[:20].view(2, 10)}, ValueError, "the prompt has 2 rows; add one at a time"),
-    ],
-)
-def test_bad_arguments(tiny_model, tokenizer, change, error, message):
+BAD = [
+    ({"top_p": 2}, "top_p must be above 0"),
+    ({"context_size": 17}, "context_size must be from 1 to the model's 16"),
+    ({"idx": TEXT[:20].view(2, 10)}, "the prompt has 2 rows; add one at a time"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_bad_arguments(tiny_model, tokenizer, change, message):
     batch = Batch(tiny_model, tokenizer)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         batch.add(**{"idx": TEXT[None, :3], "max_new_tokens": 3, "context_size": 16, **change})
     assert batch.slots == []
 
@@ -244,22 +239,15 @@ def test_bad_arguments(tiny_model, tokenizer, change, error, message):
 # Facts about each token ---------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def worded_model():
-    """A tiny model over GPT-2's whole vocabulary: it samples tokens of every kind."""
-    torch.manual_seed(0)
-    return GPTModel({**TINY_CONFIG, "vocab_size": 50257}).eval()
-
-
 @pytest.mark.parametrize("settings", [
-    {"temperature": 0.7, "top_k": 3}, {"temperature": 1.3, "top_p": 0.4}, {"temperature": 1.0},
-    {"temperature": 0},
+    {"temperature": 0.7, "top_k": 3}, {"temperature": 1.3, "top_p": 0.4}, {"temperature": 0},
 ])  # fmt: skip
-def test_probabilities_of_each_token(worded_model, tokenizer, settings):
-    idx = text_to_token_ids("The clock", tokenizer)
-    batch = Batch(worded_model, tokenizer)
+def test_probabilities_of_each_token(tokenizer, settings):
+    torch.manual_seed(0)
+    model, idx = GPTModel({**TINY_CONFIG, "vocab_size": 50257}).eval(), torch.tensor([[464, 8801]])
+    batch = Batch(model, tokenizer)
     slot = batch.add(idx, 5, 16, generator=torch.Generator().manual_seed(0), **settings)
-    steps = stream(worded_model, idx, 5, 16, generator=torch.Generator().manual_seed(0), **settings)
+    steps = stream(model, idx, 5, 16, generator=torch.Generator().manual_seed(0), **settings)
     for info, (next_ids, logits) in zip(run(batch)[slot], steps, strict=True):
         before, after = logits.log_softmax(-1)[0], next_token_probs(logits, **settings)[0]
         assert info.token_id == next_ids.item()
@@ -269,10 +257,10 @@ def test_probabilities_of_each_token(worded_model, tokenizer, settings):
         assert info.sampling_prob == pytest.approx(after[info.token_id].item())
 
 
-def planned(token_ids):
-    """Return a model whose most probable tokens are those of a plan, one after the other."""
-    model = GPTModel({**TINY_CONFIG, "vocab_size": 50257, "emb_dim": 3})
-    steps = iter(one_hot(torch.tensor(token_ids), 50257).float())
+def planned(token_ids, vocab_size=50257):
+    """Return a model that generates these tokens."""
+    model = GPTModel({**TINY_CONFIG, "vocab_size": vocab_size, "emb_dim": 3})
+    steps = iter(one_hot(torch.tensor(token_ids), vocab_size).float())
     model.out_head.register_forward_hook(lambda module, x, logits: next(steps)[None])
     return model
 
@@ -336,15 +324,13 @@ def test_a_failing_step_fails_its_texts_and_nobody_who_joins_meanwhile(tiny_mode
 # Drafts for one text ------------------------------------------------------------------------
 
 
-class Steps:
-    """A count of a model's steps."""
-
-    def __init__(self, model):
-        self.count = 0
-        model.out_head.register_forward_hook(self.add)
-
-    def add(self, *args):
-        self.count += 1
+@contextmanager
+def counted_steps(model):
+    """Yield a list that grows with each step of the model."""
+    steps = []
+    hook = model.out_head.register_forward_hook(lambda *args: steps.append(1))
+    yield steps
+    hook.remove()
 
 
 @hypothesis_settings(max_examples=200)
@@ -359,12 +345,10 @@ def test_drafts_change_no_token_and_no_draw(float32_model, drafts, **arguments):
 
 @pytest.mark.parametrize("temperature", [0, 0.5])
 def test_fewer_steps(float32_model, temperature):
-    steps = Steps(float32_model)
-    generator = torch.Generator().manual_seed(0)
-    generate(
-        float32_model, TEXT[None, 100:110], 50, 64, temperature, generator=generator, draft_ids=TEXT
-    )
-    assert 3 <= steps.count <= 25
+    settings = {"temperature": temperature, "generator": torch.Generator().manual_seed(0)}
+    with counted_steps(float32_model) as steps:
+        generate(float32_model, TEXT[None, 100:110], 50, 64, draft_ids=TEXT, **settings)
+    assert 3 <= len(steps) <= 25
 
 
 def test_samples_are_drawn_when_a_token_is_requested(float32_model):
@@ -383,20 +367,20 @@ def test_samples_are_drawn_when_a_token_is_requested(float32_model):
 def test_with_8_bits_the_logits_have_the_same_bits(int8_model):
     generator = torch.Generator().manual_seed(5)
     for start in torch.randint(250, (20,), generator=generator).tolist():
-        idx, steps = TEXT[None, start : start + 9], Steps(int8_model)
-        plain = torch.cat([logits for _, logits in stream(int8_model, idx, 100, 64)])
-        count, steps.count = steps.count, 0
-        drafted = stream(int8_model, idx, 100, 64, draft_ids=TEXT)
-        assert torch.equal(plain, torch.cat([logits for _, logits in drafted]))
-        assert steps.count < count
+        idx = TEXT[None, start : start + 9]
+        plain = [logits for _, logits in stream(int8_model, idx, 100, 64)]
+        with counted_steps(int8_model) as steps:
+            drafted = [logits for _, logits in stream(int8_model, idx, 100, 64, draft_ids=TEXT)]
+        assert torch.equal(torch.cat(plain), torch.cat(drafted))
+        assert len(steps) < 100
 
 
 def test_drafts_from_the_own_past(float32_model):
-    steps = Steps(float32_model)
     idx = TEXT[None, 50:80].repeat(1, 2)[:, :45]  # begins a second time
-    continued_text = generate(float32_model, idx, 12, 64, draft_ids=TEXT[:0])
-    assert steps.count < 12
-    assert continued_text.equal(generate(float32_model, idx, 12, 64))
+    with counted_steps(float32_model) as steps:
+        text = generate(float32_model, idx, 12, 64, draft_ids=TEXT[:0])
+    assert len(steps) < 12
+    assert text.equal(generate(float32_model, idx, 12, 64))
 
 
 def test_a_draft_is_as_long_as_its_match():

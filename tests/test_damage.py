@@ -15,7 +15,6 @@ from conftest import DISK, TINY_CONFIG, damaged, same_weights, save_again_and_ag
 from safetensors.torch import save_file
 
 from gpt import Evaluation, GPTModel, TrainState
-from support.files import atomic_write
 from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.weights import load_model, save_weights
 from support.training.checkpoints import load_checkpoint, save_checkpoint
@@ -51,7 +50,7 @@ def save_legacy(model, path):
 
 
 load_weights = partial(load_model, cfg=TINY_CONFIG)
-KINDS = {  # how it is saved and loaded, and its name
+KINDS = {  # functions to save and to load, and a file name
     "weights": (save_weights, load_weights, "weights.pth"),
     "checkpoint": (save_training, load_training, "training.ckpt"),
     "folder": (save_hugging_face, load_hugging_face, "folder"),
@@ -62,7 +61,7 @@ KINDS = {  # how it is saved and loaded, and its name
 
 
 def forged(content, rng):
-    """Return a weights file whose pickle is damaged, with checksums that are right."""
+    """Return a weights file with a damaged pickle and correct checksums."""
     packed = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
         for name in old.namelist():
@@ -133,7 +132,7 @@ def test_a_command_in_the_file_is_not_run(tmp_path, kind, how):
 
 
 def saved_and_loaded(kind, path):
-    """Return two models as a file of this kind gives them back; the second one stays at `path`."""
+    """Return two models, saved to `path` and loaded again; the file of the second one remains."""
     save, load, _ = KINDS[kind]
     return [save(model_of(seed), path) or load(path) for seed in (0, 1)]
 
@@ -166,7 +165,7 @@ def test_processes_that_save_to_one_path(tmp_path, fork, kind, times):
     path, models = tmp_path / name, [model_of(0), model_of(1)]
     whole = saved_and_loaded(kind, path)
     processes = [fork(save_again_and_again, save, models, path) for _ in range(2)]
-    while len(seen) < times:  # different files, each of which has taken the place of another
+    while len(seen) < times:  # different files
         seen.add(path.stat().st_mtime_ns)
         found = load(path)
         assert any(same_weights(found, model) for model in whole)
@@ -174,19 +173,6 @@ def test_processes_that_save_to_one_path(tmp_path, fork, kind, times):
     for process in processes:
         process.kill()
         process.join()
-
-
-def test_two_that_save_at_once_use_a_file_each(tmp_path):
-    path = tmp_path / "weights.pth"
-    with atomic_write(path) as first:
-        with atomic_write(path) as second:
-            for file, letter in ((first, b"1"), (second, b"2")) * 3:
-                file.write(letter)
-                file.flush()
-        assert path.read_bytes() == b"222"
-        first.write(b"1")
-    assert path.read_bytes() == b"1111"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("older", [True, False])

@@ -8,7 +8,6 @@ from conftest import TINY_CONFIG
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from gpt import GPTModel
 from utils import generate, generate_text_simple, next_token_probs, sample_next_token, stream
@@ -61,12 +60,11 @@ def test_past_the_context_the_last_half_is_kept(tiny_model, context_size):
     assert torch.equal(generate(tiny_model, idx, 40, context_size), expected)
 
 
-def test_long_prompt_is_cropped_for_the_model_and_kept_in_the_text(tiny_model):
+def test_the_model_reads_the_end_of_a_long_prompt(tiny_model):
     idx = prompt(1, length=40)
     text = generate(tiny_model, idx, 1, context_size=16)
     assert torch.equal(text[:, :40], idx)
-    assert torch.equal(text[:, -16:], generate(tiny_model, idx[:, -16:], 1, 16)[:, -16:])
-    assert text[0, -1] == tiny_model(idx[:, -16:])[0, -1].argmax()
+    assert text[0, 40] == tiny_model(idx[:, -16:])[0, -1].argmax()
 
 
 def test_end_of_text(tiny_model):
@@ -78,7 +76,7 @@ def test_end_of_text(tiny_model):
         end = free_row.index(eos_id) + 1 if eos_id in free_row else 30
         assert row[:end] == free_row[:end][: len(row)]
         assert set(row[end:]) <= {eos_id}
-    first = free[0, 0].item()  # generation ends when all rows have
+    first = free[0, 0].item()  # generation ends once all rows have
     assert generate(tiny_model, idx[:1], 30, 16, eos_id=first).shape == (1, 5)
 
 
@@ -93,33 +91,27 @@ def test_same_generator_same_text_and_no_global_draw(tiny_model):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_mode_and_gradients_are_restored(training):
+def test_generation_has_no_dropout():
     model = GPTModel({**TINY_CONFIG, "drop_rate": 0.5})
-    model.train(training)
     first = generate(model, prompt(), 10, 16)
-    assert torch.equal(generate(model, prompt(), 10, 16), first)  # no dropout
-    steps = stream(model, prompt(), 10, 16)
-    next(steps)
-    assert torch.is_grad_enabled()  # also between two steps
-    steps.close()
-    assert model.training is training
+    assert torch.equal(generate(model, prompt(), 10, 16), first)
+    assert model.training
 
 
-def test_yielded_tensors_can_take_part_in_training(tiny_model):
+def test_a_stream_can_be_used_within_training(tiny_model):
     weight = torch.ones(61, requires_grad=True)
     for ids, logits in stream(tiny_model, torch.tensor([[1, 2]]), 3, 16):
-        (weight * logits).sum().backward()
+        (weight * logits).sum().backward()  # with gradients between two steps
         tiny_model(ids).sum().backward()
     assert weight.grad.any()
 
 
-def test_each_part_of_the_model_keeps_its_mode(tiny_model):
+def test_interleaved_streams_restore_the_mode_of_each_module(tiny_model):
     tiny_model.train()
     tiny_model.trf_blocks[0].eval()
     modes = [module.training for module in tiny_model.modules()]
     readers = [stream(tiny_model, prompt(), 5, 16) for _ in range(2)]
-    for steps in zip(*readers, strict=True):  # two interleaved
+    for steps in zip(*readers, strict=True):
         assert torch.equal(*(ids for ids, _ in steps))
         assert [module.training for module in tiny_model.modules()] == modes
 
@@ -133,7 +125,7 @@ def test_weights_that_are_not_finite(tiny_model, temperature):
 
 
 @given(seed=st.integers(0, 1000), **SETTINGS)
-@example(seed=33, temperature=1e300, top_k=None, top_p=0.015625)  # hot: probabilities are equal
+@example(seed=33, temperature=1e300, top_k=None, top_p=0.015625)  # equal probabilities
 def test_probabilities(seed, temperature, top_k, top_p):
     logits = torch.randn(3, 61, generator=seeded(seed)) * 5
     probs = next_token_probs(logits, temperature, top_k, top_p)
@@ -155,50 +147,26 @@ def test_probabilities_by_hand():
     close(next_token_probs(logits, top_k=99), logits.exp())
     close(next_token_probs(logits, top_p=0.7), torch.tensor([[5 / 8, 3 / 8, 0, 0]]))
     close(next_token_probs(logits, top_p=0.01), torch.tensor([[1.0, 0, 0, 0]]))
-    # top_p counts what top_k and temperature left
+    # top_p applies to the probabilities after top_k and temperature
     close(next_token_probs(logits, top_k=2, top_p=0.62), torch.tensor([[1.0, 0, 0, 0]]))
-
-
-def test_draws_of_one_row_and_of_several():
-    probs = torch.eye(5)[[3, 0, 4]]
-    assert sample_next_token(probs).tolist() == [[3], [0], [4]]
-    assert sample_next_token(probs[:1], seeded()).tolist() == [[3]]
-
-
-class Recorder(TorchFunctionMode):
-    """Within it, calls of PyTorch's functions are recorded: names and first arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.calls.append((getattr(func, "__name__", ""), args[0] if args else None))
-        return func(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize(
     ("probs_on", "generator_on", "drawn_on"),
     [("cuda:0", "cpu", "cpu"), ("cuda:0", None, "cuda:0"), ("cpu", "cpu", "cpu")],
 )
-def test_sampling_happens_on_the_generators_device(probs_on, generator_on, drawn_on):
-    # FakeTensorMode tracks only shapes and devices, so no GPU is needed.
-    with FakeTensorMode(), Recorder() as recorder:
+def test_the_generators_device_samples(monkeypatch, probs_on, generator_on, drawn_on):
+    devices, multinomial = [], torch.multinomial
+
+    def noted(probs, *args, **settings):
+        devices.append(str(probs.device))
+        return multinomial(probs, *args, **settings)
+
+    monkeypatch.setattr(torch, "multinomial", noted)
+    with FakeTensorMode():  # tracks only shapes and devices, so no GPU is needed
         probs = torch.full((2, 5), 0.2, device=probs_on)
-        generator = None if generator_on is None else torch.Generator(generator_on)
-        ids = sample_next_token(probs, generator)
-        (drawn_from,) = (first for name, first in recorder.calls if name == "multinomial")
-        assert str(drawn_from.device) == drawn_on
-        assert str(ids.device) == probs_on
-        assert ids.shape == (2, 1)
-
-
-def test_the_distribution_is_computed_once_for_each_token(tiny_model):
-    with Recorder() as recorder:
-        list(stream(tiny_model, prompt(2), 10, 16, 0.8, 20, top_p=0.9, generator=seeded()))
-    names = [name for name, _ in recorder.calls]
-    assert [names.count(name) for name in ("softmax", "topk", "multinomial")] == [10] * 3
-    assert not {"sort", "argsort"} & set(names)
+        ids = sample_next_token(probs, generator_on and torch.Generator(generator_on))
+    assert (devices, str(ids.device), ids.shape) == ([drawn_on], probs_on, (2, 1))
 
 
 def test_draws_follow_the_probabilities(tiny_model):
@@ -227,7 +195,6 @@ def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, t
     ("change", "error", "message"),
     [
         ({"temperature": -0.1}, ValueError, "temperature must be 0 .* not -0.1"),
-        ({"temperature": math.nan}, ValueError, "temperature .* not nan"),
         ({"temperature": math.inf}, ValueError, "temperature .* not inf"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number, not 'hot'"),
         ({"top_k": 0}, ValueError, "top_k must be at least 1, not 0"),
@@ -235,12 +202,9 @@ def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, t
         ({"top_p": 0.0}, ValueError, "top_p must be above 0 and at most 1, .* not 0.0"),
         ({"top_p": 1.1}, ValueError, "top_p .* not 1.1"),
         ({"top_p": math.nan}, ValueError, "top_p .* not nan"),
-        ({"top_p": [0.9]}, TypeError, r"top_p must be a number, not \[0.9\]"),
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens must be at least 0, not -1"),
-        ({"max_new_tokens": 2.5}, TypeError, "max_new_tokens must be a whole number, not 2.5"),
         ({"context_size": 17}, ValueError, "context_size must be from 1 to the model's 16, not 17"),
         ({"context_size": 0}, ValueError, "context_size .* not 0"),
-        ({"context_size": "16"}, TypeError, "context_size must be a whole number, not '16'"),
         ({"idx": torch.zeros(1, 0, dtype=torch.long)}, ValueError, r"prompt has shape \(1, 0\)"),
         ({"idx": torch.tensor([1, 2])}, ValueError, r"prompt has shape \(2,\)"),
         ({"idx": torch.tensor([[61]])}, ValueError, "token id 61 is outside the vocabulary of 61"),
@@ -249,7 +213,6 @@ def test_any_settings_give_ids_of_the_vocabulary(seed, length, n, temperature, t
         ({"idx": "The clock"}, TypeError, "tensor of token ids .encode a text.*, not 'The clock'"),
         ({"eos_id": 61}, ValueError, "eos_id 61 is outside the model's vocabulary of 61"),
         ({"eos_id": -1}, ValueError, "eos_id must be at least 0, not -1"),
-        ({"eos_id": 1.5}, TypeError, "eos_id must be a whole number, not 1.5"),
     ],
 )
 def test_bad_arguments(tiny_model, change, error, message):

@@ -140,7 +140,6 @@ def test_weights_from_elsewhere(tiny_model, tmp_path, write, content):
     loaded = load_model(path, TINY_CONFIG)
     assert same_weights(loaded, tiny_model)
     ids = torch.randint(61, (1, 9))
-    # Not the same bits: matrices in memory column by column are summed in another order.
     torch.testing.assert_close(loaded(ids), tiny_model(ids))
 
 
@@ -167,7 +166,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("content", "message"), UNREADABLE)
-def test_other_contents_are_named(tmp_path, content, message):
+def test_other_contents_are_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=rf"w\.pth .*{message}") as caught:
         load_model(tmp_path / "w.pth", TINY_CONFIG)
@@ -176,7 +175,7 @@ def test_other_contents_are_named(tmp_path, content, message):
 
 @pytest.mark.parametrize("content", [b"Everyone knew", pickle.dumps([1, 2]), bytes(5000), 0, 1, -1])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_other_files_and_files_cut_off(saved, tmp_path, name, content):
+def test_other_and_truncated_files(saved, tmp_path, name, content):
     if isinstance(content, int):  # remaining bytes
         if name == "w.safetensors":
             save_file(torch.load(saved), saved)
@@ -186,7 +185,7 @@ def test_other_files_and_files_cut_off(saved, tmp_path, name, content):
         load_model(tmp_path / name, TINY_CONFIG)
 
 
-def test_no_file(tmp_path):
+def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth: run pretrain\.ipynb"):
         load_model(tmp_path / "nothing.pth")
     with pytest.raises(ValueError, match=r"is a folder: .* load_hugging_face"):
@@ -196,7 +195,7 @@ def test_no_file(tmp_path):
 # 3. The loaded model ------------------------------------------------------------------------
 
 
-def test_half_the_memory(tiny_model, saved):
+def test_bfloat16(saved):
     half = load_model(saved, TINY_CONFIG, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     full = load_model(saved, TINY_CONFIG)
@@ -214,8 +213,8 @@ def test_loading_needs_no_compiler(saved):
     assert run(code + "print('torch._dynamo' in sys.modules)") == "False\n"
 
 
-def test_a_loaded_model_can_be_trained_on(saved):
-    """Training changes its weights as it does for the same weights in PyTorch's memory layout."""
+def test_a_loaded_model_trains_like_any_other(saved):
+    """Its matrices are stored column by column."""
     text, cfg = torch.arange(300) * 7 % 61, {**TINY_CONFIG, "drop_rate": 0.0}
     models = [load_model(saved, cfg), GPTModel(cfg)]
     models[1].load_state_dict(models[0].state_dict())
@@ -269,7 +268,7 @@ def test_eight_bits_on_another_device():
         assert layer(torch.zeros(2, 3, 24, device="meta")).shape == (2, 3, 5)
 
 
-def test_a_bad_number_does_not_become_a_good_one():
+def test_numbers_that_are_not_finite_stay_so():
     for bad in (torch.nan, torch.inf):
         y = Int8Linear(torch.nn.Linear(24, 5))(torch.tensor([[bad, *[1.0] * 23], [1.0] * 24]))
         assert not y[0].isfinite().any()
@@ -279,9 +278,6 @@ def test_a_bad_number_does_not_become_a_good_one():
 
 
 def test_the_fastest_weights_without_instructions_for_eight_bits(saved):
-    code = (
-        "import torch, utils\n"
-        f"model = utils.load_model({str(saved)!r}, {TINY_CONFIG}, dtype='fastest')\n"
-        "print(model.out_head.weight.dtype)"
-    )
+    code = f"import utils; model = utils.load_model({str(saved)!r}, {TINY_CONFIG}, dtype='fastest')"
+    code += "; print(model.out_head.weight.dtype)"
     assert run(code, ONEDNN_MAX_CPU_ISA="AVX2") == "torch.float32\n"

@@ -167,11 +167,11 @@ def _check_tensor(folder: Path, name: str, tensor: Tensor, shape: tuple[int, ...
 def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
     """Write `model` as a GPT-2, in float32, to `folder`, which is created if it is missing.
 
-    transformers' AutoModelForCausalLM and AutoTokenizer can open it, and `load_hugging_face` can.
-    The tokenizer's files are omitted if the vocabulary is smaller than GPT-2's. The model may be
-    compiled or in a wrapper such as DDP. Saving needs memory for two more copies of the weights.
+    transformers and `load_hugging_face` can open it. The tokenizer's files are omitted if the
+    vocabulary is smaller than GPT-2's. The model may be compiled or in a wrapper such as DDP.
+    Saving needs memory for two more copies of the weights.
 
-    Replaces an older state of the same model once all new files are complete. Raises ValueError,
+    An older state of the same model is replaced once all new files are complete. Raises ValueError,
     and writes nothing, if a weight is not finite, the model is quantized, or the folder contains
     another model. Raises OSError if the folder cannot be written; older files are then unchanged.
     """

@@ -77,10 +77,11 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        rows, scale = quantize_rows(linear.weight)
+        rows, scale = quantize_rows(linear.weight.detach())
         self.weight = nn.Buffer(rows.to(torch.int8))  # (M, K)
         self.scale = nn.Buffer(scale.flatten())
-        self.bias = nn.Buffer(torch.zeros_like(self.scale) if linear.bias is None else linear.bias)
+        bias = torch.zeros_like(self.scale) if linear.bias is None else linear.bias.detach()
+        self.bias = nn.Buffer(bias)
         self.fast = None
         if self.weight.is_cpu and (offset := fast_offset()) is not None:
             self.fast = torch.ops.onednn.qlinear_prepack(self.weight, None), offset
