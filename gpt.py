@@ -164,7 +164,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them (tanh form, as in GPT-2), for each token alone.
+    """Two linear layers with a GELU between them (tanh form, as in GPT-2), applied per token.
 
     Hendrycks & Gimpel 2016, "Gaussian Error Linear Units", https://arxiv.org/abs/1606.08415
     """
@@ -235,7 +235,7 @@ class GPTModel(nn.Module):
         return self.out_head(self.hidden_states(in_idx, cache))
 
     def hidden_states(self, in_idx: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the input of `out_head`, (B, T, C). Otherwise as `forward`."""
+        """Return the input of `out_head`, (B, T, C). Arguments and errors: see `forward`."""
         limit, in_idx = self.cfg["context_length"], in_idx.to(self.tok_emb.weight.device)
         if cache is None and in_idx.size(1) > limit:
             what = f"{in_idx.size(1)} tokens do not fit the context_length {limit}"

@@ -101,9 +101,8 @@ def load_model(
     `pretrain.py` and the book write them. Names may have the prefixes of wrappers.
 
     `dtype` is torch.float32, bfloat16, float64 or int8. Each generated token reads all weights
-    once, so fewer bytes are faster: bfloat16 on some CPUs, int8 on most. 8-bit weights are only for
-    generation (see quantization.py). "fastest" means int8 if it is faster on this CPU, else
-    float32.
+    once, so fewer bytes are faster: bfloat16 on some CPUs, int8, only for generation, on most.
+    "fastest" means int8 if it is faster on this CPU, else float32.
 
     Raises FileNotFoundError if there is no such file. Raises ValueError if it is damaged, belongs
     to another configuration or contains anything else, or for another `dtype`. Code in a file is
@@ -164,9 +163,7 @@ def _read_file(path: Path) -> Any:
             "pretrain-story-model.pth from the project's repository"
         )
     if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder: to load one of Hugging Face's, use load_hugging_face"
-        )
+        raise ValueError(f"{path} is a folder: for Hugging Face's format, use load_hugging_face")
     if path.suffix != ".safetensors":
         return load_archive(path, "weights", INSTEAD)
     try:

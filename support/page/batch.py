@@ -77,7 +77,7 @@ class Slot:
     error: Exception | None = None
 
     def next_piece(self, num_texts: int) -> list[int]:
-        """Return the tokens for a step with `num_texts` texts. Past the context: see `stream`."""
+        """Return the tokens for a step with `num_texts` texts. See `stream` on long texts."""
         if self.cache.length + len(self.pending) > self.context_size:
             self.cache.length = 0
             self.pending = self.ids = self.ids[-max(1, self.context_size // 2) :]
