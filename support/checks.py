@@ -38,7 +38,7 @@ def check_ids(
     if ids.dim() not in dims:
         shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")
-    numbers = ids.numpy() if ids.dtype == torch.uint16 else ids  # PyTorch has no min for uint16
+    numbers = ids.cpu().numpy() if ids.dtype == torch.uint16 else ids  # uint16 has no min
     low, high = (numbers.min().item(), numbers.max().item()) if ids.numel() else (0, 0)
     if low < 0 or high >= vocab_size:
         raise ValueError(

@@ -1,10 +1,12 @@
 """The whole notebook, with tiny models and another text, in a copy of the project."""
 
+import random
 import re
 import shutil
 
 import nbformat
 import pytest
+import tiktoken
 from conftest import ROOT
 from nbclient import NotebookClient
 from test_exercises import MARKDOWN, NOTEBOOK, SOLUTIONS
@@ -22,6 +24,21 @@ NUM_EPOCHS, SMALL_EPOCHS, GRAMMAR_EPOCHS, SAMPLES = 2, 2, 1, 2
 GRAMMAR_TOKENS, SEEDS = (200, 400), (1, 2)
 STORY, PROMPT, NEW_PROMPT = "mine.txt", "This notebook", "A window of"
 """
+SCRIPTS = {  # words of four writing systems
+    "Latin": "The old clock 🕰️ stopped, and nobody 👩‍🌾 naïve enough to ask why came back. 😀",
+    "Chinese": "的 老 钟 停了 。 没有 人 问 为什么 、 雾 里 的 灯塔 看守人 回来 了 …",
+    "Arabic": "و توقفت الساعة القديمة ، ولم يسأل أحد لماذا . عاد الحارس إلى المنارة في الضباب",
+    "Hindi": "। पुरानी घड़ी रुक गई और किसी ने नहीं पूछा क्यों कोहरे में प्रकाशस्तंभ का रखवाला लौट आया",
+}
+CASES = [  # context length, least number of tokens in each prompt, writing system, device
+    (16, 60, "Chinese", "gpu"),
+    (64, 1, "Arabic", "cpu"),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in [
+        (16, 1, "Latin", "cpu"), (16, 30, "Hindi", "cpu"), (64, 30, "Latin", "gpu"),
+        (64, 60, "Hindi", "gpu"), (512, 1, "Hindi", "gpu"), (512, 30, "Arabic", "cpu"),
+        (512, 60, "Latin", "cpu"), (512, 9, "Chinese", "cpu"),
+    ]),
+]  # fmt: skip
 GUESS = re.compile(r"^(GUESS_\w+) = None", re.MULTILINE)  # a prediction, left to the reader
 TIMED = re.compile("second|minutes|times as fast|step|it/s|s/it")  # lines that differ in each run
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
@@ -37,6 +54,11 @@ def printed(cell):
     streams = "".join(output.get("text", "") for output in cell.outputs)
     shown = [str(output.data) for output in cell.outputs if "data" in output]
     return [line for line in re.split("[\r\n]", streams) + shown if not TIMED.search(line)]
+
+
+def execute(notebook, folder):
+    resources = {"metadata": {"path": folder}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +91,7 @@ def twice(folder):
             section.append(cell)
         cells.append(cell)
     notebook.cells = cells
-    resources = {"metadata": {"path": folder}}
-    NotebookClient(notebook, timeout=150, kernel_name="python3", resources=resources).execute()
+    execute(notebook, folder)
     return pairs
 
 
@@ -131,3 +152,34 @@ def test_links_lead_to_sections_that_explain_their_terms():
     for terms, link in rows:
         for term in re.findall(r"\*([^*]+)\*", terms):
             assert re.search(rf"\*{re.escape(term)}(s|es)?\*", by_link[link], re.IGNORECASE), term
+
+
+def words(script, num_tokens, seed):
+    """Return random words of a writing system, at least `num_tokens` tokens."""
+    vocabulary, dice = SCRIPTS[script].split(), random.Random(seed)
+    text, encode = vocabulary[0], tiktoken.get_encoding("gpt2").encode
+    while len(encode(text)) < num_tokens:
+        text += " " + " ".join(dice.choices(vocabulary, k=max(1, num_tokens // 200)))
+    return text
+
+
+@pytest.mark.parametrize("context_length, prompt_length, script, device", CASES)
+def test_runs_with_any_context_prompt_script_and_device(
+    folder, context_length, prompt_length, script, device
+):
+    story = words(script, 12 * context_length + 300, seed=0)
+    (folder / "script.txt").write_text(story, encoding="utf-8")
+    prompts = [words(script, prompt_length, seed) for seed in (1, 2)]
+    notebook = nbformat.from_dict(NOTEBOOK)
+    tagged(notebook, "parameters").source += f"""{TINY_PARAMETERS}
+CONFIG["context_length"], SMALL["context_length"] = {context_length}, 128
+STORY, DEVICE, PROMPT, NEW_PROMPT = {("script.txt", device, *prompts)!r}
+"""
+    simulated = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nimport simulated_gpu"
+    used = "print({p.device.type for p in [*model.parameters(), *one.parameters()]})"
+    first, last = map(nbformat.v4.new_code_cell, (simulated, used))
+    notebook.cells = [first, *notebook.cells, last]
+    execute(notebook, folder)
+    assert printed(last)[0] == str({device})
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]  # warnings

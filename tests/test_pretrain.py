@@ -119,6 +119,7 @@ def test_it_gives_what_the_lesson_gives_bit_for_bit(folder, lesson):
         return source
 
     changes = {"CONFIG": CONFIG, "STORY": "mine.txt", "WEIGHTS": "out.pth", "NUM_EPOCHS": 2}
+    changes["DEVICE"] = "cpu"
     names = {}
     for source in (
         cell("%matplotlib inline").replace("%matplotlib inline", ""),

@@ -30,7 +30,10 @@ def verbatim_spans(
     second for 20,000 tokens each. Raises ValueError for texts that are not rows of ids.
     """
     check_number("min_length", min_length, low=1)
-    text, story = np.asarray(token_ids), np.asarray(story_ids)
+    text, story = (
+        np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
+        for ids in (token_ids, story_ids)
+    )
     for ids in (text, story):
         if ids.ndim != 1 or (ids.size and ids.dtype.kind != "i"):
             raise ValueError(f"a text must be one row of ids, not {ids!r:.60}")

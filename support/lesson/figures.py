@@ -126,7 +126,7 @@ def plot_heads(rows: Mapping[str, Tensor], title: str) -> Figure:
     for line, (name, weights) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(name, fontsize=9)
         for ax, (head, matrix) in zip(line, enumerate(weights), strict=False):
-            image = ax.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=1)
+            image = ax.imshow(matrix.cpu().numpy(), cmap="Blues", vmin=0, vmax=1)
             ax.set_title(f"head {head}", fontsize=8)
             ax.set(xticks=[], yticks=[])
     figure.colorbar(image, ax=axes, label="share of attention")

@@ -99,7 +99,7 @@ class Slot:
             drawn, probs, ids = draw_token(row[None], self.generator, **self.settings)
             token_id = int(drawn)
             kept = row if ids is None else row[ids[0]]  # includes all more probable tokens
-            prob = probs[0, token_id] if ids is None else probs[ids == token_id]
+            prob = probs[0, token_id] if ids is None else (probs * (ids == token_id)).sum()
             tokens.append(TokenInfo(
                 token_id=token_id,
                 text=self.decoder.decode(token_bytes(token_id, tokenizer)),

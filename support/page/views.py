@@ -67,8 +67,8 @@ def scores(model: GPTModel, token_ids: Sequence[int]) -> dict[str, Any]:
     or None for a single token.
     """
     logprobs = _logits(model, token_ids)[:-1].log_softmax(-1)  # (T - 1, V)
-    targets = torch.tensor(token_ids[1:], dtype=torch.long)[:, None]  # (T - 1, 1)
-    own = logprobs.gather(-1, targets)  # (T - 1, 1)
+    targets = torch.tensor(token_ids[1:], dtype=torch.long, device=logprobs.device)
+    own = logprobs.gather(-1, targets[:, None])  # (T - 1, 1)
     ranks = 1 + (logprobs > own).sum(-1)
     pairs = zip(ranks.tolist(), own[:, 0].tolist(), strict=True)
     tokens = [{"rank": rank, "logprob": logprob} for rank, logprob in pairs]
