@@ -153,17 +153,17 @@ def test_it_gives_what_the_lesson_gives_bit_for_bit(folder, lesson):
 def test_without_arguments_it_is_the_lesson(lesson):
     (source,) = [c.source for c in lesson if "parameters" in c.metadata.get("tags", [])]
     names = {}
+    known = {"GPT_CONFIG_124M": GPT_CONFIG_124M, "best_device": best_device}
     for line in ast.parse(source).body:
         if isinstance(line, ast.Assign):
-            exec(ast.unparse(line), {"GPT_CONFIG_124M": GPT_CONFIG_124M}, names)
+            exec(ast.unparse(line), known, names)
     _, args = pretrain.parse_arguments([])
     assert args.text == ROOT / names["STORY"]
     assert (args.config or GPT_CONFIG_124M) == names["CONFIG"]
-    settings = ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "HEAD_START", "SEED")
+    settings = ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "HEAD_START", "SEED", "PRECISION")
     ours = args.epochs, args.batch_size, args.learning_rate, args.head_start, pretrain.SEED
-    assert ours == tuple(names[setting] for setting in settings)
-    assert f'set_float32_matmul_precision("{args.precision}")' in source
-    assert args.device.type == best_device()
+    assert (*ours, args.precision) == tuple(names[setting] for setting in settings)
+    assert args.device.type == names["DEVICE"]
 
 
 def test_what_it_shows_and_writes(folder, capsys, tokenizer):
