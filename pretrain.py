@@ -129,11 +129,10 @@ class Run:
     ) -> None:  # fmt: skip
         self.args, self.model, self.state, self.config = args, model, state, config
         self.token_ids, self.tokenizer = token_ids, tokenizer
-        self.prompt = token_ids[None, :8].long()  # (1, T)
-        if args.prompt:
-            self.prompt = text_to_token_ids(args.prompt, tokenizer)
-            if self.prompt.max() >= model.cfg["vocab_size"]:
-                raise InputError(f"--prompt {args.prompt!r:.60} has tokens outside the vocabulary")
+        start = text_to_token_ids(args.prompt, tokenizer) if args.prompt else token_ids[None, :8]
+        self.prompt = start.long()  # (1, T)
+        if self.prompt.max() >= model.cfg["vocab_size"]:
+            raise InputError(f"--prompt {args.prompt!r:.60} has tokens outside the vocabulary")
         self.signal = 0  # the number of the signal received, if any
         self.saved_at = time.monotonic()
         self.bar = tqdm(unit="step", total=num_steps, initial=state.step, disable=RANK > 0)

@@ -49,9 +49,7 @@ def check_ids(
 
 def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
     """Raise TypeError or ValueError, naming the value, for sampling settings out of range."""
-    check_number("temperature", temperature, Real)
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 (greedy) or a number above it, not {temperature}")
+    check_number("temperature", temperature, Real, low=0)
     if top_k is not None:
         check_number("top_k", top_k, low=1)
     check_number("top_p", 1 if top_p is None else top_p, Real)

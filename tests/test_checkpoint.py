@@ -148,7 +148,7 @@ def test_the_run_configuration_holds_everything_that_decides_a_run(path):
         refused(path, rf"settings \({key} another, now ")
 
 
-def test_other_files(path):
+def test_a_file_of_another_model_or_kind_is_refused(path):
     train_until(set(), path)
     model = GPTModel({**TINY_CONFIG, "n_layers": 3})
     refused(path, r"training\.ckpt belongs to a model .*'n_layers': 2.* 3", model)
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(path, uninterrupte
     assert train_until(set(), path)[2:] == uninterrupted[2:]
 
 
-def test_an_evaluation_that_is_past_is_not_made_up(path):
+def test_a_missed_evaluation_is_not_repeated(path):
     with pytest.raises(Interruption):
         train_until({14}, path, save_at_steps=True)
     model = new_model()
@@ -213,7 +213,7 @@ def test_an_evaluation_that_is_past_is_not_made_up(path):
     assert history[2].step > 14  # it was due at step 12, too
 
 
-def test_numbers_of_numpy(path):
+def test_numpy_numbers(path):
     model, state = new_model(), TrainState()
     numbers = {"learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 1.0}
     settings = {name: np.float64(value) for name, value in numbers.items()}

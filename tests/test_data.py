@@ -47,7 +47,7 @@ def test_a_token_file_holds_the_tokens_of_the_text(tmp_path_factory, text):
 @pytest.mark.parametrize("blank", [" ", "\n", "\t", "\u3000", " \n"])
 @pytest.mark.parametrize("word", ["b c", "", "<|endoftext|>", "<p>"])
 def test_a_million_blanks(tmp_path, tokenizer, blank, word):
-    """The tokenizer itself fails on so many before a word, but not at the end of a text."""
+    """Alone, tiktoken fails on that many before a word, but not at the end of a text."""
     text = "a" + 1_100_000 // len(blank) * blank + word
     end = len(text) - len(word) - (word not in ("", "<|endoftext|>"))
     first, last = (tokenizer.encode(t, allowed_special="all") for t in (text[:end], text[end:]))
@@ -69,7 +69,7 @@ def test_tokenizing_is_done_once_for_each_version_of_a_text(tmp_path, tokenizer,
     assert len(list(tmp_path.glob("*.tokens"))) == 1
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="it finds mapped files in /proc")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_a_mapped_token_file_may_be_undeletable_as_on_windows(tmp_path, tokenizer, monkeypatch):
     path, replace, unlink = tmp_path / "mine.txt", Path.replace, Path.unlink
 

@@ -130,19 +130,17 @@ def processes_of(parent):
             if int((path / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent.pid:
                 rank = re.search(rb"(?:^|\0)RANK=(\d+)", (path / "environ").read_bytes())
                 found[int(rank[1])] = int(path.name)
-        except (OSError, TypeError):  # it has ended, or is none of them
+        except (OSError, TypeError):  # it has ended, or is no training process
             continue
     return found
 
 
-in_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="it finds processes in /proc")
+in_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 
 
 @in_proc
 @pytest.mark.parametrize("who", [1, "torchrun", pytest.param(0, marks=pytest.mark.long)])
-def test_a_process_that_ends_ends_the_run_which_one_process_resumes(
-    folder, capsys, one_process, who
-):
+def test_a_lost_process_ends_the_run_and_one_process_resumes(folder, capsys, one_process, who):
     process = torchrun(*ARGUMENTS, "--save-every", "0")
     wait_for_a_checkpoint(process)
     if who == "torchrun":
@@ -181,7 +179,7 @@ def test_a_wrong_argument_is_reported_once(folder):
 
 @pytest.mark.long
 def test_two_machines_which_share_no_folder(folder, one_process):
-    """Two torchruns, one process each; both here, but each in a folder of its own."""
+    """Both torchruns run here, with one process and one folder each."""
     places = [folder / "first", folder / "second"]
     for place in places:
         place.mkdir()

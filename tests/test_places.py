@@ -1,4 +1,4 @@
-"""Where people put and start the project: odd paths, other folders, read-only, no network.
+"""The project in unusual places: odd paths, other folders, read-only, without a network.
 
 Each test runs the README's snippet in a new process, or `chainlit run app.py` with one person.
 """
@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 (SNIPPET,) = re.findall(r"^```python\n([^`]*pretrain-story[^`]*)```", README, re.MULTILINE)
 WEIGHTS_NAME = '"pretrain-story-model.pth"'
 
-# After the snippet: has the model memorized the story in this place?
+# Appended to the snippet: has the model memorized the story?
 MEMORIZED = """
 from support.files import read_text
 ids = text_to_token_ids(read_text(STORY), tokenizer)
@@ -37,7 +37,7 @@ PLOT = """
 from support.inspection.plots import plot_temperature
 plot_temperature(model(token_ids[:, -256:])[0, -1].detach(), tokenizer).savefig("next.png")
 """
-# The app and a person in one process, because nobody outside its network namespace reaches it.
+# The app and its user in one process, because nothing reaches it from outside its namespace.
 APP_AND_PERSON = """
 import socket, sys
 from pathlib import Path
@@ -61,7 +61,7 @@ def first_continuation(server):
 
 
 def run(command, folder, **environment):
-    """Return the ended process. On a busy machine, several threads would be slower than one."""
+    """Run a command to its end, with one thread, which is fastest on a busy machine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120
@@ -69,7 +69,7 @@ def run(command, folder, **environment):
 
 
 def output(command, folder, **environment):
-    """Return the output of a command, which has to succeed."""
+    """Return the output of a command that must succeed."""
     process = run(command, folder, **environment)
     assert process.returncode == 0, process.stderr
     return process.stdout
@@ -83,9 +83,9 @@ def chainlit_run(script):
 
 @pytest.fixture(scope="module")
 def homeless(tmp_path_factory):
-    """Return a command that runs another one without a home folder, which it cannot make, either.
+    """Return a command that runs another one, which neither has nor can create a home folder.
 
-    It also stops root from writing where permissions forbid it.
+    File permissions then hold for root, too.
     """
     if not hasattr(os, "geteuid"):
         pytest.skip("it needs the permissions of Unix")
@@ -153,7 +153,7 @@ def test_the_snippet_in_a_read_only_folder(read_only, homeless):
 # 2. The app ---------------------------------------------------------------------------------
 
 
-def test_the_app_says_the_same_of_a_story_from_windows(server, story, tokenizer):
+def test_the_app_analyses_a_story_from_windows_alike(server, story, tokenizer):
     shown = first_continuation(server)
     assert f"{PROMPT}{shown.text}"[:100] in story  # the model has memorized it
     story_ids = text_to_token_ids(story, tokenizer)[0].tolist()
@@ -170,14 +170,14 @@ def test_the_app_has_its_settings_and_page(server):
         assert get(f"/{path}") == (ROOT / path).read_text(encoding="utf-8")
 
 
-def test_an_app_beside_it_may_end(server, tmp_path):
+def test_a_second_app_may_end(server, tmp_path):
     (tmp_path / "link").symlink_to(server.folder)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     root = {"CHAINLIT_APP_ROOT": str(tmp_path / "link")}
     with serving(elsewhere, str(server.folder / "app.py"), **root) as beside:
         assert first_continuation(beside).share > 0.5
-    assert not (server.folder / ".files").exists()  # the other one took them along
+    assert not (server.folder / ".files").exists()  # the other app deleted them
     assert first_continuation(server).share > 0.5
 
 
@@ -200,7 +200,7 @@ def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless, run_befo
     process = run([*homeless, *command], read_only)
     assert process.returncode == 1
     assert str(read_only / ".files") in process.stderr.splitlines()[-1]
-    if run_before:  # else Chainlit itself has ended, before it read app.py
+    if run_before:  # otherwise Chainlit itself ends, before it reads app.py
         assert "Traceback" not in process.stderr
     assert "must be writable" in README
 
@@ -280,25 +280,24 @@ def no_network_at_all(tmp_path):
     return command
 
 
-def test_the_snippet_without_a_network(no_network_at_all, tmp_path):
-    copy_app(tmp_path)
-    printed = output([*no_network_at_all, sys.executable, "-c", SNIPPET], tmp_path)
-    assert printed.startswith("Everyone knew who the Babbingtons were.")
-
-
-def test_the_app_without_a_network(no_network_at_all, tmp_path):
-    need_chainlit()
+@pytest.mark.parametrize(
+    ("code", "beginning"),
+    [(SNIPPET, "Everyone knew who the B"), (APP_AND_PERSON, "interfaces: ['lo']\ntokens: 40\n")],
+    ids=["snippet", "app"],
+)
+def test_without_a_network(no_network_at_all, tmp_path, code, beginning):
+    if code == APP_AND_PERSON:
+        need_chainlit()
     copy_app(tmp_path)
     environment = {"HOME": str(tmp_path), "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}"}
-    app = [sys.executable, "-c", APP_AND_PERSON, str(tmp_path)]
-    printed = output([*no_network_at_all, *app], tmp_path, **environment)
-    assert printed == "interfaces: ['lo']\ntokens: 40\n"
+    command = [*no_network_at_all, sys.executable, "-c", code, str(tmp_path)]
+    assert output(command, tmp_path, **environment).startswith(beginning)
 
 
 def test_git_on_windows_leaves_what_must_not_change(tmp_path, git_checkout):
     clone = tmp_path / "clone"
     output(["git", "clone", "-q", "-c", "core.autocrlf=true", str(ROOT), str(clone)], tmp_path)
-    assert b"\r\n" in (clone / "app.py").read_bytes()  # what Git may do to other files
+    assert b"\r\n" in (clone / "app.py").read_bytes()  # Git may change other files
     names = output(["git", "ls-files", "-z"], clone).split("\0")
     kept = [n for n in names if re.search(r"^dataset/|^\.ci/|\.(pth|jpg|png)$", n)]
     assert len(kept) >= 8
