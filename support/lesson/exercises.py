@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from gpt import GPT_CONFIG_124M, GPTModel
 from utils import next_token_probs
 
-Case = tuple[tuple, Any]  # arguments and the right result
+Case = tuple[tuple, Any]  # arguments, and the right result or a function that judges the result
 
 
 def reveal(what: str, guess: object, actual: float | str, unit: str = "") -> None:
@@ -30,51 +29,55 @@ def reveal(what: str, guess: object, actual: float | str, unit: str = "") -> Non
 
 
 def check(answer: Callable) -> None:
-    """Print whether a function solves the exercise of its name; if not, show a case where it fails.
-
-    The function may change its arguments, because each call gets copies.
-    """
+    """Print whether a function solves the exercise of its name, or a case where it fails."""
     name = answer.__name__
     if name not in CHECKS:
         return print(f"{name}: no exercise has this name. The exercises are {', '.join(CHECKS)}.")
     with torch.random.fork_rng():  # the lesson's results do not depend on the checks
         torch.manual_seed(0)
-        print(f"{name}: {CHECKS[name](answer) or 'right.'}")
+        print(f"{name}: {find_fault(answer, CHECKS[name]()) or 'right.'}")
 
 
 # Complaints ---------------------------------------------------------------------------------
 
-UNANSWERED = "yours to write. (It returns None so far.)"
+
+def find_fault(answer: Callable, cases: list[Case]) -> str | None:
+    """Return a complaint about the first case that fails, or None."""
+    for args, right in cases:
+        try:
+            result = answer(*copy.deepcopy(args))  # an answer may change its arguments
+        except Exception as error:
+            result = error
+        if result is None:
+            return "yours to write. (It returns None so far.)"
+        if callable(right):
+            complaint = right(result)
+        elif same(result, right):
+            complaint = None
+        else:
+            call = f"{answer.__name__}({', '.join(map(short, args))})"
+            complaint = f"{call} should return {short(right)}, but it {outcome(result)}."
+        if complaint:
+            return f"not yet. {complaint}"
+    return None
 
 
-def text(value: Any) -> str:
-    """Return a value as a complaint shows it, its numbers rounded."""
+def short(value: Any, most: int = 160) -> str:
+    """Return a value's text, with rounded numbers, cut off after `most` characters."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        inside = ", ".join(map(text, value))
-        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
-    return repr(value)
-
-
-def short(value: Any, most: int = 160) -> str:
-    """Return `text(value)`, cut off after `most` characters."""
-    shown = text(value)
+        inside = ", ".join(map(short, value))
+        shown = f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    else:
+        shown = repr(value)
     return shown if len(shown) <= most else shown[:most] + " ..."
 
 
-def call(answer: Callable, *args: Any) -> Any:
-    """Return what an answer returns, or the exception it raises."""
-    try:
-        return answer(*copy.deepcopy(args))
-    except Exception as error:
-        return error
-
-
 def outcome(result: Any) -> str:
-    """Return a description of a result of `call`."""
+    """Return a description of what an answer returned or raised."""
     if isinstance(result, Exception):
         return f"raised {type(result).__name__}: {result!s:.200}"
     return f"returned {short(result)} ({getattr(result, 'dtype', type(result).__name__)})"
@@ -94,18 +97,6 @@ def same(result: Any, right: Any) -> bool:
         return found.shape == right.shape and torch.allclose(found, expected, 1e-4, 1e-6)
     except Exception:  # something else, such as a string
         return False
-
-
-def check_cases(cases: Callable[[], list[Case]], answer: Callable) -> str | None:
-    """Return a complaint about the first case that fails, or None."""
-    for args, right in cases():
-        result = call(answer, *args)
-        if result is None:
-            return UNANSWERED
-        if not same(result, right):
-            head = f"{answer.__name__}({', '.join(map(short, args))})"
-            return f"not yet. {head} should return {short(right)}, but it {outcome(result)}."
-    return None
 
 
 # The exercises ------------------------------------------------------------------------------
@@ -187,37 +178,38 @@ def entropy() -> list[Case]:
 DIAGNOSES = {"A": "rate too high", "B": "overfitting", "C": "rate too low"}
 
 
-def check_diagnoses(answer: Callable) -> str | None:
-    result = call(answer)
-    if result is None:
-        return UNANSWERED
-    if not isinstance(result, dict) or result.keys() != DIAGNOSES.keys():
-        return f"not yet. It should return a dict with keys A, B and C, but it {outcome(result)}."
-    wrong = [key for key in DIAGNOSES if result[key] != DIAGNOSES[key]]
-    return f"not yet. Look again at {' and '.join(wrong)}." if wrong else None
+def diagnoses() -> list[Case]:
+    def judge(result: Any) -> str | None:
+        if not isinstance(result, dict) or result.keys() != DIAGNOSES.keys():
+            return f"It should return a dict with keys A, B and C, but it {outcome(result)}."
+        wrong = [key for key in DIAGNOSES if result[key] != DIAGNOSES[key]]
+        return f"Look again at {' and '.join(wrong)}." if wrong else None
+
+    return [((), judge)]
 
 
-def check_continue_text(answer: Callable) -> str | None:
+def continue_text() -> list[Case]:
     """Try a generation loop on a toy model whose next token depends only on the last one."""
     table = torch.tensor(
         [[0.1, 0.5, 0.15, 0.25], [0.54, 0.1, 0.3, 0.06], [0.2, 0.6, 0.1, 0.1], [0.9, 0.05, 0.05, 0]]
     )
     top_p, steps, prompt = 0.78, 500, torch.tensor([[3, 0]])
-    result = call(answer, lambda ids: table.log()[ids], prompt, steps, top_p)
-    if result is None:
-        return UNANSWERED
-    if not isinstance(result, Tensor):
-        return f"not yet. It should return a tensor of ids, but it {outcome(result)}."
-    if result.shape != (1, 2 + steps) or not torch.equal(result[:, :2], prompt):
-        return (
-            f"not yet. A prompt of shape (1, 2) and {steps} tokens gave shape "
-            f"{tuple(result.shape)}; it should be (1, {2 + steps}) and begin with the prompt."
-        )
-    return check_draws(result[0, 1:], table, top_p)
+
+    def judge(result: Any) -> str | None:
+        if not isinstance(result, Tensor):
+            return f"It should return a tensor of ids, but it {outcome(result)}."
+        if result.shape != (1, 2 + steps) or not torch.equal(result[:, :2], prompt):
+            return (
+                f"A prompt of shape (1, 2) and {steps} tokens gave shape {tuple(result.shape)}; "
+                f"it should be (1, {2 + steps}) and begin with the prompt."
+            )
+        return judge_draws(result[0, 1:], table, top_p)
+
+    return [((lambda ids: table.log()[ids], prompt, steps, top_p), judge)]
 
 
-def check_draws(tokens: Tensor, table: Tensor, top_p: float) -> str | None:
-    """Return a complaint about tokens (T,) that follow the probabilities `table` (V, V) badly."""
+def judge_draws(tokens: Tensor, table: Tensor, top_p: float) -> str | None:
+    """Return a complaint if tokens (T,) do not follow the probabilities `table` (V, V)."""
     kept = next_token_probs(table.log(), 1.0, None, top_p)
     counts = torch.zeros_like(table)
     for before, token in tokens.unfold(0, 2, 1).tolist():
@@ -227,19 +219,18 @@ def check_draws(tokens: Tensor, table: Tensor, top_p: float) -> str | None:
     if far.any():
         row = int(far.any(1).nonzero()[0])
         return (
-            f"not yet. After token {row}, with top_p {top_p} and probabilities {text(table[row])}, "
-            f"it drew the tokens {text(counts[row].long())} times each; about "
-            f"{text(expected[row].round().long())} would be right."
+            f"After token {row}, with top_p {top_p} and probabilities {short(table[row])}, it drew "
+            f"the tokens {short(counts[row].long())} times each; about "
+            f"{short(expected[row].round().long())} would be right."
         )
     return None
 
 
-WITH_CASES: tuple[Callable[[], list[Case]], ...] = (
-    merge, num_windows, cross_entropy, perplexity, bigram_probability, may_look, attend,
-    num_parameters, descend, next_probs, accepted, longest_run, entropy,
-)  # fmt: skip
-CHECKS: dict[str, Callable[[Callable], str | None]] = {
-    "continue_text": check_continue_text,
-    "diagnoses": check_diagnoses,
-    **{cases.__name__: partial(check_cases, cases) for cases in WITH_CASES},
-}
+CHECKS: dict[str, Callable[[], list[Case]]] = {
+    cases.__name__: cases
+    for cases in (
+        merge, num_windows, cross_entropy, perplexity, bigram_probability, may_look, attend,
+        num_parameters, descend, next_probs, continue_text, longest_run, accepted, diagnoses,
+        entropy,
+    )
+}  # fmt: skip

@@ -31,13 +31,13 @@ def show_table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> None
 
 
 def set_title(ax: Axes, title: str) -> None:
-    """Set a small title on the left; it may quote any text."""
+    """Set a small title on the left, which may quote any text."""
     (shown,), style = drawable([title])
     ax.set_title(shown, fontsize=10, loc="left", **style)
 
 
 def plot_windows(labels: Sequence[str], length: int) -> Figure:
-    """Return a figure of consecutive windows over a row of tokens: inputs and targets."""
+    """Return a figure of the inputs and targets of consecutive windows over a row of tokens."""
     figure, ax = new_axes(9, 2.6)
     shown, style = drawable(labels)
     for i, label in enumerate(shown):
@@ -119,7 +119,7 @@ def plot_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Figure:
 def plot_heads(rows: Mapping[str, Tensor], title: str) -> Figure:
     """Return a grid of attention maps (heads, T, T): a row per name, a column per head."""
     columns = max(map(len, rows.values()))
-    size = min(1.5, 9.0 / columns)  # inches, of a square
+    size = min(1.5, 9.0 / columns)  # of a map, in inches
     figsize = (1.4 + size * columns, 0.6 + (size + 0.1) * len(rows))
     figure = Figure(figsize=figsize, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -135,8 +135,8 @@ def plot_heads(rows: Mapping[str, Tensor], title: str) -> Figure:
 
 
 def plot_bars(groups: Mapping[str, Mapping[str, float]], xlabel: str, title: str) -> Figure:
-    """Return horizontal bars with their values: `groups` holds the bars of each group by series."""
-    series = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    """Return a figure of horizontal bars with their values. Each group has a bar per series."""
+    series = list(next(iter(groups.values())))
     figure, ax = new_axes(8, 0.9 + len(groups) * (0.12 + 0.16 * len(series)))
     height = 0.8 / len(series)
     for i, name in enumerate(series):
@@ -175,8 +175,7 @@ def plot_curves(
     for name, level in (levels or {}).items():
         level_line(ax, name, level)
     ax.set(xlabel=labels[1], ylabel=labels[2])
-    if from_zero:
-        ax.set_ylim(0)
+    ax.set_ylim(0 if from_zero else None)
     set_title(ax, labels[0])
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
@@ -185,9 +184,8 @@ def plot_curves(
 def plot_small_losses(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """Return small loss plots side by side: (training, validation) losses by name."""
     figure = Figure(figsize=(9.5, 2.6), layout="constrained")
-    for ax, (name, (train, val)) in zip(
-        figure.subplots(1, len(curves), sharey=True), curves.items(), strict=True
-    ):
+    axes = figure.subplots(1, len(curves), sharey=True)
+    for ax, (name, (train, val)) in zip(axes, curves.items(), strict=True):
         ax.plot(train, color=BLUE, label="training")
         ax.plot(val, "--", color=ORANGE, label="validation")
         ax.set_title(name, fontsize=10)
@@ -203,16 +201,17 @@ def plot_shares(
 ) -> Figure:
     """Return a figure of copied shares: a dot for each text, a line through each group's median.
 
-    The x axis is the groups' number or, if one has a name, their order. `control`, the copied share
-    of the story's own ending, becomes a horizontal line.
+    Numeric groups stand at their numbers on the x axis, others in order. `control` is the copied
+    share of the story's own ending, a horizontal line.
     """
     figure, ax = new_axes(8, 3.0)
     named = any(isinstance(group, str) for group in groups)
     places = list(range(len(groups))) if named else list(groups)
     for x, shares in zip(places, groups.values(), strict=True):
         ax.plot([x] * len(shares), shares, "o", color=BLUE, alpha=0.35, ms=4)
-    medians = [statistics.median(shares) for shares in groups.values()]
-    ax.plot(places, medians, "s-", color=ORANGE, label="median")
+    ax.plot(
+        places, list(map(statistics.median, groups.values())), "s-", color=ORANGE, label="median"
+    )
     level_line(ax, "the story's\nown ending", control)
     if named:
         ax.set_xticks(places, [str(name) for name in groups])

@@ -44,7 +44,7 @@ def as_chosen(settings: Settings) -> dict[str, Any]:
 
 
 def read_number(raw: Any, name: str) -> float:
-    """Return a setting, clamped to its limits; the default if it is not a number."""
+    """Return a setting clamped to its limits, or its default if it is not a number."""
     limit = LIMITS[name]
     try:
         value = float(raw)
@@ -54,15 +54,10 @@ def read_number(raw: Any, name: str) -> float:
 
 
 def read_settings(raw: Mapping[str, Any], new_seed: bool = False) -> Settings:
-    """Return valid settings from any input.
-
-    The seed is random with `new_seed`, and where the input has no valid one.
-    """
-    temperature, top_k, top_p, max_new_tokens = (
-        read_number(raw.get(name), name) for name in LIMITS
-    )
+    """Return valid settings from any input. With `new_seed` or an invalid seed, it is random."""
+    temperature, top_k, top_p, length = (read_number(raw.get(name), name) for name in LIMITS)
     seed = str(raw.get("seed")).strip()
     if new_seed or not re.fullmatch(f"[0-9]{{1,{SEED_DIGITS}}}", seed):
         seed = str(secrets.randbelow(2**32))
-    limits = round(top_k) or None, top_p if top_p < 1 else None
-    return Settings(temperature, *limits, round(max_new_tokens), int(seed))
+    top_p_or_none = top_p if top_p < 1 else None
+    return Settings(temperature, round(top_k) or None, top_p_or_none, round(length), int(seed))

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from tiktoken import Encoding
-from torch import Tensor
 
 from gpt import GPTModel
 from support.inspection.attention import attention_weights
@@ -24,7 +23,7 @@ def plain_token(token_id: int, tokenizer: Encoding) -> dict[str, Any]:
 
 
 def plain_tokens(token_ids: Sequence[int], tokenizer: Encoding) -> list[dict[str, Any]]:
-    """Return the tokens of a text. The text of each is the characters that it completes."""
+    """Return the tokens of a text, each with the characters that it completes."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     tokens = [plain_token(i, tokenizer) for i in token_ids]
     for token in tokens:
@@ -33,10 +32,6 @@ def plain_tokens(token_ids: Sequence[int], tokenizer: Encoding) -> list[dict[str
 
 
 @torch.no_grad()
-def _logits(model: GPTModel, token_ids: Sequence[int]) -> Tensor:
-    return model(torch.tensor([token_ids]))[0].float()  # (T, V)
-
-
 def next_token(model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int]) -> dict[str, Any]:
     """Return the logits of a text's next token, relative to the largest.
 
@@ -44,31 +39,29 @@ def next_token(model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int]) -
     by similar logits, [count, logit]. From these the page computes the probabilities for any
     settings.
     """
-    with torch.no_grad():
-        hidden = model.hidden_states(torch.tensor([token_ids]))[:, -1]  # (1, C)
-        logits = model.out_head(hidden)[0].float()  # (V,)
+    hidden = model.hidden_states(torch.tensor([token_ids]))[:, -1]  # (1, C)
+    logits = model.out_head(hidden)[0].float()  # (V,)
     values, order = (logits - logits.max()).sort(descending=True)
-    top = [
-        {**plain_token(i, tokenizer), "logit": round(value, 4)}
-        for i, value in zip(
-            order[:MOST_SAMPLED].tolist(), values[:MOST_SAMPLED].tolist(), strict=True
-        )
+    pairs = zip(order[:MOST_SAMPLED].tolist(), values.tolist(), strict=False)
+    top = [{**plain_token(i, tokenizer), "logit": round(value, 4)} for i, value in pairs]
+    rest = [
+        [len(group), round(float(group.exp().mean().log().clamp(min=-100)), 4)]
+        for group in values[MOST_SAMPLED:].split(500)
+        if len(group)
     ]
-    groups = [group for group in values[MOST_SAMPLED:].split(500) if len(group)]
-    mean_weights = [(group.exp().mean().log().clamp(min=-100)) for group in groups]
-    rest = [[len(g), round(float(w), 4)] for g, w in zip(groups, mean_weights, strict=True)]
     return {"top": top, "rest": rest}
 
 
+@torch.no_grad()
 def scores(model: GPTModel, token_ids: Sequence[int]) -> dict[str, Any]:
     """Return the probability of each token of a text, given the tokens before it.
 
     "tokens" lists rank and logprob of all tokens but the first; "loss" is their mean loss in nats,
     or None for a single token.
     """
-    logprobs = _logits(model, token_ids)[:-1].log_softmax(-1)  # (T - 1, V)
-    targets = torch.tensor(token_ids[1:], dtype=torch.long, device=logprobs.device)
-    own = logprobs.gather(-1, targets[:, None])  # (T - 1, 1)
+    ids = torch.tensor([token_ids])
+    logprobs = model(ids)[0, :-1].float().log_softmax(-1)  # (T - 1, V)
+    own = logprobs.gather(-1, ids[0, 1:, None].to(logprobs.device))  # (T - 1, 1)
     ranks = 1 + (logprobs > own).sum(-1)
     pairs = zip(ranks.tolist(), own[:, 0].tolist(), strict=True)
     tokens = [{"rank": rank, "logprob": logprob} for rank, logprob in pairs]
@@ -84,23 +77,20 @@ def attention(model: GPTModel, token_ids: Sequence[int]) -> list[list[list[int]]
 def copied(
     token_ids: Sequence[int], story_ids: Sequence[int], tokenizer: Encoding
 ) -> dict[str, Any]:
-    """Return the passages of a text that are copied from the story, and the share of their tokens.
+    """Return the passages that a text copies from the story, and the copied share of its tokens.
 
-    "story_text" is a passage's text, "story_text_start" its place in the story, in characters (code
-    points). Characters that a passage has only some bytes of count as part of it.
+    "story_text" is a passage's text, "story_text_start" its index in the story, in code points. A
+    character belongs to a passage if some of its bytes do.
     """
     spans, story = verbatim_spans(token_ids, story_ids), tokenizer.decode(story_ids)
     runs = []
     for span in spans:
-        before, through = (
-            tokenizer.decode_bytes(story_ids[:end])
-            for end in (span.story_start, span.story_start + span.length)
-        )
+        before = tokenizer.decode_bytes(story_ids[: span.story_start])
+        through = tokenizer.decode_bytes(story_ids[: span.story_start + span.length])
         start, end = len(before.decode(errors="ignore")), len(through.decode(errors="replace"))
-        runs.append(
-            span._asdict() | story_place(span, story_ids, tokenizer)._asdict()
-            | {"story_text_start": start, "story_text": story[start:end]}
-        )  # fmt: skip
+        place = story_place(span, story_ids, tokenizer)._asdict()
+        text = {"story_text_start": start, "story_text": story[start:end]}
+        runs.append({**span._asdict(), **place, **text})
     return {"runs": runs, "share": verbatim_share(spans, len(token_ids))}
 
 
