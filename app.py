@@ -2,10 +2,10 @@
 
     chainlit run app.py
 
-This file generates, and answers the page's requests. The page (`public/`) stores and shows the
+This file generates text and answers the page's requests. The page (`public/`) stores and shows the
 texts; it sends token ids and receives tokens. One thread, `inference_executor`, runs the model, one
-step at a time for all texts (support/page/scheduler.py): the page never freezes, and Stop takes at
-most one step. `background_executor` runs other long tasks.
+step at a time for all texts (support/page/scheduler.py), so the page never freezes and Stop takes
+at most one step. `background_executor` runs other long tasks.
 """
 
 from support.python_version import require_python
@@ -44,9 +44,9 @@ WEIGHTS = ROOT / "pretrain-story-model.pth"
 CONFIG = GPT_CONFIG_124M
 CONTEXT = CONFIG["context_length"]
 SEND_EVERY = 0.04  # seconds; tokens are sent in groups
-MAX_SHOWN = 1000  # tokens; of a longer prompt, the page gets only the end
+MAX_SHOWN = 1000  # tokens of a prompt; of a longer one, the page gets only the end
 MAX_IDS = CONTEXT + 5_000  # token ids in a request; of a longer text, the page sends the end
-COMPARED = (0, 0.8, 1.5)  # temperatures of Compare, so also the most continuations in a request
+COMPARED = (0, 0.8, 1.5)  # temperatures of Compare; a request has at most this many texts
 
 server.protect(ROOT, Settings._fields)
 
@@ -142,18 +142,16 @@ async def stream_continuation(
 async def send_new(continuation: Continuation) -> None:
     if tokens := continuation.tokens[continuation.sent :]:
         continuation.sent = len(continuation.tokens)
-        await emit("tokens", run=continuation.run, tokens=tokens)
+        await cl.context.emitter.emit("tokens", {"run": continuation.run, "tokens": tokens})
 
 
 async def show(continuation: Continuation) -> None:
-    """Send a whole continuation, as a user who was disconnected has missed a part."""
-    await emit("finished", run=continuation.run, tokens=continuation.tokens,
-               facts=facts(continuation), share=continuation.share,
-               settings=as_chosen(continuation.settings))  # fmt: skip
-
-
-async def emit(event: str, **data: Any) -> None:
-    await cl.context.emitter.emit(event, data)
+    """Send a whole continuation, because a disconnected user has missed a part."""
+    data = {
+        "run": continuation.run, "tokens": continuation.tokens, "facts": facts(continuation),
+        "share": continuation.share, "settings": as_chosen(continuation.settings),
+    }  # fmt: skip
+    await cl.context.emitter.emit("finished", data)
 
 
 def facts(continuation: Continuation) -> list[str]:
@@ -232,7 +230,8 @@ async def continue_prompt(request: Request, prompt: str, run: str) -> None:
     elif await find_model():
         ids = (await run_in(background_executor, text_to_token_ids, prompt, tokenizer))[0].tolist()
         shown = await run_in(background_executor, views.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
-        await emit("prompt", run=run, tokens=shown, before=len(ids) - len(shown))
+        data = {"run": run, "tokens": shown, "before": len(ids) - len(shown)}
+        await cl.context.emitter.emit("prompt", data)
         await stream_continuation(request, run, settings_now(), ids)
 
 
@@ -251,7 +250,7 @@ def settings_now(new_seed: bool = False) -> Settings:
 
 
 def read_runs(payload: dict[str, Any]) -> list[tuple[str, Settings]]:
-    """Return the page's name for each requested continuation, with its settings."""
+    """Return the name (given by the page) and the settings of each requested continuation."""
     settings, runs = settings_now(payload.get("new_seed") is True), []
     for run in payload["runs"][: len(COMPARED)]:
         temperature = read_number(run.get("temperature", settings.temperature), "temperature")
@@ -293,29 +292,21 @@ async def on_story(action: cl.Action) -> str:
     return story_text
 
 
-def element(name: str, props: dict[str, Any] | None = None) -> Any:
-    """Return an element of public/elements/. With a URL, Chainlit writes no file for it."""
-    url = f"/public/elements/{name}.jsx"
-    made: Any = cl.CustomElement(id=name, name=name, props=props or {}, url=url)
-    return made
-
-
-def page_config() -> dict[str, Any]:
-    """Return what the page has to know about the model and this file's limits."""
-    return {
-        "context_length": CONTEXT, "layers": CONFIG["n_layers"], "heads": CONFIG["n_heads"],
-        "max_ids": MAX_IDS, "compared": COMPARED, "starters": STARTERS, **page_limits(),
-    }  # fmt: skip
-
-
 @cl.on_chat_start
 async def on_chat_start() -> None:
     """Send the page, and the error without a model; after a reconnect, the last continuation."""
     server.forget_who_left()
     if not getattr(cl.context.session, "restored", False):
-        props = {"Connection": page_config()}
-        # With fixed ids, elements that are sent again replace those on the page.
-        elements = [element(name, props.get(name)) for name in ELEMENTS]
+        props = {
+            "context_length": CONTEXT, "layers": CONFIG["n_layers"], "heads": CONFIG["n_heads"],
+            "max_ids": MAX_IDS, "compared": COMPARED, "starters": STARTERS, **page_limits(),
+        }  # fmt: skip
+        # Elements with fixed ids replace those on the page. For one with a URL, no file is written.
+        elements: list[Any] = [
+            cl.CustomElement(id=name, name=name, props=props if name == "Connection" else {},
+                             url=f"/public/elements/{name}.jsx")
+            for name in ELEMENTS
+        ]  # fmt: skip
         page = cl.Message("", id="page", elements=elements)
         await page.send()
         page.elements = []  # Chainlit stores messages, and these would fill the memory
