@@ -217,7 +217,8 @@ CASES = {
         lambda r, **a: all(0 < loss < 20 for loss in r),
     ),
     "calc_loss_loader": Case(
-        gpt.calc_loss_loader, {"loader": ([[(ROWS[0][2], ROWS[0][2])]], [[], None]), "model": MODELS},
+        gpt.calc_loss_loader,
+        {"loader": ([[(ROWS[0][2], ROWS[0][2])]], [[], None]), "model": MODELS},
         lambda r, **a: 0 < r < 20,
     ),
     "train_model": Case(
