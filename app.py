@@ -97,6 +97,7 @@ class Request:
 
     continuations: list[Continuation] = field(default_factory=list)
     stopped: bool = False
+    replaced: bool = False  # by the user's next request
     left: bool = False  # the user is disconnected
     task: asyncio.Task | None = None  # asyncio itself holds only weak references to tasks
 
@@ -174,10 +175,11 @@ def facts(continuation: Continuation) -> list[str]:
     return [line for line in lines if line]
 
 
-def stop_generation(left: bool = False) -> None:
-    """Stop this user's generation. `left`: the user is disconnected."""
+def stop_generation(left: bool = False, replaced: bool = False) -> None:
+    """Stop this user's generation, because the user is disconnected or requests another one."""
     if request := cl.user_session.get("request"):
-        request.left = request.left or left
+        request.left |= left
+        request.replaced |= replaced
         request.stopped = True
 
 
@@ -201,7 +203,7 @@ async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
 
     Stop also cancels Chainlit's task; the shield lets the continuation finish cleanly.
     """
-    stop_generation()  # one request at a time for each user
+    stop_generation(replaced=True)  # one request at a time for each user
     left = not cl.context.session.chat_started  # see `on_chat_end`
     request = Request(stopped=left, left=left)
     cl.user_session.set("request", request)
@@ -210,7 +212,7 @@ async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
     try:
         await asyncio.shield(request.task)
     finally:
-        if cl.user_session.get("request") is request:
+        if not request.replaced:
             await cl.context.emitter.task_end()
 
 
@@ -220,7 +222,7 @@ async def find_model() -> GPTModel | None:
         return state.model or await run_in(inference_executor, load)
     except (OSError, ValueError) as error:
         remedy = f"This command makes the weights in ten to twelve minutes:\n\n```\n{TRAIN}\n```"
-        await cl.ErrorMessage(f"{server.as_markdown(str(error))}\n\n{remedy}").send()
+        await cl.ErrorMessage(f"`` {error} ``\n\n{remedy}").send()
         return None
 
 
@@ -272,13 +274,23 @@ def look(what: str, model: GPTModel, ids: list[int]) -> Any:
     return views.scores(model, read) if what == "scores" else views.attention(model, read)
 
 
+looking = asyncio.Lock()
+
+
 @cl.action_callback("look")
 async def on_look(action: cl.Action) -> Any:
+    """Answer a person's newest request of each kind. An older one that still waits gets None."""
     what, ids = action.payload.get("what"), read_ids(action.payload)
-    if what == "copied":
-        return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
-    if what in ("next", "scores", "attention") and (model := await find_model()):
-        return await run_in(inference_executor, look, what, model, ids)
+    if what not in ("next", "scores", "attention", "copied"):
+        return None
+    cl.user_session.set(f"newest {what}", action)
+    async with looking:  # at most one inspection runs between two steps of the batch
+        if cl.user_session.get(f"newest {what}") is not action:
+            return None
+        if what == "copied":
+            return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
+        if model := await find_model():
+            return await run_in(inference_executor, look, what, model, ids)
     return None
 
 
@@ -295,7 +307,6 @@ async def on_story(action: cl.Action) -> str:
 @cl.on_chat_start
 async def on_chat_start() -> None:
     """Send the page, and the error without a model; after a reconnect, the last continuation."""
-    server.forget_who_left()
     if not getattr(cl.context.session, "restored", False):
         props = {
             "context_length": CONTEXT, "layers": CONFIG["n_layers"], "heads": CONFIG["n_heads"],
@@ -321,7 +332,8 @@ async def on_chat_start() -> None:
 @cl.on_message
 async def on_message(message: cl.Message) -> None:
     cl.chat_context.clear()  # Chainlit would store all prompts in memory
-    await start(continue_prompt, message.content, message.id)
+    if message:  # None: the edit of a message that does not exist, which the page never sends
+        await start(continue_prompt, message.content[-server.MAX_PROMPT :], message.id)
 
 
 @cl.on_stop
@@ -334,4 +346,9 @@ async def on_stop() -> None:
 async def on_chat_end() -> None:
     """Stop generating for a disconnected user, who may come back."""
     stop_generation(left=True)
+    cl.chat_context.clear()  # Chainlit would store the messages for ever
     cl.context.session.chat_started = False  # `start` checks this
+
+
+if __name__ == "__main__":
+    raise SystemExit("This is a web page. Start it with:\n\n    chainlit run app.py\n")

@@ -1,7 +1,7 @@
-"""For the tests: the page's server, running in a copy of the project, and people who use it."""
+"""Test helpers: run the page's server in a copy of the project, and use it as a browser does."""
 
 import asyncio
-import html
+import http.client
 import json
 import os
 import shutil
@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import pytest
 import socketio
 from conftest import ROOT
@@ -26,96 +26,155 @@ from playwright.sync_api import Browser, Error, sync_playwright
 WEIGHTS = "pretrain-story-model.pth"
 ELEMENTS = ("Connection", "Start", "Toolbar", "Text", "Token", "Bars", "Compare", "Settings")
 
-# On a busy machine, threads of PyTorch that wait for each other take ten times as long.
+# On a busy machine, PyTorch threads that wait for each other take ten times as long.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
-BROWSERS = [  # ways to start one: Playwright's own, one in the PATH, one where it usually is
+BROWSERS = [  # how to start one: Playwright's own, one in the PATH, one in its default folder
     {},
     *({"executable_path": path} for name in ("chromium", "google-chrome", "microsoft-edge")
       if (path := shutil.which(name))),
     {"channel": "chrome"},
     {"channel": "msedge"},
 ]  # fmt: skip
-NO_BROWSER = (
-    "no browser was found: get one with `apt-get install chromium` or `playwright install chromium`"
-)
+NO_BROWSER = "no browser found: run `apt-get install chromium` or `playwright install chromium`"
 
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 (CHAINLIT,) = (Requirement(line) for line in REQUIREMENTS if line.startswith("chainlit"))
 
-# The app itself. It leaves the number of generated tokens in the file "count", and in "kept" of how
-# many people, messages and elements it remembers something, and the settings that it keeps. It
-# shows the text of the file "say" in place of the model's, if there is one.
+# The app itself. It writes the number of generated tokens to the file "count", and the numbers of
+# `Server.kept` to the file "kept" when there is a file "asked". If there is a file "say", its text
+# replaces the model's. A task wakes up every 10 ms and measures how late it is, in ms:
+# - "blocked": without the time in which the thread was ready but the system had no CPU for it (as
+#   the kernel counts). The rest is the app's: the loop computed, slept, read a file, or waited for
+#   the interpreter's lock.
+# - "cpu": the time that the loop's thread computed.
 COUNTED = """
 import app
-import json
+import asyncio, gc, json, os, time
+from collections import Counter
 from pathlib import Path
 
+import chainlit as cl
+import torch
 from chainlit.chat_context import chat_contexts
 from chainlit.user_session import user_sessions
 from support.page.batch import Slot
+from support.page.server import background_executor, inference_executor
 
 count, take, say = 0, Slot.take, Path("say")
 
-def counted(sequence, *args):
+
+def counted(slot, *args):
     global count
-    tokens = take(sequence, *args)
+    tokens = take(slot, *args)
     if say.exists():
-        text, done = say.read_text(), getattr(sequence, "said", 0)
-        sequence.said = done + len(tokens)
+        text, done = say.read_text(), getattr(slot, "said", 0)
+        slot.said = done + len(tokens)
         tokens = [t._replace(text=text[4 * i : 4 * i + 4]) for i, t in enumerate(tokens, done)]
     count += len(tokens)
     Path("count").write_text(str(count))
-    messages = [message for kept in chat_contexts.values() for message in kept]
-    elements = sum(len(getattr(message, "elements", [])) for message in messages)
-    people = len(chat_contexts.keys() | user_sessions.keys())
-    settings = [dict(session.get("chat_settings") or {}) for session in user_sessions.values()]
-    kept = {"people": people, "messages": len(messages), "elements": elements}
-    Path("kept").write_text(json.dumps(kept | {"settings": settings}))
     return tokens
+
+
+def kept():
+    gc.collect()
+    messages = {session: kept for session, kept in chat_contexts.items() if kept}
+    executors = background_executor, inference_executor
+    return {
+        "people": len(messages.keys() | user_sessions.keys()),
+        "elements": sum(len(m.elements or []) for kept in messages.values() for m in kept),
+        "settings": [dict(kept.get("chat_settings") or {}) for kept in user_sessions.values()],
+        "objects": Counter(type(thing).__name__ for thing in gc.get_objects()),
+        "workers": [executor.submit(torch.get_num_threads).result() for executor in executors],
+    }
+
+
+def clocks():
+    waited = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    return time.perf_counter_ns() / 1e6, waited / 1e6, time.thread_time_ns() / 1e6
+
+
+async def watch():
+    late = Counter()
+    while True:
+        before = clocks()
+        await asyncio.sleep(0.01)
+        wall, waited, cpu = (b - a for a, b in zip(before, clocks()))
+        late["ticks"] += 1
+        late["blocked"] = max(late["blocked"], wall - 10 - waited)
+        late["cpu"] = max(late["cpu"], cpu)
+        if Path("asked").exists():
+            Path("asked").write_text(json.dumps(kept() | late))
+            os.replace("asked", "kept")
+            late.clear()
+
+
+@cl.on_app_startup
+async def start_watch():
+    global watching
+    watching = asyncio.create_task(watch())
+
 
 Slot.take = counted
 """
 
 
+@dataclass
 class Server:
     """The app, running in `folder` and answering at `url`."""
 
-    def __init__(self, folder: Path, url: str, process: subprocess.Popen) -> None:
-        self.folder, self.url, self.process = folder, url, process
+    folder: Path
+    url: str
+    process: subprocess.Popen
+
+    @property
+    def log(self) -> str:
+        return log_of(self.folder).read_text()
 
     def tokens(self) -> int:
-        """Return how many tokens have been generated since the start."""
+        """Return the number of tokens generated since the start."""
         count = self.folder / "count"
         return int(count.read_text()) if count.exists() else 0
 
     def kept(self) -> dict[str, Any]:
-        """Return what the app remembered when it last generated a token, see COUNTED."""
-        return json.loads((self.folder / "kept").read_text())
+        """Return what the app has in memory: people, elements, settings, and objects by type.
 
-    def memory(self) -> float:
-        """Return the memory of the process, in MB."""
+        Also the workers of its executors, and since the last call the loop's delays: see COUNTED.
+        """
+        kept, deadline = self.folder / "kept", time.monotonic() + 60
+        kept.unlink(missing_ok=True)
+        (self.folder / "asked").touch()
+        while not kept.exists():
+            assert time.monotonic() < deadline, "the app's event loop is blocked"
+            time.sleep(0.02)
+        return json.loads(kept.read_text())
+
+    def memory(self, what: str = "VmRSS") -> float:
+        """Return the memory of the process in MB; its peak for "VmHWM"."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1000
+        return int(status.split(f"{what}:")[1].split()[0]) / 1000
+
+    def call(
+        self, method: str, target: str, body: Any = None, **headers: str
+    ) -> http.client.HTTPResponse:
+        """Return the answer to a request for exactly this target, with its body in `content`."""
+        with closing(http.client.HTTPConnection(self.url.removeprefix("http://"))) as connection:
+            connection.request(method, target, body, headers)
+            answer = connection.getresponse()
+            answer.content = answer.read()
+            return answer
 
     def post(self, path: str, payload: Any, **headers: str) -> tuple[int, Any]:
-        """Return the status of a POST request, and what the answer says."""
+        """Return the status and the JSON of the answer to a POST request."""
         headers = {"Content-Type": "application/json", **headers}
-        request = urllib.request.Request(self.url + path, json.dumps(payload).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, None
+        answer = self.call("POST", path, json.dumps(payload), **headers)
+        return answer.status, json.loads(answer.content) if answer.status < 400 else None
 
 
 def copy_app(
     folder: Path, weights: Path | None = ROOT / WEIGHTS, more: str = "", story: str | None = None
 ) -> None:
-    """Copy the app into `folder`.
-
-    `more` is Python to put at the end of app.py; `story` stands in for the story.
-    """
+    """Copy the app into `folder`, with `more` Python at the end of app.py and another `story`."""
     for name in ("app.py", "gpt.py", "utils.py", "chainlit.md", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     for name in ("dataset", "public", "support", "tiktoken_ext"):
@@ -138,6 +197,10 @@ def need_chainlit() -> None:
         pytest.skip(f"the page needs another Python: {CHAINLIT}")
 
 
+def log_of(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.log"
+
+
 @contextmanager
 def serving(
     folder: Path,
@@ -147,10 +210,9 @@ def serving(
     port: int = 0,
     **environment: str,
 ) -> Iterator[Server]:
-    """Start the app as people do, in `folder`, and stop it at the end.
+    """Run the app in `folder`, on a free port by default, and stop it at the end.
 
     `prefix` is a command that runs it, such as ("env", "-u", "HOME"); `options` are Chainlit's.
-    Without a `port`, it has a free one.
     """
     need_chainlit()
     if not port:
@@ -160,14 +222,14 @@ def serving(
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "chainlit", "run", script, "-h", "--port", str(port), *options]
     environment = {**os.environ, **ONE_THREAD, **environment}
-    log_path = folder.parent / f"{folder.name}.log"
-    with log_path.open("w") as log:
+    with log_of(folder).open("w") as log:
         process = subprocess.Popen(
             [*prefix, *command], cwd=folder, env=environment, stdout=log, stderr=log
         )
         try:
-            wait_for(url, process, log_path)
-            yield Server(folder, url, process)
+            server = Server(folder, url, process)
+            wait_for(server)
+            yield server
         finally:
             process.terminate()
             process.wait(timeout=20)
@@ -187,30 +249,30 @@ def running_app(
         yield server
 
 
-def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    """Return when the app answers; fail if it ends or does not answer within a minute."""
-    deadline = time.monotonic() + 60
+def wait_for(server: Server) -> None:
+    """Return when the app answers; fail if it ends or does not answer for three minutes."""
+    deadline = time.monotonic() + 180
     while True:
         try:
-            with urllib.request.urlopen(url + "/health", timeout=5) as response:
-                assert json.load(response) == {"status": "ok"}
-                return
+            assert json.loads(server.call("GET", "/health").content) == {"status": "ok"}
+            return
         except OSError:
-            assert process.poll() is None, f"the app has ended:\n{log.read_text()}"
+            assert server.process.poll() is None, f"the app has ended:\n{server.log}"
             assert time.monotonic() < deadline, "the app does not answer"
             time.sleep(0.1)
 
 
 @contextmanager
 def running_browser(ways: Sequence[dict[str, Any]] = BROWSERS) -> Iterator[Browser]:
-    """Start Chromium, Chrome or Edge, with every other host blocked, and close it at the end.
+    """Start Chromium, Chrome or Edge, for which *.test is this machine and others do not exist.
 
-    Without one, the test is skipped; with CI in the environment, it fails.
+    Without a browser, the test is skipped; with CI in the environment, it fails.
     """
-    arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    rules = "MAP *.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     with sync_playwright() as playwright:
         for way in ways:
             with suppress(Error):
+                arguments = ["--no-sandbox", f"--host-resolver-rules={rules}"]
                 browser = playwright.chromium.launch(**way, args=arguments)
                 break
         else:
@@ -220,11 +282,10 @@ def running_browser(ways: Sequence[dict[str, Any]] = BROWSERS) -> Iterator[Brows
 
 
 class Person:
-    """Somebody at the page, over socket.io. `async with Person(server) as person: ...`"""
+    """A client of the page, over Socket.IO. `async with Person(server) as person: ...`"""
 
     def __init__(self, server: Server, cookie: str = "", **headers: str) -> None:
         self.server, self.headers = server, {"Cookie": cookie, **headers}
-        self.transports = ["polling", "websocket"]  # first this, then that
         self.session = str(uuid.uuid4())
         self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
@@ -232,19 +293,15 @@ class Person:
         await self.events.put((event, data))
 
     async def connect(self) -> None:
-        """Open the page; or come back to it."""
-        as_browsers = {"max_msg_size": 0, "compress": 15}  # they take and send messages compressed
+        """Open the page, or reconnect to it."""
+        as_browsers = {"max_msg_size": 0, "compress": 15}  # compression, and messages of any size
         self.client = socketio.AsyncClient(reconnection=False, websocket_extra_options=as_browsers)
         self.client.on("*", self._receive)
         auth = {"sessionId": self.session, "clientType": "webapp"}
         await self.client.connect(
-            self.server.url,
-            self.headers,
-            auth=auth,
-            transports=self.transports,
-            socketio_path="/ws/socket.io",
-            wait_timeout=60,  # usually a second, which is short on a busy machine
-        )
+            self.server.url, self.headers, auth=auth, transports=["websocket"],
+            socketio_path="/ws/socket.io", wait_timeout=60,  # the default is a second
+        )  # fmt: skip
         await self.client.emit("connection_successful")
 
     async def __aenter__(self) -> "Person":
@@ -264,7 +321,7 @@ class Person:
                 return event, data
 
     async def set(self, **settings: Any) -> None:
-        """Change settings, as the page does; wait until the app knows them."""
+        """Change settings, and wait until the app has stored them."""
         await self.client.call("chat_settings_change", settings)
 
     async def send(self, prompt: Any, **fields: Any) -> None:
@@ -277,19 +334,22 @@ class Person:
         await self.client.emit("client_message", {"message": message, "fileReferences": []})
 
     async def act(self, name: str, **payload: Any) -> tuple[int, Any]:
-        """Do what a button does; return the answer's status and what it says, at the end."""
+        """Press a button; return the status and the JSON of the answer."""
         request = {"sessionId": self.session, "action": {"name": name, "payload": payload}}
-        return await asyncio.to_thread(self.server.post, "/project/action", request)
+        async with aiohttp.request(
+            "POST", self.server.url + "/project/action", json=request
+        ) as answer:
+            return answer.status, await answer.json() if answer.ok else None
 
     async def generate(self, ids: list[int], run: str = "run", **payload: Any) -> "Shown":
-        """Let the model continue these ids, as Continue does."""
+        """Continue these ids, as the button Continue does."""
         acting = asyncio.create_task(self.act("generate", ids=ids, runs=[{"run": run}], **payload))
         shown = await self.continuation()
         assert (await acting)[0] == 200
         return shown
 
     async def continuation(self, run: str | None = None) -> "Shown":
-        """Wait for a continuation to be finished; for this one, if it is named."""
+        """Wait for a finished continuation, or for the one with this name."""
         while True:
             event, data = await self.expect("prompt", "finished", "new_message")
             if event == "prompt":
@@ -301,10 +361,9 @@ class Person:
 
     async def error(self) -> str:
         """Wait for an error message; return its text."""
-        while True:
-            _, data = await self.expect("new_message")
-            if data["isError"]:
-                return as_shown(data["output"])
+        while not (message := (await self.expect("new_message"))[1])["isError"]:
+            pass
+        return message["output"]
 
 
 class Shown(NamedTuple):
@@ -323,8 +382,3 @@ class Shown(NamedTuple):
     @property
     def ids(self) -> list[int]:
         return [token["id"] for token in self.tokens]
-
-
-def as_shown(markdown: str) -> str:
-    """Return what the page shows for the Markdown of `as_markdown`, see tests/test_security.py."""
-    return html.unescape(markdown.replace("[](#)", ""))

@@ -1,25 +1,26 @@
-"""What nobody may do: run code in a page, reach or leave files, come in without the password.
+"""Security: text stays text, only public files are served, and other sites' pages are refused.
 
 One app without a password and one with that of support/README.md, both with the shipped weights.
 """
 
 import asyncio
-import http.client
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
-import uuid
+from contextlib import suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import aiohttp
 import jwt
 import pytest
-from app_server import Person, running_app, running_browser
+from app_server import Person, need_chainlit, running_app, running_browser
 from conftest import ROOT
 from playwright.sync_api import Locator, expect
 from socketio.exceptions import ConnectionError
@@ -28,8 +29,8 @@ from utils import token_label
 
 expect.set_options(timeout=60_000)
 
-# Signs that turn the direction of all that follows: overrides, isolates that do not end, a mark;
-# and signs of no width, one of which sits on the letter before it.
+# Characters that change the direction of the following text: overrides, isolates without an end, a
+# mark. And characters of no width, one of which combines with the letter before it.
 TRICKS = "\u202d\u2066\u200f\u2069\u2067\u202e\u200b\u2060z\u0301"
 HOSTILE = """# *Clock* <b>bold</b> <script>document.title = "taken"</script>
 <img src=x onerror="document.title = 'taken'"> ![](http://a.example/x.png)
@@ -38,21 +39,27 @@ HOSTILE = """# *Clock* <b>bold</b> <script>document.title = "taken"</script>
 
 \ttab, caf\u00e9 \U0001f570 <b>the</b>"""
 
-# The app continues, whatever the prompt, its story's first sentence. The story here is the
-# usual one, interrupted after every seven words, so that many runs are copied from it.
+# Whatever the prompt, this app continues its story's first sentence, and it appends the kind of
+# each inspection to a file. Its story is interrupted after every seven words, so that the model
+# copies many short passages.
 WORDS = re.findall(r"\s*\S+", (ROOT / "dataset" / "story.txt").read_text(encoding="utf-8"))
 PASSAGES = ("".join(WORDS[i : i + 7]) for i in range(6, 160, 7))
 STORY = f"<i>{TRICKS}</i><img src=x>{TRICKS}".join(PASSAGES)
 MORE = """
-add = Batch.add
+from support.page.settings import LIMITS
+
+add, inspect = Batch.add, look
 
 def add_first_sentence(batch, idx, *args, **kwargs):
     prompt = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
     return add(batch, prompt, *args, **kwargs)
 
-Batch.add = add_first_sentence
-from support.page.settings import LIMITS
+def look(what, *args):
+    with (ROOT / "inspections").open("a") as inspections:
+        print(what, file=inspections)
+    return inspect(what, *args)
 
+Batch.add = add_first_sentence
 LIMITS["temperature"] = LIMITS["temperature"]._replace(default=0)
 LIMITS["max_new_tokens"] = LIMITS["max_new_tokens"]._replace(default=90)
 """
@@ -62,35 +69,33 @@ LIMITS["max_new_tokens"] = LIMITS["max_new_tokens"]._replace(default=90)
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
     (folder / ".env").write_text("UNUSED='a secret of the file .env'\n")
-    with running_app(folder, story=STORY, more=MORE) as server:
+    with running_app(folder, story=STORY, more=MORE, ALLOWED_HOSTS="b.test, Story.test") as server:
         yield server
 
 
-def call(server, method, target, body=None, **headers) -> tuple[int, bytes]:
-    """Return the status and the body of the answer to a request for exactly this target."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.url.rsplit(":")[-1], timeout=60)
-    try:
-        connection.request(method, target, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
+def port_of(server) -> str:
+    return server.url.rsplit(":")[-1]
+
+
+def inspections(server) -> list[str]:
+    file = server.folder / "inspections"
+    return file.read_text().split() if file.exists() else []
 
 
 # 1. The page --------------------------------------------------------------------------------
 
-# What somebody reads who reads an element's signs on the screen line by line, from left to right.
+# The characters of an element as a person reads them: line by line, from left to right.
 AS_READ = """element => {
-  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), signs = [];
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), found = [];
   for (let node; (node = walker.nextNode()); )
     for (let i = 0; i < node.length; i++) {
       const range = document.createRange();
       range.setStart(node, i);
       range.setEnd(node, i + 1);
       const { left, bottom, width } = range.getBoundingClientRect();
-      if (width) signs.push({ sign: node.data[i], left, line: Math.round(bottom / 8) });
+      if (width) found.push({ character: node.data[i], left, line: Math.round(bottom / 8) });
     }
-  return signs.sort((a, b) => a.line - b.line || a.left - b.left).map((s) => s.sign).join('');
+  return found.sort((a, b) => a.line - b.line || a.left - b.left).map((c) => c.character).join('');
 }"""
 
 
@@ -106,15 +111,16 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
-    page = browser.new_page()
-    page.errors, page.asked = [], []
+    """The page at a host name that ALLOWED_HOSTS has."""
+    page, url = browser.new_page(), f"http://story.test:{port_of(server)}/"
+    page.errors, page.requests = [], []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.route(
-        lambda url: not url.startswith(server.url),
-        lambda route: (page.asked.append(route.request.url), route.abort()),
+        lambda target: not target.startswith(url),
+        lambda route: (page.requests.append(route.request.url), route.abort()),
     )
     page.set_default_timeout(60_000)
-    page.goto(server.url)
+    page.goto(url)
     expect(page.locator("#starters button")).to_have_count(4)
     return page
 
@@ -125,10 +131,10 @@ def send(page, prompt: str) -> None:
     expect(page.locator(".facts")).to_contain_text("per second")
 
 
-def test_text_stays_text_and_turns_nothing_beside_it(server, page):
+def test_text_stays_text_and_does_not_reorder_its_surroundings(server, page):
     title = page.title()
     prompt = f"{HOSTILE} {TRICKS} o'clock"
-    said = TRICKS + HOSTILE + TRICKS  # shorter than 90 tokens of four signs: see app_server.py
+    said = TRICKS + HOSTILE + TRICKS  # fits into 90 tokens of four characters: see app_server.py
     (server.folder / "say").write_text(said)
     page.evaluate("page.change({ temperature: 0, max_new_tokens: 90 })")
     send(page, prompt)
@@ -139,20 +145,20 @@ def test_text_stays_text_and_turns_nothing_beside_it(server, page):
 
     page.locator("#view-probs").click()
     expect(page.locator("#prompt-loss")).to_be_visible()
-    assert re.sub("[\u21b5\u25af]", "", text.text_content()) == prompt + said  # signs for line ends
+    assert re.sub("[\u21b5\u25af]", "", text.text_content()) == prompt + said  # without markers
     details = page.locator("#token-details [aria-live]")
     for token in (0, 1, 2):
         page.locator("#text .token:not(.prompt)").nth(token).click()
         expect(details).to_contain_text("gave it")
-        # Where a line ends, its last space is not to be seen.
+        # The last space of a line is invisible.
         assert "".join(as_read(details).split()) == "".join(details.text_content().split())
         page.keyboard.press("Escape")
 
     page.locator("#view-copied").click()
-    # Some have no width here: no mouse would find them.
+    # Some of these tokens have no width, so a mouse cannot click them.
     page.locator(".from-story").first.evaluate("token => page.pick(Number(token.dataset.index))")
     quote = page.locator("#token-details .quote")
-    assert "<i>" in quote.text_content()  # that is, something of the story
+    assert "<i>" in quote.text_content()  # it is a passage of the story
     beside = page.locator("#token-details .from > div").first
     assert re.fullmatch(r"\d+ tokens, from paragraph \d+ of the story:", as_read(beside))
     page.locator("#token-details").get_by_text("Show it in the story").click()
@@ -165,20 +171,62 @@ def test_text_stays_text_and_turns_nothing_beside_it(server, page):
     assert as_read(bars.locator("h2")) == "What could come after"
     for element in (text, quote, story, bars):
         assert element.locator("img, script, i, a:visible, .loading-cursor").count() == 0
-    assert (page.title(), page.errors, page.asked) == (title, [], [])
+    assert (page.title(), page.errors, page.requests) == (title, [], [])
 
 
-def test_labels_of_tokens_turn_nothing(tokenizer):
+def test_an_unclosed_override_ends_with_its_prompt_or_continuation(page):
+    token = {"id": 1, "label": "a", "text": "abc \u202edef."}
+    page.evaluate("token => page.onPrompt({ run: 'a', tokens: [token], before: 0 })", token)
+    token |= {"text": " ghi", "draft": False}
+    page.evaluate("token => page.onTokens({ run: 'a', tokens: [token] })", token)
+    assert as_read(page.locator("#text")) == "abc .fed ghi"
+
+
+def test_labels_of_tokens_have_no_special_characters(tokenizer):
     for token_id in range(tokenizer.n_vocab):
         label = token_label(token_id, tokenizer)
         assert not re.search("[\x00-\x1f\u200b-\u200f\u2028-\u202e\u2060-\u206f]", label)
 
 
+HOLD_AN_ARROW_KEY = """async () => {
+  for (let i = 0; i < 60; i++) {
+    const event = new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true, repeat: true });
+    document.activeElement.dispatchEvent(event);
+    await new Promise((resume) => setTimeout(resume));
+  }
+}"""
+
+
+def test_a_held_arrow_key_asks_for_few_inspections(server, page):
+    send(page, "clock " * 70)
+    before = len(inspections(server))
+    page.locator("#text .token").first.click()
+    page.evaluate(HOLD_AN_ARROW_KEY)
+    expect(page.locator("#text [aria-pressed=true]")).to_have_attribute("data-index", "60")
+    expect(page.locator("#token-details tbody tr").first).to_be_visible()
+    assert len(inspections(server)) - before <= 60  # of 120: two kinds for each token
+
+
+def test_inspections_of_one_person_delay_nobody_else(server):
+    async def scene():
+        async with Person(server) as busy, Person(server) as other:
+            texts = [[464] * 200 + [number] for number in range(60)]
+            looks = [busy.act("look", what="attention", ids=ids) for ids in texts]
+            before, asking = len(inspections(server)), asyncio.gather(*looks)
+            await other.send("The old clock")
+            await other.expect("tokens")
+            answers = [answer for _, answer in await asking if answer["response"] is not None]
+            return len(answers), len(inspections(server)) - before
+
+    answered, computed = asyncio.run(scene())
+    assert 1 <= answered == computed <= 20
+
+
 # 2. Files -----------------------------------------------------------------------------------
 
-found = importlib.util.find_spec("chainlit")  # None where it has no release for this Python
+found = importlib.util.find_spec("chainlit")  # None if it has no release for this Python
 CHAINLIT = Path(found.origin if found else "").parent
-OPEN_FOLDERS = {  # what stands in these is sent to anybody
+OPEN_FOLDERS = {  # folders whose files anybody can fetch
     "/public/": "public",
     "/assets/": CHAINLIT / "frontend" / "dist" / "assets",
     "/copilot/": CHAINLIT / "copilot" / "dist",
@@ -191,79 +239,48 @@ CLOSED = ("app.py", "gpt.py", "support/page/server.py", "counted.py", ".env",
 
 def spellings(path: str) -> set[str]:
     """Return ways to write a path in a request."""
-    once = urllib.parse.quote(path, safe="").replace(".", "%2E")
-    return {
+    quoted = urllib.parse.quote(path, safe="").replace(".", "%2E")
+    replaced = (("../", "..%2f"), ("../", "....//"), ("../", "..;/"), ("/", "\\"), ("/", "%5C"))
+    written = {path.replace(*pair) for pair in replaced}
+    return written | {
         urllib.parse.quote(path),
-        once,
-        once.replace("%", "%25"),
-        path.replace("../", "..%2f"),
-        path.replace("../", "....//"),
-        path.replace("/", "\\"),
-        path.replace("/", "%5C"),
-        path.replace("../", "..;/"),
+        quoted,
+        quoted.replace("%", "%25"),
         path + "%00.css",
     }
 
 
 def targets(server, file: Path) -> set[str]:
-    """Return requests that could be answered with a file, if paths were not looked at well."""
-    found = set()
+    """Return requests that a careless server would answer with the file."""
+    found = {f"http://127.0.0.1{file}", f"file://{file}", f"/project/settings?language={file}"}
     for route, folder in OPEN_FOLDERS.items():
-        way = os.path.relpath(file, server.folder / folder)
-        found |= {route + s for p in (way, str(file), "/" + str(file)) for s in spellings(p)}
+        relative = os.path.relpath(file, server.folder / folder)
+        paths = (relative, str(file), "/" + str(file))
+        found |= {route + spelling for path in paths for spelling in spellings(path)}
     name = os.path.relpath(file, server.folder)
-    for route in OTHERS:
-        ways = (name, str(file), f"../{name}", f"../../{name}", f"public/../{name}")
-        found |= {route + s for way in ways for s in spellings(way)}
-    return found | {
-        f"http://127.0.0.1{file}",
-        f"file://{file}",
-        f"/project/settings?language={file}",
-    }
+    paths = (name, str(file), f"../{name}", f"../../{name}", f"public/../{name}")
+    return found | {r + spelling for r in OTHERS for path in paths for spelling in spellings(path)}
 
 
 def test_files_outside_public_cannot_be_fetched(server):
     style = (server.folder / "public" / "style.css").read_bytes()
-    assert call(server, "GET", "/public/style.css") == (200, style)
-    assert call(server, "GET", "/public/../public%2Fstyle.css") == (200, style)  # ".." is followed
+    assert server.call("GET", "/public/style.css").content == style
+    assert server.call("GET", "/public/../public%2Fstyle.css").content == style  # ".." works
     files = [server.folder / name for name in CLOSED]
     files += [Path("/etc/passwd"), CHAINLIT / "server.py"]
     starts = [file.read_bytes()[:60] for file in files]
     for file in files:
         for target in targets(server, file):
-            _, body = call(server, "GET", target)
-            assert not any(start in body for start in starts), target
-
-
-def test_the_app_writes_no_file_of_a_person(server):
-    async def scene():
-        async with Person(server) as person:
-            await person.set(max_new_tokens=1)
-            await person.send("The old clock")
-            await person.continuation()
-            return list((server.folder / ".files").glob("*/*"))
-
-    assert asyncio.run(scene()) == []
-
-
-def paths_below(folder: Path) -> set[Path]:
-    return set(folder.rglob("*"))
+            content = server.call("GET", target).content
+            assert not any(start in content for start in starts), target
 
 
 @pytest.mark.parametrize(
     "session", ["..", ".", "", "/nowhere", "../public", "../.files", "a/../..", 5, None]
 )
-def test_a_session_cannot_be_named_like_a_folder(server, session):
-    async def scene():
-        person = Person(server)
-        person.session = session
-        try:
-            await person.connect()
-        except ConnectionError:
-            return "refused"
-        await person.client.disconnect()
-
-    assert asyncio.run(scene()) == "refused"
+def test_a_session_cannot_have_the_name_of_a_folder(server, session):
+    with pytest.raises(ConnectionError):
+        asyncio.run(visit(server, session=session))
 
 
 UPLOAD = b"""--x\r
@@ -275,62 +292,65 @@ tick\r
 """
 
 
-def test_nothing_is_uploaded(server):
+def test_the_app_writes_no_file_of_a_person(server):
+    def files():
+        return set(server.folder.rglob("*"))
+
     async def scene():
         async with Person(server) as person:
-            before = paths_below(server.folder)
-            session = f"?session_id={person.session}"
+            await person.set(max_new_tokens=1)
+            await person.send("The old clock")
+            await person.continuation()
+            before = files()
+            assert not list((server.folder / ".files").glob("*/*"))
+            target = f"/project/file?session_id={person.session}"
             form = {"Content-Type": "multipart/form-data; boundary=x"}
-            status, _ = call(server, "POST", "/project/file" + session, UPLOAD, **form)
-            assert status == 403
+            assert server.call("POST", target, UPLOAD, **form).status == 403
             element = {"type": "custom", "id": "x", "name": "Text", "display": "inline"}
             element |= {"props": {"facts": ["tick"]}}
             request = json.dumps({"sessionId": person.session, "element": element})
-            json_type = {"Content-Type": "application/json"}
             for method in ("PUT", "DELETE"):
-                assert call(server, method, "/project/element", request, **json_type)[0] == 403
-            assert paths_below(server.folder) == before
+                answer = server.call(method, "/project/element", request, **JSON)
+                assert answer.status == 403
+            assert files() == before
 
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("path", ["/project/file?session_id=x", "/project/action", "/login"])
-def test_what_is_too_long_is_refused_unread(server, path):
-    # Nothing of this terabyte is sent: whoever waited for it would not answer.
-    form = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(10**12)}
-    assert call(server, "POST", path, None, **form)[0] == 403
+JSON = {"Content-Type": "application/json"}
+LONG = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(10**12)}
+CHUNKED = {"Transfer-Encoding": "chunked"}
+UNREAD = [
+    *((path, LONG) for path in ("/project/file?session_id=x", "/project/action", "/login")),
+    *(("/project/action", CHUNKED | length) for length in ({}, {"Content-Length": "5"})),
+]
 
 
-@pytest.mark.parametrize("length", [{}, {"Content-Length": "5"}])
-def test_what_does_not_say_how_long_it_is_is_refused_unread(server, length):
-    chunked = {"Transfer-Encoding": "chunked", **length}  # then a length of 5 means nothing
-    assert call(server, "POST", "/project/action", None, **chunked)[0] == 403
+@pytest.mark.parametrize(("path", "headers"), UNREAD)
+def test_a_body_that_may_be_too_long_is_refused_unread(server, path, headers):
+    # The body is never sent, so a server that waited for it would not answer.
+    assert server.call("POST", path, None, **headers).status == 403
 
 
-def test_the_server_takes_neither_long_nor_compressed_messages(server):
-    async def scene():
-        address = server.url + "/ws/socket.io/?EIO=4&transport=websocket"
-        async with (
-            aiohttp.ClientSession() as web,
-            web.ws_connect(address, compress=15) as socket,
-        ):
-            compressed = socket.compress
-            await socket.receive()
-            await socket.send_bytes(bytes(3 * 10**6 + 1))
-            return compressed, await socket.receive()
+def test_the_server_takes_no_long_message_and_by_the_readme_no_compressed_one(server, locked):
+    async def scene(app):
+        async with aiohttp.ClientSession() as web:
+            socket = await web.ws_connect(app.url + SOCKET + "websocket", compress=15)
+            with suppress(OSError):  # the app hangs up before it has read all
+                await socket.send_bytes(os.urandom(50 * 10**6))
+            while not socket.closed:
+                await socket.receive()
+            return socket.compress
 
-    compressed, end = asyncio.run(scene())
-    assert not compressed  # the client would have liked to
-    assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1009)  # "message too big"
+    asyncio.run(scene(server))
+    assert asyncio.run(scene(locked)) == 0
 
 
 # 3. The password ----------------------------------------------------------------------------
 
-(SNIPPET,) = re.findall(
-    r"```python\n(import hmac.*?)```",
-    (ROOT / "support" / "README.md").read_text(encoding="utf-8"),
-    re.DOTALL,
-)
+README = (ROOT / "support" / "README.md").read_text(encoding="utf-8")
+(SNIPPET,) = re.findall(r"```python\n(import hmac.*?)```", README, re.DOTALL)
+(ENV,) = re.findall(r"```sh\n(APP_PASSWORD.*?)```", README, re.DOTALL)
 SECRET = "s" * 64
 LIST_ROUTES = """
 def all_routes(routes):
@@ -348,27 +368,24 @@ from chainlit.server import app
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    secrets = {"APP_PASSWORD": "seven minutes", "CHAINLIT_AUTH_SECRET": SECRET}
     folder = tmp_path_factory.mktemp("locked")
+    secrets = {"APP_PASSWORD": "seven minutes", "CHAINLIT_AUTH_SECRET": SECRET}
+    (folder / ".env").write_text(ENV)  # other values of these two have priority
     with running_app(folder, more=f"\n{SNIPPET}\n{LIST_ROUTES}", **secrets) as server:
         yield server
 
 
 def log_in(server, name: str, password: str = "seven minutes") -> tuple[int, str]:
     """Return the status and the cookie of an answer to a login."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.url.rsplit(":")[-1], timeout=60)
     form = urllib.parse.urlencode({"username": name, "password": password})
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
-    connection.request("POST", "/login", form, kind)
-    answer = connection.getresponse()
-    cookie = (answer.headers["Set-Cookie"] or "").split(";")[0]
-    connection.close()
-    return answer.status, cookie
+    answer = server.call("POST", "/login", form, **kind)
+    return answer.status, (answer.headers["Set-Cookie"] or "").split(";")[0]
 
 
-async def visit(server, cookie: str = "", session: str = "") -> None:
+async def visit(server, cookie: str = "", **session: str | None) -> None:
     person = Person(server, cookie)
-    person.session = session or person.session
+    person.session = session.get("session", person.session)
     await person.connect()
     await person.client.disconnect()
 
@@ -380,18 +397,18 @@ def test_the_password_lets_in(locked):
     status, cookie = log_in(locked, "sam")
     assert status == 200
     asyncio.run(visit(locked, cookie))
-    assert call(locked, "GET", "/project/settings", Cookie=cookie)[0] == 200
+    assert locked.call("GET", "/project/settings", Cookie=cookie).status == 200
 
 
-FOR_EVERYBODY = {  # the page itself, before somebody has logged in, and what is needed for it
+FOR_EVERYBODY = {  # the page itself, which shows the login, and what it needs
     ("GET", "/{full_path:path}"), ("HEAD", "/"), ("GET", "/health"),
     ("GET", "/public/{filename:path}"), ("GET", "/assets/{filename:path}"),
     ("GET", "/copilot/{filename:path}"),
     ("GET", "/favicon"), ("GET", "/logo"), ("GET", "/avatars/{avatar_id:str}"),
     ("GET", "/project/translations"), ("GET", "/auth/config"), ("POST", "/login"),
-    # removes the caller's own cookie; gives the caller a cookie of the caller's own words
+    # removes the caller's own cookie; sets a cookie that the caller has chosen
     ("POST", "/logout"), ("POST", "/set-session-cookie"),
-    # 400: nobody logs in this way
+    # 400: no such login is configured
     ("GET", "/auth/oauth/{provider_id}"), ("GET", "/auth/oauth/{provider_id}/callback"),
     # the list of Chainlit's routes, which is public anyway
     *((method, path) for method in ("GET", "HEAD")
@@ -406,8 +423,7 @@ def test_no_call_works_without_the_password(locked):
     assert calls > FOR_EVERYBODY
     for method, path in calls - FOR_EVERYBODY:
         target = re.sub("{.*?}", "x", path) + "?session_id=x"
-        status, _ = call(locked, method, target, "{}", **{"Content-Type": "application/json"})
-        assert status in (401, 403), (method, path)
+        assert locked.call(method, target, "{}", **JSON).status in (401, 403), (method, path)
 
 
 def token(secret: str | None = SECRET, seconds: int = 600, algorithm: str = "HS256") -> str:
@@ -418,7 +434,7 @@ def token(secret: str | None = SECRET, seconds: int = 600, algorithm: str = "HS2
 def test_a_token_has_to_be_real(locked):
     real = token()
     head, claims, signature = real.split(".")
-    assert call(locked, "GET", "/user", Cookie=f"access_token={real}")[0] == 200
+    assert locked.call("GET", "/user", Cookie=f"access_token={real}").status == 200
     asyncio.run(visit(locked, f"access_token={real}"))
     for forged in (
         "",
@@ -432,8 +448,9 @@ def test_a_token_has_to_be_real(locked):
     ):
         for header in ({"Cookie": f"access_token={forged}"}, {"Authorization": f"Bearer {forged}"}):
             for path in ("/user", "/project/settings"):
-                assert call(locked, "GET", path, **header)[0] == 401, forged
-        assert call(locked, "POST", "/auth/jwt", Authorization=f"Bearer {forged}")[0] in (401, 403)
+                assert locked.call("GET", path, **header).status == 401, forged
+        answer = locked.call("POST", "/auth/jwt", Authorization=f"Bearer {forged}")
+        assert answer.status in (401, 403)
         with pytest.raises(ConnectionError):
             asyncio.run(visit(locked, f"access_token={forged}"))
 
@@ -444,7 +461,7 @@ def test_a_session_is_for_one_person(locked):
     async def scene():
         async with Person(locked, sam) as person:
             with pytest.raises(ConnectionError):
-                await visit(locked, alex, person.session)
+                await visit(locked, alex, session=person.session)
             request = {"sessionId": person.session, "action": {"name": "story", "payload": {}}}
             return [
                 locked.post("/project/action", request, Cookie=cookie)[0]
@@ -454,42 +471,144 @@ def test_a_session_is_for_one_person(locked):
     assert asyncio.run(scene()) == [200, 401, 401]
 
 
-# 4. Another site's page ---------------------------------------------------------------------
+# 4. Other sites -----------------------------------------------------------------------------
 
-OTHER_ORIGINS = ("http://a.example", "null", "http://127.0.0.1:1", "http://127.0.0.1", "")
+SOCKET = "/ws/socket.io/?EIO=4&transport="
+UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
+           "Sec-WebSocket-Key": "MDAwMDAwMDAwMDAwMDAwMA=="}  # fmt: skip
+CALLS = [  # the last: what the answer to a caller that is let in has
+    ("GET", "/project/settings", None, {}, 200),
+    ("POST", "/logout", b"{}", JSON, 200),
+    ("GET", SOCKET + "websocket", None, UPGRADE, 101),
+]
+HERE = [
+    ("127.0.0.1:8080", "http://127.0.0.1:8080"), ("10.0.0.7", None), ("[::1]:8000", None),
+    ("[::1]:8000", "http://[::1]:8000"), ("localhost:8000", "http://localhost:8000"),
+    ("story.test", "http://story.test"), ("story.test", "https://story.test"),
+    ("story.test", "http://story.test:80"), ("STORY.test:80", "http://story.test"),
+    ("story.test:443", "https://story.test"), ("b.test:8080", "https://b.test:8080"),
+]  # fmt: skip
+ELSEWHERE = [
+    *(("127.0.0.1:8080", origin) for origin in ("http://127.0.0.1", "http://127.0.0.1:8081",
+      "http://a.example", "http://localhost:8080", "http://127.0.0.1:8080.a.example", "null", "",
+      "ftp://127.0.0.1:8080", "http://[", "127.0.0.1:8080")),
+    ("story.test:8080", "http://story.test"), ("story.test:80", "https://story.test"),
+    *((host, origin) for host in ("a.example", "story.test.a.example", "127.0.0.1.a.example", "[",
+      "story.test:x", "") for origin in (None, f"http://{host}")),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("host", [None, "story.example"])  # asked directly; behind a proxy
-def test_only_the_apps_own_page_may_use_it(server, host):
-    own = host or server.url.partition("://")[2]
-    headers = {"Host": host} if host else {}
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"), [(*h, True) for h in HERE] + [(*e, False) for e in ELSEWHERE]
+)
+def test_which_host_and_origin_are_allowed(server, host, origin, allowed):
+    headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
+    for method, target, body, more, status in CALLS:
+        answer = server.call(method, target, body, **headers, **more)
+        assert answer.status == (status if allowed else 403), target
 
-    async def visit_from(origin):
-        person = Person(server, Origin=origin, **headers)
-        person.transports = ["websocket"]  # which browsers let any page open
-        await person.connect()
-        status = (await person.act("story"))[0]
-        await person.client.disconnect()
-        return status
 
-    payload = {"sessionId": str(uuid.uuid4()), "action": {"name": "story", "payload": {}}}
-    for origin in (f"http://{own}", f"https://{own}"):
-        assert asyncio.run(visit_from(origin)) == 200
-        headers_now = {**headers, "Origin": origin}
-        assert server.post("/project/action", payload, **headers_now)[0] != 403
-        assert call(server, "GET", "/project/settings", **headers_now)[0] == 200
-    for origin in (*OTHER_ORIGINS, f"http://{own}.a.example"):
-        with pytest.raises(ConnectionError):
-            asyncio.run(visit_from(origin))
-        headers_now = {**headers, "Origin": origin}
-        assert server.post("/project/action", payload, **headers_now)[0] == 403
-        assert call(server, "GET", "/project/settings", **headers_now)[0] == 403
-        polling = "/ws/socket.io/?EIO=4&transport=polling"
-        assert call(server, "GET", polling, **headers_now)[0] == 403
-        assert call(server, "POST", polling, b"x", **headers_now)[0] == 403
+def test_a_refusal_is_logged_once_and_names_the_remedy(locked):
+    headers = [{"Host": "none.example:8000"}, {"Origin": "http://story.test"}]
+    for more in 3 * headers + [{"Host": f"{i}.example"} for i in range(200)]:
+        assert locked.call("GET", "/", **more).status == 403
+    refusals = [line for line in locked.log.splitlines() if "Refused" in line]
+    (host,) = (line for line in refusals if "'none.example:8000'" in line)
+    (origin,) = (line for line in refusals if "'http://story.test'" in line)
+    assert "ALLOWED_HOSTS" in host and "proxy_set_header Host $http_host;" in origin
+    assert len(refusals) <= 100  # a program could think of new names without end
+
+
+ATTACKS = (ROOT / "tests" / "attacks.js").read_text().rstrip(";\n")
+
+
+@pytest.fixture(scope="module")
+def other_port():
+    """A web server that is not the app."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as site:
+        threading.Thread(target=site.serve_forever).start()
+        yield site.server_port
+        site.shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "a.test"])
+def test_another_sites_page_cannot_use_the_app(browser, server, locked, other_port, host):
+    for app in (server, locked):
+        page = browser.new_page()
+        # The person has logged in. For cookies, another port is the same site.
+        page.context.add_cookies([{"name": "access_token", "value": token(), "url": app.url}])
+        page.goto(f"http://{host}:{other_port}/")
+        for attack in ("script", "websocket", "image"):
+            assert page.evaluate(ATTACKS, [app.url, attack]) == "refused"
+        page.set_content(f"<iframe src={app.url}></iframe>")
+        frame = page.wait_for_selector("iframe").content_frame()
+        frame.wait_for_load_state()
+        assert frame.url.startswith("chrome-error:")
+
+
+def test_a_name_that_turns_into_this_computers_address_is_refused(browser, server):
+    page, app = browser.new_page(), f"http://rebound.test:{port_of(server)}"
+    answer = page.goto(app)
+    assert (answer.status, "ALLOWED_HOSTS" in answer.text()) == (403, True)
+    assert page.evaluate(ATTACKS, [app, "websocket"]) == "refused"
+
+
+def test_a_link_on_another_site_opens_the_page(browser, server, other_port):
+    page = browser.new_page()
+    page.goto(f"http://a.test:{other_port}/")
+    page.evaluate("app => { location = app }", server.url)
+    expect(page.locator("#starters button")).to_have_count(4)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "status"),
+    [
+        ("GET", "/", {}, 200),
+        ("GET", "/public/style.css", {}, 200),
+        ("GET", "/public/nothing", {}, 404),
+        ("GET", "/", {"Host": "a.example"}, 403),
+        ("GET", SOCKET + "websocket", UPGRADE | {"Host": "a.example"}, 403),
+        ("POST", "/project/action", JSON, 500),
+    ],
+)
+def test_every_answer_restricts_the_browser(server, method, target, headers, status):
+    body = b'{"sessionId": "x", "action": {}}' if method == "POST" else None
+    answer = server.call(method, target, body, **headers)
+    assert answer.status == status
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'self' ") and "frame-ancestors 'none'" in policy
 
 
 # 5. Packages --------------------------------------------------------------------------------
+
+SERVER = (ROOT / "support" / "page" / "server.py").read_text(encoding="utf-8")
+MISSING = """
+import inspect, pkgutil, sys
+import chainlit.socket
+for name in sys.argv[1:]:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        print(name)
+if '"Task manually stopped."' not in inspect.getsource(chainlit.socket):
+    print("Task manually stopped.")
+"""
+
+
+def test_chainlit_has_the_undocumented_names_that_the_server_uses(tmp_path):
+    need_chainlit()
+    listed = re.findall(r"^    (chainlit\.\S+)$", SERVER, re.MULTILINE)
+    for module, names in re.findall(r"^from (chainlit\.\w+) import (.*)", SERVER, re.MULTILINE):
+        for name in set(names.split(", ")) - {"config"}:
+            assert any(f"{entry}.".startswith(f"{module}:{name}.") for entry in listed), name
+    run = subprocess.run(
+        [sys.executable, "-c", MISSING, *listed],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not run.stdout, (
+        f"support/page/server.py uses names that Chainlit no longer has: {run.stdout}"
+    )
 
 
 @pytest.mark.parametrize("folder", [".", "tests", "benchmarks"])
@@ -517,7 +636,7 @@ SKIPPED = {"name": "clock", "skip_reason": "not found"}
         (None, 2, "NOT AUDITED: pip-audit could not run: no network"),
     ],
 )
-def test_the_audit_says_whether_it_could_look(tmp_path, report, code, words):
+def test_the_audit_reports_whether_it_could_run(tmp_path, report, code, words):
     ends = "import sys; sys.exit('no network')"
     says = f"print({json.dumps(json.dumps({'dependencies': report}))})"
     (tmp_path / "pip_audit.py").write_text(ends if report is None else says)

@@ -8,6 +8,7 @@ import { defaults, readSettings } from './settings.js';
 const STORE = 'story-page';
 const MAX_DOCUMENTS = 20;
 const MAX_STORED = 2_000_000; // characters; browsers allow five million
+const PAUSE = 150; // ms before the next question to the server
 
 const newRun = () => crypto.randomUUID?.() ?? `run ${Math.random()}`; // plain HTTP has no crypto
 const nothingOpen = { chosen: null, open: false, bars: null, compared: null };
@@ -39,6 +40,7 @@ function save() {
 }
 
 const listeners = new Set();
+const asking = new Set(); // kinds of open questions
 let saving;
 
 export const page = {
@@ -207,20 +209,21 @@ export const page = {
 
   // 4. Inspection
 
-  // The server's answer about these ids, asked for once; undefined until it arrives.
+  // The server's answer about these ids, asked for once; undefined until it arrives. One question of
+  // each kind is open at a time, with a pause before the next: an arrow key held down asks for many.
   look(what, ids) {
-    if (!ids.length) return undefined;
     const key = `${what} ${ids.join(' ')}`;
     const { known } = page.state;
-    if (!(key in known) && page.call) {
-      const latest = Object.entries(known).slice(-30);
-      page.state.known = { ...Object.fromEntries(latest), [key]: undefined };
-      page.request('look', { what, ids }).then((answer) => {
-        if (answer === undefined) delete page.state.known[key]; // ask again next time
-        else page.set({ known: { ...page.state.known, [key]: answer } });
-      });
-    }
+    if (ids.length && !(key in known) && page.call && !asking.has(what)) page.ask(what, ids, key);
     return known[key];
+  },
+  async ask(what, ids, key) {
+    asking.add(what);
+    const answer = await page.request('look', { what, ids });
+    if (answer !== undefined) page.set({ known: { ...Object.fromEntries(Object.entries(page.state.known).slice(-30)), [key]: answer } });
+    await new Promise((resume) => setTimeout(resume, PAUSE));
+    asking.delete(what);
+    if (answer !== undefined) page.set({}); // the elements ask for what they show by now
   },
 
   // The ids that the model read before the token at this index, or with those up to `end`.

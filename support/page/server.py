@@ -1,69 +1,85 @@
-"""What Chainlit needs to be safe and steady: limits, headers, threads, clean-up, messages.
+"""Chainlit hardening: threads, limits, allowed hosts and origins, headers, messages.
 
-Written for Chainlit 2.12. app.py calls `protect` while Chainlit reads it: soon after, Chainlit
-builds its server. With `chainlit run -w`, all of the project is read again after each change; what
-was wrapped or made at first is then used on.
+`chainlit run app.py` always serves Chainlit's own FastAPI app. An app of our own that mounts
+Chainlit (`mount_chainlit`) would need another command, so app.py calls `protect` instead.
+With `chainlit run -w`, Chainlit executes all of the project again after each change. The middleware
+and the executors of the first execution stay in use.
+
+Undocumented names of Chainlit 2.12 in use here (a test reports any that is missing):
+    chainlit.server:app.state
+    chainlit.server:get_html_template
+    chainlit.server:sio.eio.max_http_buffer_size
+    chainlit.server:sio.on
+    chainlit.session:WebsocketSession.chat_started
+    chainlit.session:WebsocketSession.get_by_id
+    chainlit.socket:connect
+and, as a Chainlit message without a translation: "Task manually stopped."
 """
 
 import asyncio
 import gc
+import ipaddress
+import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import chainlit as cl
 import torch
-import uvicorn
 from chainlit import server
-from chainlit.chat_context import chat_context, chat_contexts
-from chainlit.config import APP_ROOT, FILES_DIRECTORY
-from chainlit.logger import logger
-from chainlit.message import ErrorMessage
+from chainlit.config import config
 from chainlit.server import app, sio
-from chainlit.session import WebsocketSession, ws_sessions_id
-from chainlit.socket import change_settings, connect, message
-from chainlit.user_session import user_sessions
+from chainlit.session import WebsocketSession
+from chainlit.socket import connect
 from socketio.exceptions import ConnectionRefusedError
-from starlette.middleware.base import RequestResponseEndpoint
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BYTES = 3 * 10**6  # of what the page sends at once: a long novel
-MAX_PROMPT = 50_000  # characters that are kept: more than the model's context can have
-# Where the page sends something. Chainlit also takes files, new elements and more, which it would
-# write to the disk, here where nothing of that is used.
-SENDS_TO = ("/login", "/logout", "/set-session-cookie", "/project/action", "/ws/socket.io/")
+MAX_BYTES = 3 * 10**6  # of one message or request body: a long novel
+MAX_PROMPT = 50_000  # characters, which always exceed the model's context
+MAX_LOGGED = 100  # different refusals
+# The page's only POST requests. Chainlit also accepts files and elements, and stores them on disk.
+POST_PATHS = ("/login", "/logout", "/set-session-cookie", "/project/action")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:;"
+    " frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
-state = app.state  # outlives a reading of app.py again
-reloading = app.middleware_stack is not None  # the server has been built
+logger = logging.getLogger(__name__)
+state = app.state  # survives a reload of app.py
+reloading = hasattr(state, "inference")
 
 # 1. Threads ---------------------------------------------------------------------------------
 
 
 def _set_workers(count: int) -> None:
-    torch.get_num_threads()  # the first use in a thread sets it to the usual number
+    torch.get_num_threads()  # the first call in a thread sets its default
     torch.set_num_threads(count)
 
 
 if not reloading:
-    # On Linux, PyTorch's threads wait for work wide awake, but only as long as a single thread of
-    # Python has any. If a second one had some, too, each token would take 1.4 times as long. So the
-    # background executor computes alone, and what is large, like a long story to encode, is not
-    # left to the main thread. (A part of the setting is everybody's: the second line sets it back.)
+    # OpenMP workers spin while idle, but only while a single Python thread uses them. With a second
+    # such thread, each token takes 1.4 times as long. So the background thread computes alone, and
+    # the main thread computes nothing large, such as the tokens of a long story.
     state.background, state.inference = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     workers = torch.get_num_threads()
     state.background.submit(_set_workers, 1).result()
+    # `set_num_threads` also changes a process-wide value; the second call restores it.
     state.inference.submit(_set_workers, workers).result()
 
-inference_executor: ThreadPoolExecutor = state.inference  # all the work of the model
-background_executor: ThreadPoolExecutor = state.background  # what else takes long
+inference_executor: ThreadPoolExecutor = state.inference  # everything that runs the model
+background_executor: ThreadPoolExecutor = state.background  # all other slow work
 
 
 async def run_in(executor: ThreadPoolExecutor, function: Callable, *args: Any) -> Any:
-    """Return `function(*args)`, run by the executor's thread when its turn comes."""
+    """Return `function(*args)`, computed by the executor's thread."""
     return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
 
 
@@ -71,175 +87,163 @@ async def run_in(executor: ThreadPoolExecutor, function: Callable, *args: Any) -
 
 
 def protect(root: Path, settings: Collection[str]) -> None:
-    """Check where the app was started, and limit what may come in.
+    """Check the app's folder, and restrict requests, sessions and stored settings.
 
     `root` is the folder of app.py, `settings` the names of its settings. Raises SystemExit, with
-    the way out, where Chainlit reads another folder's settings or cannot write its files.
+    the remedy, if Chainlit uses another folder or cannot write its files.
     """
-    # Chainlit has read its settings before app.py, and from the folder that it was started in.
-    # Anywhere else the page would have other settings, and nothing to look inside a text with.
-    if not Path(APP_ROOT).samefile(root):
+    # Chainlit has already read its settings, from CHAINLIT_APP_ROOT or the working directory. In
+    # another folder the page would have other settings and none of its elements.
+    if not Path(config.root).samefile(root):
+        unset = "unset CHAINLIT_APP_ROOT; " if "CHAINLIT_APP_ROOT" in os.environ else ""
         raise SystemExit(
-            f"{APP_ROOT} is not the folder of this app. Start it there:\n\n"
-            f'    cd "{root}"\n    chainlit run app.py\n'
+            f"Chainlit uses {config.root}, which is not the folder of this app. Start it with:\n\n"
+            f'    {unset}cd "{root}"\n    chainlit run app.py\n'
         )
-    if not os.access(FILES_DIRECTORY, os.W_OK):
-        raise SystemExit(
-            f"{FILES_DIRECTORY} cannot be written: copy the project to a folder of yours"
-        )
+    files = Path(config.root, ".files")
+    if not os.access(files, os.W_OK):
+        raise SystemExit(f"{files} is not writable. Copy the project to a folder of your own.")
+
+    @cl.on_settings_update
+    async def drop_unknown_settings(sent: dict[str, Any]) -> None:
+        stored = cl.context.session.chat_settings  # where Chainlit has put all of `sent`
+        for name in sent:
+            if name not in settings or len(str(stored[name])) > 100:
+                del stored[name]
+
     sio.on("connect", _connect)
-    sio.on("client_message", _cropping(message))
-    sio.on("edit_message", _ignore)  # the page has no pencil
-    sio.on("chat_settings_change", _only_known(settings, change_settings))
+    sio.eio.max_http_buffer_size = MAX_BYTES  # of each message on a WebSocket
     if not reloading:
-        uvicorn.Config = _limiting(uvicorn.Config)  # type: ignore[misc, assignment]
-        sio.eio.max_http_buffer_size = MAX_BYTES  # of messages that come by POST
-        app.middleware("http")(_guard)
-        server.get_html_template = _without_others(server.get_html_template)
-
-
-def _limiting(make_config: Callable[..., uvicorn.Config]) -> Callable[..., uvicorn.Config]:
-    # A compressed message would be unpacked at once, however long it becomes, while all wait.
-    limits = {"ws_max_size": MAX_BYTES, "ws_per_message_deflate": False}
-    return lambda *args, **kwargs: make_config(*args, **kwargs | limits)
-
-
-def comes_from_here(origin: str | None, host: str | None) -> bool:
-    """Return whether a browser sends this from the app's own page.
-
-    Browsers name the origin of the page that sends, and the host that they ask. Another site's page
-    has another origin. Programs that are no browsers name none, and are let in: they can say what
-    they like anyway.
-    """
-    return origin is None or origin.partition("://")[2].lower() == (host or "").lower() != ""
-
-
-def _without_others(make_page: Callable[[str], str]) -> Callable[[str], str]:
-    """Return Chainlit's maker of the page, without what the page would load from elsewhere."""
-    link = re.compile(r"<link\b[^>]*https://cdn[^>]*>")
-    return lambda root_path: link.sub("", make_page(root_path))
-
-
-async def _guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    """Refuse, unread, what the page never sends; let the browser load nothing from elsewhere."""
-    length = request.headers.get("content-length", "")
-    in_pieces = "transfer-encoding" in request.headers  # then it may be longer than it says
-    short = length.isdecimal() and int(length) <= MAX_BYTES and not in_pieces
-    only_asks = request.method in ("GET", "HEAD", "OPTIONS")
-    own = comes_from_here(request.headers.get("origin"), request.headers.get("host"))
-    if own and (only_asks or (short and request.url.path.endswith(SENDS_TO))):
-        response = await call_next(request)
-    else:
-        response = Response("The page does not send this.", status_code=403)
-    policy = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-    response.headers["Content-Security-Policy"] = policy
-    return response
+        # For `preconnect`, browsers ignore the policy in HEADERS. Chainlit has no setting for it.
+        page, link = server.get_html_template, re.compile(r"<link\b[^>]*https://[^>]*>")
+        server.get_html_template = lambda root_path: link.sub("", page(root_path))
+        app.add_middleware(Guard)
+        # Starlette answers an uncaught exception outside of all middleware.
+        app.add_exception_handler(Exception, lambda *_: PlainTextResponse("", 500, HEADERS))
 
 
 async def _connect(sid: str, environ: dict[str, Any], auth: Any) -> bool:
-    """Let in only who has a session id like the page's, a UUID.
+    """Accept a client whose session id looks like the page's own, a UUID.
 
-    The person chooses it, and Chainlit makes a folder of that name, which it deletes in the end:
-    with "../public", say, it would be another one. To who is back, `on_chat_start` is called again,
-    also if the app has not noticed that they were away.
+    The client chooses the id. Chainlit names a folder after it and later deletes that folder, so
+    "../public" would delete another one. `on_chat_start` is called again for a client that
+    reconnects, even if the server has not noticed the disconnection.
     """
-    session_id = auth.get("sessionId") if isinstance(auth, dict) else None
-    if not re.fullmatch("[0-9a-f-]{36}", str(session_id)):
+    session_id = str(auth.get("sessionId")) if isinstance(auth, dict) else ""
+    if not re.fullmatch("[0-9a-f-]{36}", session_id):
         raise ConnectionRefusedError("no session id")
-    if not comes_from_here(environ.get("HTTP_ORIGIN"), environ.get("HTTP_HOST")):
-        raise ConnectionRefusedError("another site's page")
+    session = WebsocketSession.get_by_id(session_id)
     accepted = await connect(sid, environ, auth)
-    if (session := WebsocketSession.get(sid)) and session.restored:
+    if session:
         session.chat_started = False
     return accepted
 
 
-Handler = Callable[[str, Any], Awaitable[None]]
+class Guard:
+    """ASGI middleware: refuse what the app's own page never sends, and add `HEADERS`."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+        names = os.environ.get("ALLOWED_HOSTS", "").lower().split(",")
+        self.hosts = {"localhost", *(name.strip() for name in names)} - {""}
+        self.logged: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"].endswith("http.response.start"):
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        if scope["type"] != "lifespan" and (reason := self.refusal(scope)):
+            self.log(reason)
+            await PlainTextResponse(reason, 403)(scope, receive, send_with_headers)
+        else:
+            await self.app(scope, receive, send_with_headers)
+
+    def refusal(self, scope: Scope) -> str | None:
+        """Return why to refuse a request or a WebSocket, and how to allow it; None to accept it."""
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self.is_allowed(host):  # against DNS rebinding
+            return (
+                f"Refused the host {host!r:.200}. If this is a name of your server, put it into the"
+                " environment variable ALLOWED_HOSTS (several with commas) and restart."
+            )
+        if origin is not None and not same_origin(origin, host):
+            return (
+                f"Refused a request from {origin!r:.200} to {host!r:.200}. If this is your proxy,"
+                " let it pass on the Host header; nginx: proxy_set_header Host $http_host;"
+            )
+        # Without an Origin: a script or an image of another site, or a link to the page.
+        other_site = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if other_site and headers.get("sec-fetch-mode") != "navigate":
+            return "Refused a request from another site's page."
+        return None if scope["type"] == "websocket" else _http_refusal(scope, headers)
+
+    def is_allowed(self, host: str) -> bool:
+        """Return whether a Host header names an IP address or an allowed host."""
+        name, _ = _address(f"http://{host}")
+        try:
+            return name in self.hosts or bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    def log(self, reason: str) -> None:
+        """Log each reason once, and not without end."""
+        if reason not in self.logged and len(self.logged) < MAX_LOGGED:
+            self.logged.add(reason)
+            logger.warning(reason)
 
 
-async def _ignore(sid: str, payload: Any = None) -> None:
-    """Do nothing."""
+def _http_refusal(scope: Scope, headers: Headers) -> str | None:
+    # Polling and JSONP would let other sites' pages in: scripts are loaded without an Origin.
+    if "/ws/socket.io" in scope["path"]:
+        return "Refused a request without WebSocket: the page uses WebSockets alone."
+    if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        return None
+    length = headers.get("content-length", "")
+    exact = length.isdecimal() and "transfer-encoding" not in headers  # chunks exceed any length
+    if exact and int(length) <= MAX_BYTES and scope["path"].endswith(POST_PATHS):
+        return None
+    return "Refused a request that the page never sends."
 
 
-def _cropping(handler: Handler) -> Handler:
-    """Return Chainlit's handler of a prompt, which then gets only the end of a long one.
-
-    Else Chainlit would keep all of it in memory, and send it back to the page. Of the fields beside
-    it, only texts are needed; a prompt that is none counts as empty.
-    """
-
-    async def crop(sid: str, payload: Any) -> None:
-        with suppress(AttributeError, KeyError, TypeError):  # junk is for Chainlit to refuse
-            fields = payload["message"].items()
-            texts = {key: text[-MAX_PROMPT:] for key, text in fields if isinstance(text, str)}
-            payload = {"message": {"output": ""} | texts}
-        await handler(sid, payload)
-
-    return crop
+def same_origin(origin: str, host: str) -> bool:
+    """Return whether an Origin and a Host header agree, default ports included."""
+    scheme = origin.partition("://")[0]
+    return scheme in DEFAULT_PORTS and _address(origin) == _address(f"{scheme}://{host}")
 
 
-def _only_known(names: Collection[str], handler: Handler) -> Handler:
-    """Return Chainlit's handler of settings, which keeps what it gets, with short known ones."""
-
-    async def choose(sid: str, settings: Any = None) -> None:
-        if isinstance(settings, dict):
-            known = {name: settings[name] for name in names if name in settings}
-            await handler(sid, {n: v for n, v in known.items() if len(str(v)) <= 100})
-
-    return choose
-
-
-# 3. Clean-up --------------------------------------------------------------------------------
+def _address(url: str) -> tuple[str, int]:
+    """Return a URL's host, "" if there is none, and its port, or else the scheme's default."""
+    try:
+        parts = urlsplit(url)
+        return parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
+    except ValueError:  # not a host, such as "[::1" or "host:port"
+        return "", 0
 
 
 def freeze_memory() -> None:
-    """Keep what is in memory now out of Python's search for garbage, once everything is loaded.
-
-    It would take a quarter of a second now and then.
-    """
+    """Exclude all objects loaded so far from garbage collection, which would take 0.25 s."""
     if not reloading:
         gc.collect()
         gc.freeze()
 
 
-def forget_who_left() -> None:
-    """Let go of what Chainlit keeps in memory of people whose session has ended."""
-    for kept in (chat_contexts, user_sessions):
-        for session_id in kept.keys() - ws_sessions_id.keys():
-            del kept[session_id]
-
-
-# 4. Messages --------------------------------------------------------------------------------
-
-
-def as_markdown(text: str) -> str:
-    """Return Markdown that shows `text` exactly: every sign as a numeric character reference.
-
-    An empty link, which shows nothing, stands where the page would otherwise trim the spaces
-    around a line end, make links of addresses, or see its own sign for the cursor, a zero-width
-    space. (Control characters have no reference.)
-    """
-
-    def by_number(match: re.Match) -> str:
-        sign = "" if match[0] == "\u200b" else f"&#{ord(match[0])};"
-        if match[0] in "\r\n":
-            return f"[](#){sign}[](#)"
-        return f"[](#){sign}" if match[0] in ".:@\u200b" else sign
-
-    return re.sub(r"[^\w\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|_", by_number, text)
+# 3. Messages --------------------------------------------------------------------------------
 
 
 async def safely(work: Awaitable[None]) -> None:
-    """Await `work`; if it fails, log why, and tell the person."""
+    """Await `work`. If it fails, log the traceback and show an error message."""
     try:
         await work
     except Exception:
         logger.exception("a continuation failed")
-        await ErrorMessage("Something went wrong here. Your next text may work.").send()
+        await cl.ErrorMessage("Something went wrong here. Your next text may work.").send()
 
 
 async def remove_stop_message() -> None:
-    """Remove what Chainlit says when somebody presses Stop."""
-    for sent in chat_context.get():
+    """Remove the message that Chainlit sends when the Stop button is pressed."""
+    for sent in cl.chat_context.get():
         if sent.content == "Task manually stopped.":
             await sent.remove()
