@@ -553,6 +553,11 @@ def test_a_name_that_turns_into_this_computers_address_is_refused(browser, serve
     assert page.evaluate(ATTACKS, [app, "websocket"]) == "refused"
 
 
+def test_the_page_connects_to_no_other_host(server):
+    page = server.call("GET", "/").content.decode()  # a policy does not stop `preconnect`
+    assert "<link" in page and not re.search("<link[^>]*https?://", page)
+
+
 def test_a_link_on_another_site_opens_the_page(browser, server, other_port):
     page = browser.new_page()
     page.goto(f"http://a.test:{other_port}/")

@@ -42,7 +42,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BYTES = 3 * 10**6  # of one message or request body: a long novel
 MAX_PROMPT = 50_000  # characters, which always exceed the model's context
-MAX_LOGGED = 100  # different refusals
 # The page's only POST requests. Chainlit also accepts files and elements, and stores them on disk.
 POST_PATHS = ("/login", "/logout", "/set-session-cookie", "/project/action")
 HEADERS = {
@@ -144,8 +143,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp):
         self.app = app
-        names = os.environ.get("ALLOWED_HOSTS", "").lower().split(",")
-        self.hosts = {"localhost", *(name.strip() for name in names)} - {""}
+        names = os.environ.get("ALLOWED_HOSTS", "").lower().replace(",", " ").split()
+        self.hosts = {"localhost", *names}
         self.logged: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,7 +154,9 @@ class Guard:
             await send(message)
 
         if scope["type"] != "lifespan" and (reason := self.refusal(scope)):
-            self.log(reason)
+            if reason not in self.logged and len(self.logged) < 100:  # once, and not without end
+                self.logged.add(reason)
+                logger.warning(reason)
             await PlainTextResponse(reason, 403)(scope, receive, send_with_headers)
         else:
             await self.app(scope, receive, send_with_headers)
@@ -187,12 +188,6 @@ class Guard:
             return name in self.hosts or bool(ipaddress.ip_address(name))
         except ValueError:
             return False
-
-    def log(self, reason: str) -> None:
-        """Log each reason once, and not without end."""
-        if reason not in self.logged and len(self.logged) < MAX_LOGGED:
-            self.logged.add(reason)
-            logger.warning(reason)
 
 
 def _http_refusal(scope: Scope, headers: Headers) -> str | None:
