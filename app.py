@@ -195,8 +195,6 @@ ELEMENTS = (
     "Connection", "Start", "Toolbar", "Text", "Token", "Bars", "Compare", "Story", "Settings"
 )  # fmt: skip
 
-TRAIN = "python -m support.lesson"
-
 
 async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
     """Await `work(request, *args)` with a new request, while the page shows the Stop button.
@@ -221,7 +219,7 @@ async def find_model() -> GPTModel | None:
     try:
         return state.model or await run_in(inference_executor, load)
     except (OSError, ValueError) as error:
-        remedy = f"This command makes the weights in ten to twelve minutes:\n\n```\n{TRAIN}\n```"
+        remedy = "This makes the weights in ten to twelve minutes:\n\n    python -m support.lesson"
         await cl.ErrorMessage(f"`` {error} ``\n\n{remedy}").send()
         return None
 
@@ -274,23 +272,13 @@ def look(what: str, model: GPTModel, ids: list[int]) -> Any:
     return views.scores(model, read) if what == "scores" else views.attention(model, read)
 
 
-looking = asyncio.Lock()
-
-
 @cl.action_callback("look")
 async def on_look(action: cl.Action) -> Any:
-    """Answer a person's newest request of each kind. An older one that still waits gets None."""
     what, ids = action.payload.get("what"), read_ids(action.payload)
-    if what not in ("next", "scores", "attention", "copied"):
-        return None
-    cl.user_session.set(f"newest {what}", action)
-    async with looking:  # at most one inspection runs between two steps of the batch
-        if cl.user_session.get(f"newest {what}") is not action:
-            return None
-        if what == "copied":
-            return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
-        if model := await find_model():
-            return await run_in(inference_executor, look, what, model, ids)
+    if what == "copied":
+        return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
+    if what in ("next", "scores", "attention") and (model := await find_model()):
+        return await state.scheduler.inspect((cl.context.session.id, what), look, what, model, ids)
     return None
 
 
@@ -332,8 +320,7 @@ async def on_chat_start() -> None:
 @cl.on_message
 async def on_message(message: cl.Message) -> None:
     cl.chat_context.clear()  # Chainlit would store all prompts in memory
-    if message:  # None: the edit of a message that does not exist, which the page never sends
-        await start(continue_prompt, message.content[-server.MAX_PROMPT :], message.id)
+    await start(continue_prompt, message.content[-server.MAX_PROMPT :], message.id)
 
 
 @cl.on_stop

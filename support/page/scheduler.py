@@ -1,7 +1,7 @@
 """Continuous batching for everybody at the page: one thread steps the batch of batch.py."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -18,6 +18,8 @@ class Scheduler:
         self.batch, self.executor = batch, executor
         self.queues: dict[Slot, asyncio.Queue[tuple[list[TokenInfo], bool]]] = {}
         self.task: asyncio.Task | None = None
+        self.inspections: dict[Hashable, object] = {}  # the newest one of each key
+        self.inspecting = asyncio.Lock()
 
     async def tokens(self, *args: Any, **settings: Any) -> AsyncIterator[list[TokenInfo]]:
         """Yield the new tokens of a text, step by step. Arguments and errors: see `Batch.add`.
@@ -44,6 +46,19 @@ class Scheduler:
         finally:
             del self.queues[slot]
             await loop.run_in_executor(self.executor, self.batch.remove, slot)
+
+    async def inspect(self, key: Hashable, function: Callable, *args: Any) -> Any:
+        """Return `function(*args)`, or None if another inspection with this key arrives meanwhile.
+
+        It runs between two steps of the batch, and at most one of all inspections does.
+        """
+        this = self.inspections[key] = object()
+        async with self.inspecting:
+            if self.inspections.get(key) is not this:
+                return None
+            del self.inspections[key]
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.executor, function, *args)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -111,6 +111,7 @@ def protect(root: Path, settings: Collection[str]) -> None:
                 del stored[name]
 
     sio.on("connect", _connect)
+    sio.on("edit_message", lambda *_: None)  # the page has no button for it
     sio.eio.max_http_buffer_size = MAX_BYTES  # of each message on a WebSocket
     if not reloading:
         # For `preconnect`, browsers ignore the policy in HEADERS. Chainlit has no setting for it.
