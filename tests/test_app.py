@@ -1,4 +1,4 @@
-"""The page over socket.io, with the shipped weights: many people, bad input, no weights."""
+"""The app over socket.io, with the shipped weights: concurrent users, bad input, no weights."""
 
 import ast
 import asyncio
@@ -40,7 +40,7 @@ def story_ids():
 
 
 def expected(model, prompt, count, seed, temperature=1.0, top_k=50, top_p=None):
-    """Return the ids that a batch with this text alone gives after a prompt, text or ids."""
+    """Return the continuation of a prompt (text or ids) in a batch of its own."""
     tokenizer = tiktoken.get_encoding("gpt2")
     if isinstance(prompt, str):
         prompt = text_to_token_ids(prompt, tokenizer)[0].tolist()
@@ -56,7 +56,7 @@ def expected(model, prompt, count, seed, temperature=1.0, top_k=50, top_p=None):
 
 
 def visit(server, act):
-    """Return `await act(person)` for somebody at the page."""
+    """Return `await act(person)` for a new user of the page."""
 
     async def scene():
         async with Person(server) as person:
@@ -77,7 +77,7 @@ def continued(server, prompt=PROMPT, **settings):
 
 
 async def press(person, ids, temperatures):
-    """Return the continuations of ids, one for each temperature; its text is the run's name."""
+    """Return the continuation of ids at each temperature, by its text: the run's name."""
     runs = [{"run": str(t), "temperature": t} for t in temperatures]
     acting = asyncio.create_task(person.act("generate", ids=ids, runs=runs))
     shown = [await person.continuation() for _ in runs[:3]]
@@ -86,7 +86,7 @@ async def press(person, ids, temperatures):
 
 
 async def see(person, tokens):
-    """Wait until so many tokens, or a few more, have come."""
+    """Wait for this many tokens, or a few more."""
     while tokens > 0:
         _, data = await person.expect("tokens")
         tokens -= len(data["tokens"])
@@ -96,7 +96,9 @@ async def see(person, tokens):
 
 
 @pytest.mark.parametrize("seen", [0, 5])
-def test_whoever_leaves_frees_the_turn_and_finds_the_text_when_back(server, model, seen):
+def test_a_disconnected_user_frees_the_slot_and_gets_the_text_after_reconnecting(
+    server, model, seen
+):
     async def scene():
         before = server.tokens()
         async with Person(server) as stayer, Person(server) as leaver:
@@ -110,7 +112,7 @@ def test_whoever_leaves_frees_the_turn_and_finds_the_text_when_back(server, mode
             return generated, await leaver.continuation() if seen else None
 
     generated, broken_off = asyncio.run(scene())
-    # What they have seen and 60, and a few until the server knows that one has left.
+    # A few more until the server notices the disconnect.
     assert seen + 60 <= generated < seen + 100
     if broken_off:
         length = len(broken_off.tokens)
@@ -137,7 +139,7 @@ def test_stop_stops_the_model(server, how, seen):
         stopped_at = server.tokens()
         await person.set(max_new_tokens=10)
         await person.send(PROMPT)
-        # What is stopped at once may leave a continuation, or none if it had not begun.
+        # A generation that is stopped before its first token may still send a continuation.
         while "stopped" in (await person.continuation()).facts:
             pass
         return stopped_at - before, shown, server.tokens() - stopped_at
@@ -147,12 +149,12 @@ def test_stop_stops_the_model(server, how, seen):
     if shown:
         assert shown.facts[-1] == "stopped"
         assert shown.facts[0].split()[0] == str(len(shown.tokens))
-    assert 10 <= afterwards <= 12  # of the stopped one, no more than a step
+    assert 10 <= afterwards <= 12  # at most one more step of the stopped generation
 
 
-def test_continue_again_and_three_at_once(server, model):
+def test_continue_try_again_and_compare(server, model):
     async def press_buttons(person):
-        # So hot that another prompt would be continued otherwise.
+        # At a high temperature, another prompt would get another continuation.
         first = await write(person, max_new_tokens=8, seed="7", temperature=3, top_p=0.9)
         more = await person.generate(person.prompt + first.ids)
         again = await person.generate(person.prompt, new_seed=True)
@@ -171,8 +173,8 @@ def test_continue_again_and_three_at_once(server, model):
         assert three[str(temperature)].ids == ids
 
 
-def test_each_token_says_what_the_model_had_read(server):
-    """Past the context, too: the model gives a token the same probability after these."""
+def test_each_token_has_the_number_of_tokens_that_the_model_had_read(server):
+    """After exactly these tokens, also past the context, the model gives the same probability."""
 
     async def ask_again(person):
         shown = await write(person, max_new_tokens=400, seed="1", temperature=1.5)
@@ -186,13 +188,13 @@ def test_each_token_says_what_the_model_had_read(server):
         return logprobs
 
     for noted, asked in visit(server, ask_again):
-        assert noted == pytest.approx(asked, abs=0.2)  # 8 bits: other pieces, other last digits
+        assert noted == pytest.approx(asked, abs=0.2)  # 8-bit rounding depends on the batch
 
 
 # 2. Inspection ------------------------------------------------------------------------------
 
 
-def test_what_can_come_next(server, model):
+def test_next_token_view(server, model):
     ids = story_ids()[100:140]
 
     async def look(person):
@@ -209,7 +211,7 @@ def test_what_can_come_next(server, model):
 
 
 def test_a_copied_passage_may_begin_and_end_within_a_character(tokenizer):
-    """Each emoji is several tokens, and these share only some with the story's."""
+    """Each emoji is several tokens, of which the text shares only some with the story."""
     passage = "\U0001f389 but the old clock had \U0001f388"
     story, text = f"\U0001f388 First. {passage}.", passage.replace("\U0001f389", "\U0001f489")[:-1]
     ids = tokenizer.encode(text + "\U0001f386")
@@ -238,7 +240,7 @@ def test_any_prompt_is_continued(server, name):
     shown = continued(server, BAD_PROMPTS[name], max_new_tokens=3, temperature=0)
     assert len(shown.tokens) == 3 and shown.facts[0] == "3 tokens"
     assert any("last 256 tokens" in fact for fact in shown.facts) == ("MB" in name)
-    assert not any("seed" in fact for fact in shown.facts)  # at temperature 0, it has no effect
+    assert not any("seed" in fact for fact in shown.facts)  # it has no effect at temperature 0
 
 
 def test_only_the_end_of_a_long_prompt_is_kept(server):
@@ -278,7 +280,7 @@ NINES = "9" * 18
 
 
 @pytest.mark.parametrize(
-    ("raw", "read", "seed"),  # a random seed for None
+    ("raw", "read", "seed"),  # None: a random seed
     [
         ({"temperature": "hot", "top_k": None, "top_p": [], "max_new_tokens": "3", "seed": {}},
          (1, 50, None, 3), None),
@@ -291,11 +293,11 @@ NINES = "9" * 18
         ({"unknown": 1, "top_p": "0.5", "seed": 8}, (1, 50, 0.5, 120), 8),
     ],
 )  # fmt: skip
-def test_settings_of_any_kind(raw, read, seed):
+def test_settings_of_any_kind_are_clamped_or_replaced(raw, read, seed):
     settings = read_settings(raw)
     assert settings[:4] == read
     assert settings.seed == seed if seed else settings != read_settings(raw)
-    assert read_settings(as_chosen(settings)) == settings  # the page's form, read again
+    assert read_settings(as_chosen(settings)) == settings  # back from the page's form
 
 
 def test_only_known_and_short_settings_are_kept(server):
@@ -322,7 +324,7 @@ BAD_PAYLOADS = [
 ]  # fmt: skip
 
 
-def test_forged_buttons(server):
+def test_forged_requests_are_refused(server):
     async def forge(person):
         before = server.tokens()
         for payload in BAD_PAYLOADS:
@@ -336,7 +338,7 @@ def test_forged_buttons(server):
         assert server.tokens() == before
         await person.set(max_new_tokens=1)
         assert sorted(await press(person, [464], ["a", "b", "c", "d", "e"])) == ["a", "b", "c"]
-        assert server.tokens() == before + 3  # no more than three at once
+        assert server.tokens() == before + 3  # at most three in one request
 
     visit(server, forge)
     assert server.process.poll() is None
@@ -374,10 +376,10 @@ def test_without_weights_the_page_says_what_to_do(tmp_path):
         assert missing != cut
         (tmp_path / WEIGHTS).unlink()
         (tmp_path / WEIGHTS).symlink_to(ROOT / WEIGHTS)
-        assert continued(server, max_new_tokens=1).facts[0] == "1 token"  # without a new start
+        assert continued(server, max_new_tokens=1).facts[0] == "1 token"  # without a restart
 
 
-# For the end of app.py, which is read again after each change: what there is after each reading.
+# Appended to app.py, which is read again after each change: note the state after each reading.
 READINGS = """
 import uvicorn
 
@@ -389,7 +391,7 @@ with (ROOT / "readings").open("a") as readings:
 """
 
 
-def test_saving_the_app_again_and_again(tmp_path):
+def test_the_app_is_reloaded_after_each_change(tmp_path):
     def readings():
         return (tmp_path / "readings").read_text().splitlines()
 
@@ -400,7 +402,7 @@ def test_saving_the_app_again_and_again(tmp_path):
             file.write("\n# A new version\n")
         await person.expect("reload")
         assert len(readings()) > before
-        await person.generate(person.prompt + shown.ids)  # from the old page
+        await person.generate(person.prompt + shown.ids)  # on the old page
 
     copy_app(tmp_path, more=READINGS, story="One story.<|endoftext|>Another story.")
     with serving(tmp_path, "app.py", options=["-w"], OMP_NUM_THREADS="2") as server:
@@ -410,14 +412,14 @@ def test_saving_the_app_again_and_again(tmp_path):
             memory.append(server.memory())
         shown = continued(server, max_new_tokens=4, seed="3")
     assert len(shown.tokens) == 4 and shown.share == 0
-    # One more model takes 420 MB or more; the first use alone took up to 240.
+    # A second model would take at least 420 MB; first use takes up to 240 MB.
     assert memory[1] < memory[0] + 350 and max(memory) < memory[1] + 300
     first, *others = [ast.literal_eval(line) for line in readings()]
     assert len(others) >= 4 and all(reading == first for reading in others)
     assert first[0] == [1, 2]  # two threads with workers would slow each other down
 
 
-def test_nothing_that_the_app_makes_is_left_for_git(server):
+def test_git_ignores_the_files_that_the_app_writes(server):
     (server.folder / ".git" / "info").mkdir(parents=True)
     (server.folder / ".git" / "info" / "exclude").write_text("counted.py\ncount\nkept\n*.pth\n")
     continued(server, max_new_tokens=2)
