@@ -96,9 +96,7 @@ async def see(person, tokens):
 
 
 @pytest.mark.parametrize("seen", [0, 5])
-def test_a_disconnected_user_frees_the_slot_and_gets_the_text_after_reconnecting(
-    server, model, seen
-):
+def test_a_disconnected_user_frees_the_slot_and_gets_the_text_later(server, model, seen):
     async def scene():
         before = server.tokens()
         async with Person(server) as stayer, Person(server) as leaver:

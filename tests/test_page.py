@@ -382,9 +382,7 @@ def test_two_tabs_keep_each_others_texts(open_page):
     )
     generate(other, "On Thursday there was fog.", max_new_tokens=5)
     other.wait_for_function("localStorage.getItem('story-page').includes('per second')")
-    page.evaluate(
-        "page.onEnd(); dispatchEvent(new Event('pagehide'))"
-    )  # stores its own texts again
+    page.evaluate("page.onEnd(); dispatchEvent(new Event('pagehide'))")  # stores its own again
     other.reload()
     click(other, "#new")
     expect(other.locator("#earlier button")).to_have_count(20)
