@@ -44,12 +44,9 @@ def expected(model, prompt, count, seed, temperature=1.0, top_k=50, top_p=None):
     tokenizer = tiktoken.get_encoding("gpt2")
     if isinstance(prompt, str):
         prompt = text_to_token_ids(prompt, tokenizer)[0].tolist()
-    generator = torch.Generator().manual_seed(seed)
-    batch = Batch(model, tokenizer, story_ids())
-    batch.add(
-        torch.tensor([prompt]), count, 256, temperature, top_k, top_p=top_p, generator=generator
-    )
-    ids = []
+    batch, ids = Batch(model, tokenizer, story_ids()), []
+    draw = torch.Generator().manual_seed(seed)
+    batch.add(torch.tensor([prompt]), count, 256, temperature, top_k, top_p=top_p, generator=draw)
     while batch.slots:
         ids += [token.token_id for _, tokens in batch.step() for token in tokens]
     return ids
@@ -77,7 +74,7 @@ def continued(server, prompt=PROMPT, **settings):
 
 
 async def press(person, ids, temperatures):
-    """Return the continuation of ids at each temperature, by its text: the run's name."""
+    """Return the continuations of ids by run; a run's name is its temperature as text."""
     runs = [{"run": str(t), "temperature": t} for t in temperatures]
     acting = asyncio.create_task(person.act("generate", ids=ids, runs=runs))
     shown = [await person.continuation() for _ in runs[:3]]

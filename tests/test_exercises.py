@@ -1,4 +1,4 @@
-"""The checks of the lesson's exercises: right answers pass, likely wrong ones and failures do not."""
+"""The checks of the lesson's exercises accept right answers and reject plausible wrong ones."""
 
 # ruff: noqa: E501  (an answer on one line is easier to read)
 
@@ -20,7 +20,7 @@ SOLUTIONS = dict(
 
 
 def causal(scores, fill=-math.inf):
-    """Return scores (T, T) with the places after each token filled."""
+    """Return scores (T, T) with the entries above the diagonal filled."""
     return scores.masked_fill(torch.ones_like(scores).triu(1) == 1, fill)
 
 
@@ -149,7 +149,7 @@ each_exercise = pytest.mark.parametrize("name", SIGNATURES)
 
 
 def said(name, body, capsys):
-    """Return what the check prints about an answer, given as the body of its function."""
+    """Return the check's output for an answer, given as the body of its function."""
     *lines, last = body.splitlines()
     lines.append(last if last.startswith("raise ") else f"return {last}")
     return said_of_code(name, "\n    ".join([f"def {SIGNATURES[name]}:", *lines]), capsys)
@@ -197,26 +197,19 @@ def test_a_check_keeps_the_random_state(capsys):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("guess", "actual", "printed"),
-    [
-        (None, 10.82, "Loss: 10.82 nats. (No guess was written down."),
-        (9, 10.82, "Loss: 10.82 nats. You guessed 9 nats: off by 1.82 nats."),
-        ("Clock", "clock", "Loss: clock. You guessed it."),
-        ("tower", "clock", "Loss: clock. You guessed 'tower'."),
-        ("much", 10.82, "Loss: 10.82 nats. You guessed 'much'."),
-    ],
-)
-def test_a_guess_is_compared_with_the_result(guess, actual, printed, capsys):
-    reveal("Loss", guess, actual, " nats")
-    assert capsys.readouterr().out.startswith(printed)
+def test_a_guess_is_compared_with_the_result(capsys):
+    for guess, actual, printed in (
+        (None, 10.82, "10.82 nats. (No guess was written down."),
+        (9, 10.82, "10.82 nats. You guessed 9 nats: off by 1.82 nats."),
+        ("Clock", "clock", "clock. You guessed it."),
+        ("tower", "clock", "clock. You guessed 'tower'."),
+        ("much", 10.82, "10.82 nats. You guessed 'much'."),
+    ):
+        reveal("Loss", guess, actual, " nats")
+        assert capsys.readouterr().out.startswith(f"Loss: {printed}")
 
 
 def test_an_unknown_name_lists_the_exercises(capsys):
-    def perplexities(probabilities):
-        return None
-
-    check(perplexities)
-    printed = capsys.readouterr().out
+    printed = said_of_code("perplexities", "def perplexities(p): pass", capsys)
     assert printed.startswith("perplexities: no exercise has this name. The exercises are ")
     assert "perplexity" in printed

@@ -62,8 +62,8 @@ def find_fault(answer: Callable, cases: list[Case]) -> str | None:
     return None
 
 
-def short(value: Any, most: int = 160) -> str:
-    """Return a value's text, with rounded numbers, cut off after `most` characters."""
+def short(value: Any) -> str:
+    """Return a value's text, with rounded numbers, cut off after 160 characters."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, float):
@@ -73,7 +73,7 @@ def short(value: Any, most: int = 160) -> str:
         shown = f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
     else:
         shown = repr(value)
-    return shown if len(shown) <= most else shown[:most] + " ..."
+    return shown if len(shown) <= 160 else shown[:160] + " ..."
 
 
 def outcome(result: Any) -> str:
@@ -84,7 +84,7 @@ def outcome(result: Any) -> str:
 
 
 def same(result: Any, right: Any) -> bool:
-    """Return whether a result is right: numbers up to rounding, tensors of the right shape."""
+    """Return whether a result is right, up to rounding. Tensors must have the right shape."""
     try:
         if isinstance(right, list):
             return list(result) == right
@@ -95,7 +95,7 @@ def same(result: Any, right: Any) -> bool:
             return False
         found, expected = torch.as_tensor(result).detach().double(), right.double()
         return found.shape == right.shape and torch.allclose(found, expected, 1e-4, 1e-6)
-    except Exception:  # something else, such as a string
+    except Exception:  # a result of another type, such as a string
         return False
 
 
