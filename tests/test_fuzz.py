@@ -1,8 +1,8 @@
-"""The public functions that take arguments from outside, with random valid and invalid ones.
+"""Public functions with random valid and invalid arguments.
 
-Each call returns what its docstring says or raises an error that it names. None changes a weight,
-the model's mode or the global random state, unless it says so. pytest's faulthandler (see
-pyproject.toml) ends a call that hangs. The functions that these call are not tried apart.
+Each call returns what its docstring says or raises an error that it names. No call changes a
+weight, the model's mode or the global random state, unless documented. pytest's faulthandler (see
+pyproject.toml) ends a call that hangs. A check that these functions call needs no case of its own.
 """
 
 import inspect
@@ -275,7 +275,7 @@ CASES = {
 MODULES = gpt, utils, checks, data, attention, memorization, plots
 
 
-def test_every_function_that_documents_errors_is_tried():
+def test_every_function_that_documents_errors_is_called():
     documented = {
         name
         for module in MODULES
@@ -284,15 +284,15 @@ def test_every_function_that_documents_errors_is_tried():
         and not name.startswith("_")
         and "Raise" in (inspect.getdoc(thing) or "")
     }
-    called_by_others = {
+    called_by_these = {
         "check_config", "check_ids", "check_logits", "check_number", "check_prompt",
         "check_sampling", "draw_token", "plot_losses", "train_step",
     }  # fmt: skip
-    assert documented - CASES.keys() <= called_by_others
+    assert documented - CASES.keys() <= called_by_these
 
 
 def global_state():
-    """Return what no call may change: modes, weights and random states; PyTorch's apart."""
+    """Return modes, weights and random states, which no call may change; PyTorch's separately."""
     both = model(False), model(True)
     modes = [module.training for m in both for module in m.modules()]
     weights = [p.sum().item() for m in both for p in m.parameters()]
