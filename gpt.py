@@ -7,7 +7,7 @@ D channels, V tokens in the vocabulary.
 The layers are GPT-2's (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"),
 with three differences: the output head has its own weights; queries, keys and values have no bias;
 and there is no dropout on the attention weights. Parameters are named as in Sebastian Raschka's
-book "Build a Large Language Model (From Scratch)", so state dicts move between the two.
+book "Build a Large Language Model (From Scratch)", so state dicts are interchangeable.
 """
 
 import math
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 GPT_CONFIG_124M: dict[str, Any] = {
     "vocab_size": 50257,  # GPT-2's byte-pair tokens
-    "context_length": 256,  # GPT-2 has 1024; a short story does not need it
+    "context_length": 256,  # GPT-2 has 1024; a short story does not need that many
     "emb_dim": 768,
     "n_heads": 12,
     "n_layers": 12,
@@ -49,7 +49,7 @@ def check_config(cfg: dict[str, Any]) -> None:
     for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
         _check_number(key, cfg[key], int, low=1)
     if cfg["emb_dim"] % cfg["n_heads"]:
-        raise ValueError(f"emb_dim {cfg['emb_dim']} is no multiple of n_heads {cfg['n_heads']}")
+        raise ValueError(f"emb_dim {cfg['emb_dim']} is not a multiple of n_heads {cfg['n_heads']}")
     _check_number("drop_rate", cfg["drop_rate"], int | float, low=0)
     if cfg["drop_rate"] >= 1:
         raise ValueError(f"drop_rate must be below 1, not {cfg['drop_rate']!r}")
@@ -58,7 +58,7 @@ def check_config(cfg: dict[str, Any]) -> None:
 
 
 class Cache(Protocol):
-    """What the model asks of a cache. Another arrangement of texts needs only these two methods."""
+    """The methods that the model calls. A cache for another layout of texts needs only these."""
 
     def positions(self, in_idx: Tensor) -> slice | Tensor: ...  # of the new tokens, (B, T)
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...  # (B, H, T, D)
@@ -98,7 +98,7 @@ class KVCache:
         return self.gather(q, keys, values)
 
     def gather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return what the last T of S tokens gather from all of them, (B, H, T, D)."""
+        """Return the attention output of the last T of S tokens, (B, H, T, D)."""
         T, S = q.size(2), k.size(2)
         mask = None
         if 1 < T < S:  # new token i is token S - T + i of its row
@@ -107,15 +107,15 @@ class KVCache:
 
 
 class Embedding(nn.Embedding):
-    """PyTorch's table of vectors, but without random numbers on the meta device."""
+    """`nn.Embedding`, but without random initialization on the meta device."""
 
     def reset_parameters(self) -> None:
-        if not self.weight.is_meta:  # PyTorch would import its compiler to draw nothing
+        if not self.weight.is_meta:  # there, PyTorch would import its compiler for nothing
             super().reset_parameters()
 
 
 class LayerNorm(nn.Module):
-    """Give each token's vector mean 0 and variance 1, then a learned scale and shift.
+    """Normalize each token's vector to mean 0 and variance 1, then apply a scale and a shift.
 
     Ba et al. 2016, "Layer Normalization", https://arxiv.org/abs/1607.06450
     """
@@ -130,7 +130,7 @@ class LayerNorm(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention: each token gathers from itself and the tokens before it.
+    """Causal self-attention: each token attends to itself and the tokens before it.
 
     Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762
     """
@@ -147,7 +147,7 @@ class MultiHeadAttention(nn.Module):
 
     @staticmethod
     def _drop_mask(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
-        state_dict.pop(prefix + "mask", None)  # the book's checkpoints hold the causal mask
+        state_dict.pop(prefix + "mask", None)  # the book's checkpoints contain the causal mask
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         q, k, v = (
@@ -215,9 +215,9 @@ class GPTModel(nn.Module):
             self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all weights from the global random state."""
-        # At these scales, found by experiment, the first loss is near ln(V), and the sum of what
-        # all blocks add to x does not outgrow it (GPT-2's paper, section 2.3).
+        """Initialize all weights, with random numbers from the global state."""
+        # At these scales, found by experiment, the first loss is near ln(V), and the blocks' total
+        # contribution to x does not outgrow it (GPT-2's paper, section 2.3).
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 std = 1.0 if name == "tok_emb.weight" else 0.02
@@ -266,7 +266,7 @@ def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) -> Tensor:
     """Return the mean cross-entropy of inputs and targets (B, T), in nats per token.
 
-    They may be on any device. A CUDA GPU computes matrix products in bfloat16.
+    They may be on any device. On a CUDA GPU, matrix products are in bfloat16.
     """
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -278,7 +278,7 @@ def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) 
 def calc_loss_loader(loader: Batches, model: GPTModel) -> float:
     """Return the mean loss over all tokens in `loader`, in nats per token, without dropout.
 
-    It is a mean over tokens, so it does not depend on the batch size. It draws no random numbers.
+    As a mean over tokens, it does not depend on the batch size. Uses no random numbers.
     Raises ValueError for a loader without batches.
     """
     total_loss, total_tokens = 0.0, 0
@@ -312,7 +312,7 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class TrainState:
-    """The progress of a training run. With weights and random state, enough to resume it."""
+    """The progress of a training run. To resume it, you also need weights and random states."""
 
     step: int = 0  # optimizer steps taken
     history: list[Evaluation] = field(default_factory=list)
@@ -372,10 +372,10 @@ def train_step(
     loss = calc_loss_batch(*batch, model)
     loss.backward()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    loss_value, norm_value = torch.stack((loss.detach(), norm)).tolist()  # a GPU waits only here
+    loss_value, norm_value = torch.stack((loss.detach(), norm)).tolist()  # the one GPU sync
     if not math.isfinite(loss_value + norm_value):
         what = f"loss {loss_value}, gradient norm {norm_value} at step {step} with learning rate"
-        remedy = "the weights are those of the step before: try a lower rate"
+        remedy = "the weights are unchanged since the previous step: try a lower rate"
         raise FloatingPointError(f"{what} {learning_rate:.2g}; {remedy}")
     if norm_value > max_grad_norm:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, norm)
@@ -398,7 +398,7 @@ def train_model(
     on_eval: Callable[[Evaluation], object] = lambda evaluation: None,
     take_step: Callable[..., None] = train_step, state: TrainState | None = None,
 ) -> list[Evaluation]:  # fmt: skip
-    """Train `model` in place; return the history, which begins before the first step.
+    """Train `model` in place; return the history; its first entry is from before training.
 
     - `train_loaders` has one loader per epoch; the other two are for the two losses.
     - `learning_rate` (the peak), `warmup_steps`: see `wsd_schedule`. `weight_decay`: see
@@ -406,9 +406,9 @@ def train_model(
     - `on_step(step, num_steps)` is called after each step, `on_eval(evaluation)` after each
       evaluation: before the first step, and `evals_per_epoch` times in each epoch.
     - Pass `take_step` to replace `train_step`; it takes the same arguments.
-    - Pass the `state` of an interrupted call to resume it. It is kept up to date.
+    - `state` is updated in place. To resume an interrupted call, pass its `state` again.
 
-    Interrupted, as by Ctrl-C, the model keeps what it has learned. Afterwards it is in eval mode.
+    After an interruption such as Ctrl-C, the model keeps what it has learned. It ends in eval mode.
     Raises TypeError or ValueError for bad arguments, FloatingPointError if a loss is not finite.
     """
     for name, value in {

@@ -22,7 +22,7 @@ LOSS = re.compile(r"training loss, over all whole windows: ([\d.]+)")
 
 
 def main() -> None:
-    (expected,) = re.findall(r"training loss \*\*([\d.]+)\*\*", (ROOT / "README.md").read_text())
+    (expected,) = re.findall(r"training loss of \*\*([\d.]+)\*\*", (ROOT / "README.md").read_text())
     with tempfile.TemporaryDirectory() as copy:
         subprocess.run(["git", "clone", "--quiet", ROOT, copy], check=True)
         (Path(copy) / "pretrain-story-model.pth").unlink()  # the run must write its own

@@ -246,7 +246,7 @@ def test_python_versions_are_the_same_everywhere():
     assert CHAINLIT.marker.evaluate({"python_version": for_page})
     assert not CHAINLIT.marker.evaluate({"python_version": newest})
     assert f"Python {oldest} to {for_page}" in README
-    assert f"on {newest}, all but the web page works" in README
+    assert f"on {newest}, everything except the web page works" in README
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     assert f'python: ["{oldest}", "{newest}"]' in workflow
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -319,7 +319,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --config layers=2", "argument --config: there is no key 'layers'; the"),
         ("mine.txt --config n_layers=0", "argument --config: n_layers must be a whole"),
         ("mine.txt --config drop_rate=''", "argument --config: drop_rate must be a f"),
-        ("mine.txt --config n_heads=5", "argument --config: emb_dim 768 is no multiple"),
+        ("mine.txt --config n_heads=5", "argument --config: emb_dim 768 is not a multiple"),
         ("mine.txt --config n_heads='", "argument --config: .* is neither"),
         ("mine.txt --device gpu", "argument --device: cannot use 'gpu'"),
         ("mine.txt --device meta", "argument --device: cannot use 'meta'"),

@@ -145,7 +145,7 @@ def test_figures_are_those_of_the_notebook():
     printed = "".join(o.get("text", "") for c in NOTEBOOK.cells for o in c.get("outputs", []))
     measured = " ".join(README.split("## Measured")[1].split())
     for stated, output in {
-        r"training loss \*\*([\d.]+)\*\*": r"training loss, over all whole windows: ([\d.]+)\n",
+        r"training loss of \*\*([\d.]+)\*\*": r"training loss, over all whole windows: ([\d.]+)\n",
         r"([\d.]+) ?% of the next twenty greedy": r"([\d.]+)% of the tokens are the story's",
     }.items():
         assert re.findall(stated, measured) == re.findall(output, printed) != [], stated
