@@ -8,7 +8,7 @@ support/training/arguments.py; support/training/distributed.py connects several 
 
 from support.python_version import require_python
 
-require_python("torch")  # the imports below fail elsewhere
+require_python("torch")  # the imports below fail on other versions
 
 import argparse
 import csv
@@ -45,13 +45,13 @@ from support.training.token_file import load_token_file
 from utils import generate, text_to_token_ids, token_ids_to_text
 
 SEED = 123
-LARGE = 50_000_000  # bytes; to save memory, the tokens of a larger text are in a file
+LARGE = 50_000_000  # bytes; the tokens of a larger text are memory-mapped from a file
 
 # 1. Text and model --------------------------------------------------------------------------
 
 
 def load_tokens(path: Path, tokenizer: tiktoken.Encoding) -> torch.Tensor:
-    """Return the token ids of a text, (T,); those of a large text from its token file."""
+    """Return the token ids of a text, (T,), memory-mapped from a file if the text is large."""
     if path.stat().st_size >= LARGE:
         return load_token_file(path, tokenizer)
     return text_to_token_ids(read_text(path), tokenizer)[0]
@@ -67,7 +67,7 @@ def new_model(args: argparse.Namespace) -> GPTModel:
     if args.start_from:
         with input_checks():
             start = load_model(args.start_from, cfg)
-        model.load_state_dict(start.state_dict())  # a copy: load_model's order is for generation
+        model.load_state_dict(start.state_dict())  # copied: load_model's layout is for generation
     elif args.head_start:
         give_head_start(model)
     return model
@@ -79,7 +79,7 @@ def model_from_folder(folder: Path, changes: dict[str, Any]) -> GPTModel:
         model = load_hugging_face(folder)
     drop_rate = full_config(model.cfg, changes)["drop_rate"]
     for key, value in changes.items():
-        shorter = key == "context_length" and value < model.cfg[key]  # affects the windows alone
+        shorter = key == "context_length" and value < model.cfg[key]  # only affects the windows
         if value != model.cfg[key] and not shorter and key != "drop_rate":
             theirs = f"{folder} has {model.cfg[key]}"
             raise InputError(f"--config has {key}={value}, but {theirs}: leave it out")
@@ -95,8 +95,8 @@ def run_config_of(
 ) -> RunConfig:
     """Return the settings that must match on resume. `old`: those stored in the checkpoint.
 
-    The processes share the windows of a step. A run resumed with another number of processes keeps
-    the number of windows per step.
+    The processes share the windows of a step. Resuming with a different number of processes
+    does not change the number of windows per step.
     """
     processes = old.get("processes", WORLD_SIZE)
     resumed = args.batch_size * processes == old.get("batch_size")
@@ -138,7 +138,7 @@ class Run:
         self.bar = tqdm(unit="step", total=num_steps, initial=state.step, disable=RANK > 0)
 
     def note_signal(self, number: int, frame: Any) -> None:
-        """Let the run stop after the current step; a second Ctrl-C interrupts immediately."""
+        """Request a stop after the current step; a second Ctrl-C interrupts immediately."""
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -203,7 +203,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def save_weights(self) -> None:
-        """Write the weights; embeddings that never got a gradient are noise, stored as zeros."""
+        """Write the weights, with zeros for embeddings that never got a gradient."""
         if RANK:
             return
         pieces = [piece.long().unique() for piece in self.token_ids.split(10_000_000)]
@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
             with nullcontext() if RANK else lock, distributed.process_group(args.device):
                 pretrain(args)
         except Timeout:
-            parser.error(f"{args.weights} is in use by another run: wait, or name other --weights")
+            parser.error(f"{args.weights} is in use by another run: wait, or change --weights")
         except InputError as error:
             parser.error(str(error))
         except (Stopped, KeyboardInterrupt) as error:

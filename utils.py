@@ -26,14 +26,14 @@ from gpt import GPTModel, eval_mode
 from support.checks import check_ids, check_logits, check_number, check_sampling
 from support.model.drafts import Drafter
 from support.model.quantization import create_cache
-from support.model.weights import load_model as load_model  # people import it from here
+from support.model.weights import load_model as load_model  # for `from utils import`
 
 # 1. Tokens and text -------------------------------------------------------------------------
 
-# Characters to encode in one call, at least; tiktoken fails on a million blanks before a word.
+# Minimum characters per call of the tokenizer, which fails on a million spaces before a word.
 PIECE = 900_000
-# The last blank before a word, where GPT-2's tokenizer always starts a token. (Unlike Python, it
-# does not count the separators \x1c to \x1f as white space.)
+# The last space before a word, where GPT-2's tokenizer always starts a token. (Unlike Python, it
+# does not treat the separators \x1c to \x1f as whitespace.)
 LAST_BLANK = re.compile(r"(?=[^\S\x1c-\x1f](?!<\|endoftext\|>)[\S\x1c-\x1f])")
 
 
@@ -51,7 +51,7 @@ def text_to_token_ids(text: str, tokenizer: Encoding) -> Tensor:
 
 
 def split_text(text: str) -> Iterator[str]:
-    """Yield pieces of `text` whose token ids, one after the other, are those of the whole text."""
+    """Yield pieces of `text` whose token ids, concatenated, are those of the whole text."""
     start = 0
     while start < len(text):
         cut = LAST_BLANK.search(text, start + PIECE)
@@ -75,15 +75,15 @@ def token_ids_to_text(token_ids: Tensor, tokenizer: Encoding) -> str:
 
 
 def token_bytes(token_id: int, tokenizer: Encoding) -> bytes:
-    """Return a token's bytes: none for an id above the tokenizer's, as in a padded vocabulary."""
+    """Return a token's bytes; none for an id that only the model has (a padded vocabulary)."""
     return tokenizer.decode_single_token_bytes(token_id) if token_id < tokenizer.n_vocab else b""
 
 
 def token_label(token_id: int, tokenizer: Encoding) -> str:
-    """Return a token's text with visible characters: a space as "␣", a line end as "\\n".
+    """Return a token's text with visible characters: a space as "␣", a newline as "\\n".
 
-    Bytes that are not a whole character are shown as "\\xe4\\xb8", an id above the tokenizer's as a
-    number. Raises TypeError or ValueError for anything but an id.
+    An incomplete character appears as bytes ("\\xe4\\xb8"), and an id that the tokenizer lacks as
+    a number. Raises TypeError or ValueError for anything but an id.
     """
     check_number("token_id", token_id, low=0)
     if token_id >= tokenizer.n_vocab:
@@ -179,14 +179,14 @@ def stream(
     `idx` holds the prompts' ids (B, T); a prompt longer than `context_size` is cropped to its last
     `context_size` tokens. `temperature` 0 is greedy; for `top_k` (values above V mean V) and
     `top_p`, see `next_token_probs`. `generator` defaults to the global random state. A row that
-    has sampled `eos_id` continues with `eos_id`; generation ends once all rows have.
+    has sampled `eos_id` continues with `eos_id`; generation ends when all rows have done so.
 
     Each step feeds the model one token, with a KV cache. Position embeddings are learned for
     `context_size` tokens and cannot shift: when they are used up, the cache is refilled with the
     last `context_size // 2` tokens, and generation continues from there.
 
-    `draft_ids`, the ids of a text, (1, T) or (T,), speed up one prompt where it resembles that
-    text: a step then checks a draft of several tokens, looked up there (support/model/drafts.py).
+    `draft_ids`, the ids of a text, (1, T) or (T,), speed up a single prompt. Where the generated
+    text resembles that text, a step verifies a draft of several tokens (support/model/drafts.py).
     Each token is still sampled from its own logits, up to the first that differs from the draft.
     So the tokens are the same as without drafts, unless rounding in the logits changes a sample.
 
@@ -201,7 +201,7 @@ def stream(
     if draft_ids is not None:
         check_ids("draft_ids", draft_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
         if len(idx) != 1:
-            raise ValueError(f"draft_ids are for one prompt, and there are {len(idx)}")
+            raise ValueError(f"draft_ids need a single prompt, but there are {len(idx)}")
         drafter = Drafter(draft_ids.flatten().tolist(), idx[0, -context_size:].tolist())
     draw = partial(
         draw_token, generator=generator, temperature=temperature, top_k=top_k, top_p=top_p
@@ -239,7 +239,7 @@ def draw_token(
     `next_token_probs`) are not checked. On the CPU, raises ValueError if a row of logits has no
     finite maximum.
     """
-    if logits.is_cpu:  # a GPU would have to wait for the answer
+    if logits.is_cpu:  # on a GPU, this check would wait for the result
         check_logits(logits)
     probs, ids = _candidates(logits, temperature, **limits)
     if temperature == 0:
@@ -254,8 +254,8 @@ def _decode(
     model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int,
     draw: Callable[[Tensor], tuple[Tensor, Any, Any]], eos_id: int | None, drafter: Drafter | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    # A separate function, so that `stream` checks its arguments when it is called. It samples only
-    # when a token is requested, so the generator is never ahead.
+    # A separate function, so that `stream` checks its arguments when it is called. Each token is
+    # sampled only when requested, so the random generator is never ahead.
     new_ids = idx = idx.to(model.out_head.weight.device)
     finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
     cache = create_cache(model, batch_size=idx.size(0), max_length=context_size)
@@ -265,7 +265,7 @@ def _decode(
             cache.length = 0
             new_ids = idx = idx[:, -max(1, context_size // 2) :]
         room = min(context_size - cache.length - new_ids.size(1), max_new_tokens - 1)
-        # No draft beside a prompt, because attention would round its numbers differently.
+        # No draft in the prompt's own step: attention would round the prompt differently.
         draft = drafter.propose(room) if drafter and cache.length else []
         piece = torch.cat([new_ids, new_ids.new_tensor([draft])], dim=1) if draft else new_ids
         # Inference mode is no_grad with cheaper bookkeeping; the clone is a normal tensor again.

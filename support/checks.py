@@ -58,7 +58,7 @@ def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
 
 
 def check_logits(logits: Any) -> None:
-    """Raise TypeError for anything but a tensor, ValueError if a row's largest is not finite."""
+    """Raise TypeError for anything but a tensor, ValueError if a row has no finite maximum."""
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"logits must be a tensor, not {logits!r:.60}")
     if not logits.numel() or not logits.amax(-1).isfinite().all():

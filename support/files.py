@@ -1,7 +1,7 @@
 """Crash-safe writes, and reads that detect damage.
 
-A process that is killed while it saves leaves an unfinished file, *.partial, beside the old one.
-Delete it.
+A process that is killed while it saves leaves an unfinished file, *.partial, beside the old file.
+You can delete it.
 """
 
 import codecs
@@ -24,8 +24,8 @@ import torch
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a file to write, which replaces the file at `path` once it is complete.
 
-    It is written under a unique name beside `path` and then renamed, so `path` always holds a
-    complete file, the old or the new. Raises OSError, with the path, if the disk is full or not
+    It is written under a unique name beside `path` and then renamed, so `path` always holds
+    the complete old or new file. Raises OSError, with the path, if the disk is full or not
     writable.
     """
     path = Path(path)
@@ -34,7 +34,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         with unfinished.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # on the disk before it replaces the old file
+            os.fsync(file.fileno())  # must be on the disk before the renaming
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:
         # torch.save raises a RuntimeError while it handles an OSError or Ctrl-C.
@@ -43,7 +43,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             raise cause from None
         if not isinstance(cause, OSError):
             raise
-        what = f"not saved ({cause.strerror}); an older file is unchanged"
+        what = f"not saved ({cause.strerror}); any older file is unchanged"
         raise OSError(cause.errno, what, str(path)) from error
     finally:
         with suppress(OSError):  # report the first error, not this one
@@ -58,7 +58,7 @@ def read_text(path: str | Path) -> str:
 def read_pieces(path: str | Path, size: int = -1) -> Iterator[str]:
     """Yield the text of a UTF-8 file in pieces of `size` characters; by default, in one piece.
 
-    Raises ValueError if the file is empty, is not UTF-8, or has NUL characters, as UTF-16 has.
+    Raises ValueError if the file is empty, is not UTF-8, or has NUL characters (like UTF-16).
     """
     blank = True
     with open(path, "rb") as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
@@ -67,7 +67,7 @@ def read_pieces(path: str | Path, size: int = -1) -> Iterator[str]:
         try:
             while piece := file.read(size):
                 if "\0" in piece:
-                    what = "has NUL characters, as UTF-16 text and binary files have"
+                    what = "has NUL characters, like UTF-16 text and binary files"
                     raise ValueError(f"{path} {what}: save it as UTF-8 text")
                 blank = blank and piece.isspace()
                 yield piece

@@ -399,7 +399,7 @@ def test_a_draft_is_as_long_as_its_match():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"idx": TEXT[:20].view(2, 10)}, ValueError, "draft_ids are for one prompt, .* are 2"),
+        ({"idx": TEXT[:20].view(2, 10)}, ValueError, "draft_ids need a single prompt, .* are 2"),
         ({"draft_ids": torch.tensor([61])}, ValueError, "token id 61 is outside"),
         ({"draft_ids": TEXT.tolist()}, TypeError, "draft_ids must be a tensor of token ids"),
         ({"draft_ids": TEXT[None, None]}, ValueError, r"draft_ids has shape \(1, 1, 300\)"),

@@ -301,7 +301,7 @@ def test_a_mismatch_is_named(tmp_path, change, message):
 
 
 MISSING = [
-    ("config.json", "no folder with a config.json"),
+    ("config.json", "not a folder with a config.json"),
     ("model-00002-of-*", "model-00002-of-"),
     ("model.safetensors.index.json", r"no model.saf.* in .*\(pytorch_model\.bin is not read"),
 ]

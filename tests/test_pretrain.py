@@ -327,7 +327,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --precision low", "argument --precision: invalid choice"),
         ("mine.txt --colour red", "unrecognized arguments: --colour red"),
         ("mine.txt --start-from gpt2", "argument --start-from: 'gpt2' is not a file or folder"),
-        ("mine.txt --start-from .", r"\. is no folder with a config\.json"),
+        ("mine.txt --start-from .", r"\. is not a folder with a config\.json"),
         (f"mine.txt --prompt <|endoftext|> --config {SIZE},vocab_size=50256", ".* has tokens outs"),
         (f"mine.txt --config {SIZE},vocab_size=90", "token id .* is outside the vocabulary of 90"),
     ],
@@ -349,7 +349,7 @@ MARK = b"\xef\xbb\xbf"
         (b"Too short.", "the training part has 3 tokens, but one window needs 17: use a longer"),
         ("Die Uhr schlägt.".encode("latin-1"), r"mine.txt is not UTF-8 text \(byte 12 "),
         (MARK + b"word " * 10_000 + b"\xff word", r"mine.txt is not UTF-8 text \(byte 50003 "),
-        ("No mark.\nUTF-16".encode("utf-16-le"), "mine.txt has NUL characters, as UTF"),
+        ("No mark.\nUTF-16".encode("utf-16-le"), "mine.txt has NUL characters, like UTF"),
         (b"Long.\r\n" * 400_000 + b"\0", "mine.txt has NUL characters"),
         ("A mark.".encode("utf-16"), "mine.txt is UTF-16 text: save it as UTF-8"),
         (b"\xfe\xff\0A", "mine.txt is UTF-16 text: save it as UTF-8"),
@@ -390,7 +390,7 @@ def test_two_runs_on_one_checkpoint(failure, stop_at):
     stop_at(3, lambda run: refused.append(failure(2, "--save-every", "0")))
     train()
     (line,) = refused
-    assert line.startswith("mine.pth is in use by another run: wait, or name other --weights")
+    assert line.startswith("mine.pth is in use by another run: wait, or change --weights")
     assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
 
 

@@ -18,7 +18,7 @@ class Drafter:
     """Find the longest earlier match of the newest tokens, and propose what followed it.
 
     It searches `draft_ids` and the sequence itself. A draft is as long as its match, so drafts
-    grow while they are right; after a wrong one there is none until a match is long enough.
+    grow while they are right; after a wrong one, none is made until a match is long enough.
     """
 
     def __init__(self, draft_ids: Iterable[int], prompt: Iterable[int]):
@@ -35,9 +35,9 @@ class Drafter:
         self.text = np.append(self.text, token_id)
 
     def propose(self, room: int, divisor: int = 1) -> list[int]:
-        """Return a draft of at most `room` tokens: none if the longest match is too short.
+        """Return a draft of at most `room` tokens, empty if the longest match is too short.
 
-        It is as long as the match divided by `divisor`, for steps shared with other texts.
+        Its length is that of the match divided by `divisor`, for steps shared with other texts.
         """
         end = int(self.matches[:-1].argmax())
         length = int(self.matches[end])

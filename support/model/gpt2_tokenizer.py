@@ -12,7 +12,7 @@ END_OF_TEXT = 50256  # the last token id
 
 
 def tokenizer_files(cfg: dict[str, Any]) -> dict[str, bytes]:
-    """Return the tokenizer's files by name: none if the vocabulary is smaller than GPT-2's."""
+    """Return the tokenizer's files by name; none if the vocabulary is smaller than GPT-2's."""
     if cfg["vocab_size"] <= END_OF_TEXT:
         return {}
     names = ("bos_token", "eos_token", "unk_token")

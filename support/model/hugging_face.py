@@ -30,9 +30,9 @@ SETTINGS = [
     ("n_heads", "n_head", 12),
     ("n_layers", "n_layer", 12),
     ("drop_rate", "resid_pdrop", 0.1),
-    ("qkv_bias", "qkv_bias", True),  # not in theirs, which always has biases: our own note
+    ("qkv_bias", "qkv_bias", True),  # our own key: their models always have biases
 ]
-# The values of other settings that make GPT-2 a GPTModel. The first one is the default.
+# Other settings, with the values that GPTModel supports. The first one is the default.
 SAME: dict[str, list[Any]] = {
     "model_type": ["gpt2"],
     "activation_function": ["gelu_new", "gelu_pytorch_tanh"],  # the same function
@@ -86,12 +86,12 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
     rates are ignored.
 
     Raises FileNotFoundError if the folder or a file is missing. Raises ValueError if a file is
-    damaged, if a GPTModel would compute something else, or if the tokenizer is not GPT-2's. The
+    damaged, if GPTModel does not support the model, or if the tokenizer is not GPT-2's. The
     format has no checksums, so a changed weight is noticed only if it is not finite.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} is no folder with a config.json: download a model first")
+        raise FileNotFoundError(f"{folder} is not a folder with a config.json: download a model")
     config = read_json(folder / "config.json")
     cfg = _our_config(config, folder)
     check_tokenizer(folder)
@@ -107,7 +107,7 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
             # Copy, because tensors from safetensors are views of the file.
             state[our] = part.float().clone(memory_format=torch.contiguous_format)
     if more := sorted(name for name in stored if not name.endswith(MASKS)):
-        raise ValueError(f"{folder} has tensors that no GPTModel has: {', '.join(more[:3])}")
+        raise ValueError(f"{folder} has tensors that GPTModel lacks: {', '.join(more[:3])}")
     if not cfg["qkv_bias"]:  # saved by us without biases, but transformers may have trained some
         cfg["qkv_bias"] = any(w.any() for name, w in state.items() if re.search("W_.*bias", name))
     with torch.device("meta"):  # spend no memory on random weights
@@ -117,7 +117,7 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
 
 
 def _our_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the configuration of the same GPTModel. Raises ValueError if there is none."""
+    """Return the equivalent GPTModel's configuration. Raises ValueError if there is none."""
     cfg = {ours: config.get(theirs, default) for ours, theirs, default in SETTINGS}
     try:
         check_config(cfg)
@@ -138,7 +138,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         shards = read_json(folder / INDEX).get("weight_map")
         names = sorted({*map(str, shards.values())}) if isinstance(shards, dict) else []
         if not names or any(Path(name).name != name for name in names):  # such as "../x"
-            raise ValueError(f"{folder / INDEX} is damaged, download it again: it names no shards")
+            raise ValueError(f"{folder / INDEX} is damaged, download it again: it lists no shards")
     else:  # pytorch_model.bin can contain code
         raise FileNotFoundError(f"no {WEIGHTS} in {folder} (pytorch_model.bin is not read)")
     stored: dict[str, Tensor] = {}
@@ -171,7 +171,7 @@ def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
     vocabulary is smaller than GPT-2's. The model may be compiled or in a wrapper such as DDP.
     Saving needs memory for two more copies of the weights.
 
-    An older state of the same model is replaced once all new files are complete. Raises ValueError,
+    Files of the same model are replaced once all new files are complete. Raises ValueError,
     and writes nothing, if a weight is not finite, the model is quantized, or the folder contains
     another model. Raises OSError if the folder cannot be written; older files are then unchanged.
     """

@@ -73,7 +73,7 @@ def fast_offset() -> int | None:
 
 
 class Int8Linear(nn.Module):
-    """`nn.Linear` with 8-bit weights. It has no gradient and cannot be copied."""
+    """`nn.Linear` with 8-bit weights. It cannot be trained or copied."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -109,7 +109,7 @@ def fastest_dtype() -> torch.dtype:
 
 @torch.no_grad()
 def quantize(model: nn.Module) -> None:
-    """Replace each linear layer of a model with an `Int8Linear`; freeze its other weights."""
+    """Replace each linear layer of a model with an `Int8Linear`, and freeze the other weights."""
     for name, child in list(model.named_children()):
         if isinstance(child, nn.Linear):
             setattr(model, name, Int8Linear(child))
@@ -119,7 +119,7 @@ def quantize(model: nn.Module) -> None:
 
 
 class ExactCache(KVCache):
-    """A cache that gives each token the same bits whatever the length of its piece.
+    """A cache whose results have the same bits however a text is split into pieces.
 
     A fused attention kernel rounds differently for one token than for several. So, after the first
     piece of a text, attention is computed token by token.

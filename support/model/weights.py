@@ -1,4 +1,4 @@
-"""Files of trained weights: small, plain for `torch.load`, and refused if damaged."""
+"""Save and load trained weights: small files for `torch.load`, refused if damaged."""
 
 import io
 import re
@@ -19,11 +19,11 @@ from support.model.quantization import fastest_dtype, quantize
 # Prefixes of torch.compile, of DataParallel and DDP, and of PyTorch Lightning
 WRAPPERS = re.compile(r"\b(_orig_mod|module|model)\.")
 KEYS = ("model_state_dict", "state_dict", "weights", "model")  # of the weights in a checkpoint
-INSTEAD = "use a file of save_weights, or of torch.save(model.state_dict(), path)"
+INSTEAD = "use a file written by save_weights or torch.save(model.state_dict(), path)"
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without the prefixes of wrappers, wherever they stand in it."""
+    """Return a parameter's name without the prefixes of wrappers, anywhere in it."""
     return WRAPPERS.sub("", name)
 
 
@@ -65,7 +65,7 @@ def save_weights(
     state = {}
     for name, tensor in plain_weights(model).items():
         if tensor.dtype == torch.int8:
-            raise ValueError(f"{name} has 8-bit weights, only for generation: nothing saved")
+            raise ValueError(f"{name} has 8-bit weights, for generation only: nothing saved")
         if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
             raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
         state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
@@ -96,16 +96,16 @@ def load_model(
 ) -> GPTModel:
     """Return the model whose weights are in the file `path`, in eval mode, on `device` (the CPU).
 
-    The file comes from `save_weights` or from `torch.save(model.state_dict(), path)`; or it is a
-    .safetensors file with the same names, or a training checkpoint with such weights, as
-    `pretrain.py` and the book write them. Names may have the prefixes of wrappers.
+    The file was written by `save_weights` or `torch.save(model.state_dict(), path)`. It can also be
+    a .safetensors file with the same names, or a training checkpoint of `pretrain.py` or the book.
+    Names may have the prefixes of wrappers.
 
     `dtype` is torch.float32, bfloat16, float64 or int8. Each generated token reads all weights
-    once, so fewer bytes are faster: bfloat16 on some CPUs, int8, only for generation, on most.
-    "fastest" means int8 if it is faster on this CPU, else float32.
+    once, so fewer bytes are faster: bfloat16 on some CPUs, int8 on most. Use int8 for generation
+    only. "fastest" means int8 if it is faster on this CPU, else float32.
 
     Raises FileNotFoundError if there is no such file. Raises ValueError if it is damaged, belongs
-    to another configuration or contains anything else, or for another `dtype`. Code in a file is
+    to another configuration or contains no weights, and for any other `dtype`. Code in a file is
     never run.
     """
     if dtype == "fastest":
@@ -127,7 +127,7 @@ def load_model(
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        problem = f"{str(error).splitlines()[1].strip():.150}"  # of a list of all tensors
+        problem = f"{str(error).splitlines()[1].strip():.150}"  # the first of many tensors
         raise ValueError(f"{path} has weights of another configuration: {problem}") from None
     if dtype == torch.int8:
         quantize(model)
@@ -159,7 +159,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
 def _read_file(path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(
-            f"no weights at {path}: run pretrain.ipynb to make them, or get "
+            f"no weights at {path}: run pretrain.ipynb to create them, or get "
             "pretrain-story-model.pth from the project's repository"
         )
     if path.is_dir():
@@ -173,6 +173,6 @@ def _read_file(path: Path) -> Any:
 
 
 def _by_columns(name: str, tensor: Tensor) -> Tensor:
-    # Return the matrix stored column by column, which makes float32 products with one token, most
-    # of generation, a quarter faster. Embeddings are read by rows.
+    # Return the matrix stored column by column, which makes float32 products for a single token,
+    # most of generation, a quarter faster. Embeddings are read by rows.
     return tensor if tensor.dim() != 2 or "_emb" in name else tensor.t().contiguous().t()
