@@ -41,83 +41,6 @@ NO_BROWSER = "no browser found: run `apt-get install chromium` or `playwright in
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 (CHAINLIT,) = (Requirement(line) for line in REQUIREMENTS if line.startswith("chainlit"))
 
-# The app itself. It writes the number of generated tokens to the file "count", and the numbers of
-# `Server.kept` to the file "kept" when there is a file "asked". If there is a file "say", its text
-# replaces the model's. A task wakes up every 10 ms and measures how late it is, in ms:
-# - "blocked": without the time in which the thread was ready but the system had no CPU for it (as
-#   the kernel counts). The rest is the app's: the loop computed, slept, read a file, or waited for
-#   the interpreter's lock.
-# - "cpu": the time that the loop's thread computed.
-COUNTED = """
-import app
-import asyncio, gc, json, os, time
-from collections import Counter
-from pathlib import Path
-
-import chainlit as cl
-import torch
-from chainlit.chat_context import chat_contexts
-from chainlit.user_session import user_sessions
-from support.page.batch import Slot
-from support.page.server import background_executor, inference_executor
-
-count, take, say = 0, Slot.take, Path("say")
-
-
-def counted(slot, *args):
-    global count
-    tokens = take(slot, *args)
-    if say.exists():
-        text, done = say.read_text(), getattr(slot, "said", 0)
-        slot.said = done + len(tokens)
-        tokens = [t._replace(text=text[4 * i : 4 * i + 4]) for i, t in enumerate(tokens, done)]
-    count += len(tokens)
-    Path("count").write_text(str(count))
-    return tokens
-
-
-def kept():
-    gc.collect()
-    messages = {session: kept for session, kept in chat_contexts.items() if kept}
-    executors = background_executor, inference_executor
-    return {
-        "people": len(messages.keys() | user_sessions.keys()),
-        "elements": sum(len(m.elements or []) for kept in messages.values() for m in kept),
-        "settings": [dict(kept.get("chat_settings") or {}) for kept in user_sessions.values()],
-        "objects": Counter(type(thing).__name__ for thing in gc.get_objects()),
-        "workers": [executor.submit(torch.get_num_threads).result() for executor in executors],
-    }
-
-
-def clocks():
-    waited = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
-    return time.perf_counter_ns() / 1e6, waited / 1e6, time.thread_time_ns() / 1e6
-
-
-async def watch():
-    late = Counter()
-    while True:
-        before = clocks()
-        await asyncio.sleep(0.01)
-        wall, waited, cpu = (b - a for a, b in zip(before, clocks()))
-        late["ticks"] += 1
-        late["blocked"] = max(late["blocked"], wall - 10 - waited)
-        late["cpu"] = max(late["cpu"], cpu)
-        if Path("asked").exists():
-            Path("asked").write_text(json.dumps(kept() | late))
-            os.replace("asked", "kept")
-            late.clear()
-
-
-@cl.on_app_startup
-async def start_watch():
-    global watching
-    watching = asyncio.create_task(watch())
-
-
-Slot.take = counted
-"""
-
 
 @dataclass
 class Server:
@@ -139,7 +62,7 @@ class Server:
     def kept(self) -> dict[str, Any]:
         """Return what the app has in memory: people, elements, settings, and objects by type.
 
-        Also the workers of its executors, and since the last call the loop's delays: see COUNTED.
+        Also the workers of its executors, and the loop's delays since the last call: counted.py.
         """
         kept, deadline = self.folder / "kept", time.monotonic() + 60
         kept.unlink(missing_ok=True)
@@ -186,7 +109,7 @@ def copy_app(
         app.write(more)
     (folder / ".chainlit").mkdir()
     shutil.copy(ROOT / ".chainlit" / "config.toml", folder / ".chainlit")
-    (folder / "counted.py").write_text(COUNTED)
+    shutil.copy(ROOT / "tests" / "counted.py", folder)
     if weights:
         (folder / WEIGHTS).symlink_to(weights)
 
