@@ -319,7 +319,7 @@ def test_a_missing_file_is_named(tmp_path, name, message):
 def test_a_file_is_no_folder(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"weights")
-    with pytest.raises(FileNotFoundError, match=r"weights\.pth is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"weights\.pth is not a folder"):
         load_hugging_face(path)
     with pytest.raises(OSError, match=r"weights\.pth"):
         save_hugging_face(ours(), path)
