@@ -153,7 +153,7 @@ def test_a_file_of_another_model_or_kind_is_refused(path):
     model = GPTModel({**TINY_CONFIG, "n_layers": 3})
     refused(path, r"training\.ckpt belongs to a model .*'n_layers': 2.* 3", model)
     save_weights(new_model(), path)
-    refused(path, r"training\.ckpt is not a checkpoint of save_checkpoint")
+    refused(path, r"training\.ckpt was not written by save_checkpoint")
     path.write_bytes(path.read_bytes()[:-100])
     refused(path, r"training\.ckpt cannot be read as a checkpoint")
 

@@ -1,4 +1,4 @@
-"""How much each token attends to each earlier one, in every layer and head."""
+"""Attention weights: how much each token attends to each earlier one, per layer and head."""
 
 import math
 
@@ -28,8 +28,8 @@ def attention_weights(model: GPTModel, idx: Tensor) -> Tensor:
     """Return the attention weights for one row of ids (1, T): (layers, heads, T, T).
 
     `[layer, head, i, j]` is the share of token i's attention that goes to token j; each token's
-    shares add up to 1. They are computed beside the model's own attention, whose fused kernel never
-    forms the matrix softmax(Q K^T / sqrt(D) + mask). Dropout is off.
+    shares add up to 1. They are computed separately, because the fused kernel of the model's own
+    attention never forms the matrix softmax(Q K^T / sqrt(D) + mask). Dropout is off.
 
     Raises TypeError or ValueError for anything but one row of ids that fits the context.
     """

@@ -26,8 +26,8 @@ def verbatim_spans(
     """Return the runs of at least `min_length` tokens of a text that also occur in the story.
 
     Each run is as long as possible. Runs may overlap, but none contains another. `story_start` is
-    the first occurrence in the story. The time is proportional to the product of both lengths: a
-    second for 20,000 tokens each. Raises ValueError for texts that are not rows of ids.
+    the first occurrence in the story. The time is proportional to the product of both lengths:
+    one second for 20,000 tokens each. Raises ValueError for texts that are not rows of ids.
     """
     check_number("min_length", min_length, low=1)
     text, story = (
@@ -58,13 +58,13 @@ class StoryPlace(NamedTuple):
 
     paragraph: int  # from 1
     before: str  # the story's twelve tokens before the span
-    after: str  # and the twelve after it
+    after: str  # the story's twelve tokens after it
 
 
 def story_place(span: VerbatimSpan, story_ids: Sequence[int], tokenizer: Encoding) -> StoryPlace:
     """Return the place of a span in the story. Empty lines separate paragraphs.
 
-    Raises ValueError if the span ends beyond the story, because it belongs to another one.
+    Raises ValueError if the span is outside the story, as one from another story can be.
     """
     if not 0 <= span.story_start <= len(story_ids) - span.length:
         raise ValueError(f"{span} is outside a story of {len(story_ids)} tokens")

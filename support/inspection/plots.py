@@ -1,6 +1,6 @@
 """Figures of losses and of next-token probabilities, and the style that all figures share.
 
-Matplotlib takes long to import, so modules that do not plot never import this one.
+Importing Matplotlib is slow, so modules that do not plot never import this one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from gpt import Evaluation
 from support.checks import check_logits, check_number
 from utils import next_token_probs, token_label
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # distinct for colour-blind readers, too
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # distinct for colour-blind readers too
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -45,10 +45,10 @@ def level_line(ax: Axes, name: str, level: float) -> None:
 
 
 def drawable(texts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return texts that Matplotlib can draw, and the text properties to draw them with.
+    """Return the texts in a form that Matplotlib can draw, and the text properties for it.
 
-    The properties name the installed fonts that have the characters, and turn formulas off, because
-    a token can contain dollar signs. A character without a font becomes an escape such as \\u6545.
+    The properties name installed fonts that have the characters. They disable formulas, because a
+    token can contain dollar signs. A character without a font becomes an escape such as \\u6545.
     """
     fonts = {char: _font_family(char) for char in sorted(set("".join(texts)))}
     escapes = {char: char.encode("unicode_escape").decode() for char in fonts}
@@ -102,7 +102,7 @@ def plot_losses(
 
 
 def _add_tokens_axis(ax: Axes, epochs: list[float], tokens: list[int]) -> None:
-    # Epochs differ by a window with their offset, so interpolate between the evaluations.
+    # An epoch's number of windows varies with its offset, so interpolate between the evaluations.
     def to_tokens(x: Any) -> np.ndarray:
         return np.interp(x, epochs, tokens)
 
@@ -126,8 +126,8 @@ def plot_temperature(
 
     The left one shows their probabilities; its last group is the sum of all other tokens. The right
     one shows the probabilities renormalized over these tokens. `logits` has shape (V,); the title
-    quotes the `prompt`. Raises ValueError for another shape, for no temperature, and as
-    `next_token_probs` does.
+    quotes the `prompt`. Raises ValueError for another shape, for an empty list of
+    temperatures, and as `next_token_probs` does.
     """
     check_number("num_tokens", num_tokens, low=1)
     check_logits(logits)

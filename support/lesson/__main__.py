@@ -2,7 +2,7 @@
 
 from support.python_version import require_python
 
-require_python("torch")  # the imports below fail elsewhere
+require_python("torch")  # the imports below fail on other versions
 
 import sys
 import time
@@ -24,7 +24,7 @@ class LessonClient(NotebookClient):
         folder = {"metadata": {"path": path.parent}}
         super().__init__(
             notebook, timeout=None, kernel_name="python3", resources=folder, coalesce_streams=True
-        )  # coalesced, a cell's progress bar leaves only its last state in the notebook
+        )  # coalescing stores only the last state of a cell's progress bar
         self.bar = tqdm(total=len(notebook.cells), unit="cell", file=sys.stderr, ncols=100)
         self.on_cell_start = self._show_title
         self.on_cell_complete = lambda cell, cell_index: self.bar.update(

@@ -6,10 +6,10 @@
         for slot, tokens in batch.step():  # others may be added or removed between steps
             print("".join(token.text for token in tokens), end="")
 
-A step takes a piece of each text: its newest token and a draft, or a part of its prompt. One row
-of tokens holds all pieces, so they share the products with the weights; only attention is computed
-text by text (Yu et al. 2022, "Orca", section 3.2). With 8-bit weights, a token has the same bits
-in any batch, so a text does not depend on the other texts or on drafts.
+Each step processes a piece of each text: its newest token and a draft, or a part of its prompt.
+One row of tokens contains all pieces, so they share the products with the weights; only attention
+is computed text by text (Yu et al. 2022, "Orca", section 3.2). With 8-bit weights, a token's result
+has the same bits in any batch, so a text does not depend on the other texts or on drafts.
 """
 
 import codecs
@@ -64,7 +64,7 @@ class TokenInfo(NamedTuple):
 class Slot:
     """One text of a batch. `error` is the reason it ended, if it failed."""
 
-    ids: list[int]  # the end of the prompt, and generated tokens
+    ids: list[int]  # the end of the prompt, and the generated tokens
     pending: list[int]  # the last of these, which are not in the cache yet
     remaining: int  # tokens to generate
     context_size: int
@@ -77,16 +77,16 @@ class Slot:
     error: Exception | None = None
 
     def next_piece(self, num_texts: int) -> list[int]:
-        """Return the tokens for a step with `num_texts` texts. See `stream` on long texts."""
+        """Return the tokens for a step with `num_texts` texts. For long texts, see `stream`."""
         if self.cache.length + len(self.pending) > self.context_size:
             self.cache.length = 0
             self.pending = self.ids = self.ids[-max(1, self.context_size // 2) :]
         piece, self.draft = self.pending[:MAX_PIECE], []
-        # No draft beside a prompt, because attention would round its numbers differently.
+        # No draft in the prompt's own step: attention would round the prompt differently.
         if len(piece) == len(self.pending) and self.cache.length:
             space = self.context_size - self.cache.length - len(piece)
             room = min(space, MAX_PIECE - len(piece), self.remaining - 1)
-            # The more texts share a reading of the weights, the less a draft can save.
+            # The more texts share a step, the less time a draft can save.
             self.draft = self.drafter.propose(room, 1 + num_texts // 4)
         return piece + self.draft
 
@@ -126,7 +126,7 @@ class Batch:
     def __init__(self, model: GPTModel, tokenizer: Encoding, draft_ids: Sequence[int] = ()):
         self.model, self.tokenizer, self.draft_ids = model, tokenizer, list(draft_ids)
         self.modules = list(model.modules())  # collecting them at each step would take longer
-        self.slots: list[Slot] = []  # unfinished texts; the one that waited longest comes first
+        self.slots: list[Slot] = []  # unfinished texts, longest wait first
 
     def add(
         self, idx: Tensor, max_new_tokens: int, context_size: int, temperature: float = 0.0,
@@ -161,8 +161,8 @@ class Batch:
     def step(self) -> list[tuple[Slot, list[TokenInfo]]]:
         """Run the model once; return the texts that took part, with their new tokens.
 
-        A text gets none while its prompt is read, and several after a draft. Complete and failed
-        texts leave `slots`. If the model itself fails, all texts do.
+        A text gets no tokens while its prompt is read, and several when a draft is accepted.
+        Complete and failed texts leave `slots`. If the model itself fails, all texts fail.
         """
         try:
             pieces = self._next_pieces()
@@ -184,7 +184,7 @@ class Batch:
         return list(done.items())
 
     def _next_pieces(self) -> list[list[int]]:
-        # As many pieces as fit into a step, of the texts that waited longest.
+        # Return as many pieces as fit into a step, starting with the longest wait.
         pieces: list[list[int]] = []
         for slot in self.slots:
             piece = slot.next_piece(len(self.slots))
@@ -194,7 +194,7 @@ class Batch:
         return pieces
 
     def _logits(self, pieces: list[list[int]]) -> Sequence[Tensor]:
-        # For each piece, the logits of the positions from which a token is sampled.
+        # Return, for each piece, the logits of the positions from which a token is sampled.
         if not pieces:
             return []
         slots, sizes = self.slots[: len(pieces)], [len(piece) for piece in pieces]

@@ -29,23 +29,23 @@ HELP = """\
 Train a GPT on your text, starting from random weights with a head start, or from trained weights.
 
 Without arguments it trains on this project's story, like pretrain.ipynb, in minutes on two cores.
-It reports losses and samples of generated text, and writes files to the current folder, named after
-the text, or as --weights says:
+It reports losses and samples of generated text. It writes these files, named after the text, to the
+current folder; --weights changes their name and folder:
 
   mine.pth   the weights, rounded to 8 bits, for load_model; written at the end or when stopped
   mine.csv   the history: both losses at each evaluation
   mine.png   the history as a plot
-  mine.ckpt  the checkpoint, to resume an interrupted run; about 12 bytes a parameter
+  mine.ckpt  the checkpoint, to resume an interrupted run; about 12 bytes per parameter
   mine.lock  an empty file, locked against a second run
 
 The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. Only mine.pth is
 needed after the run. To train longer, use --start-from mine.pth and another name for --weights. If
 a run is killed while it writes, it leaves a *.partial file: delete it.
 
-Ctrl-C and SIGTERM stop the run after the current step, and save. Run the same command again to
-resume; the number of processes may differ. Each machine needs the text, and mine.ckpt to resume.
-When stopped, torchrun gives its processes 30 seconds to save. If a machine is cut off, the run ends
-after ten minutes, and mine.ckpt holds the state of the last --save-every.
+After Ctrl-C or SIGTERM, the run finishes the current step, saves and stops. Run the same command
+again to resume; the number of processes may differ. Each machine needs the text, and mine.ckpt
+to resume. When torchrun is stopped, it gives its processes 30 seconds to save. If a machine loses
+its connection, the run ends after ten minutes, and mine.ckpt holds the last checkpoint.
 """
 EXAMPLES = """\
 examples:
@@ -66,10 +66,10 @@ examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error in one line, once on each machine."""
+    """A parser that reports an error in one line, once on each machine."""
 
     def error(self, message: str) -> NoReturn:
-        if LOCAL_RANK:  # process 0 reports it, unless torchrun ends that one first: so wait
+        if LOCAL_RANK:  # process 0 reports it; wait, so that torchrun does not end it first
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # sent by torchrun
             time.sleep(30)
             self.exit(2)
@@ -109,7 +109,7 @@ def model_config(text: str) -> dict[str, Any]:
 
 
 def full_config(cfg: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `cfg` with the changes of --config. Raises InputError if no model can have it."""
+    """Return `cfg` with the changes of --config. Raises InputError if they fit no model."""
     try:
         check_config(cfg | changes)
     except (TypeError, ValueError) as error:
@@ -118,7 +118,7 @@ def full_config(cfg: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def device(text: str) -> torch.device:
-    """Return the device of this process, after trying it."""
+    """Return the device of this process, after checking that it works."""
     try:
         place = torch.device(text)
         if place.type == "cuda" and LOCAL_WORLD_SIZE > 1:
@@ -127,7 +127,7 @@ def device(text: str) -> torch.device:
                 raise RuntimeError(what)
             place = torch.device("cuda", LOCAL_RANK)
         if place.type == "mps" and WORLD_SIZE > 1:
-            raise RuntimeError("it takes one process: name --device cpu for several")
+            raise RuntimeError("it supports only one process: use --device cpu for several")
         if place.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("must be cpu, cuda or mps")
         torch.zeros(1, device=place)
@@ -138,7 +138,7 @@ def device(text: str) -> torch.device:
 
 
 def path(test: Callable[[str], bool], problem: str) -> Callable[[str], Path]:
-    """Return a function that returns the path `text` if it passes a test."""
+    """Return a function that parses a path; one that fails `test` has a `problem`."""
 
     def parse(text: str) -> Path:
         if not test(text):
@@ -148,12 +148,12 @@ def path(test: Callable[[str], bool], problem: str) -> Callable[[str], Path]:
     return parse
 
 
-# The functions of os.path return False for an impossible name, where those of Path raise.
-text_path = path(os.path.isfile, "is not a file: name a text in UTF-8")
+# For an impossible name, the functions of os.path return False, but those of Path raise.
+text_path = path(os.path.isfile, "is not a file: name a UTF-8 text file")
 start_path = path(os.path.exists, "is not a file or folder")
 weights_path = path(
     lambda text: text.endswith(".pth") and os.path.isdir(os.path.dirname(text) or "."),
-    "is not a name that ends in .pth, in an existing folder",
+    "is not a file name that ends in .pth, in an existing folder",
 )
 
 
@@ -174,7 +174,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help="weights of this project, for the same --config, or a folder with GPT-2 in Hugging "
         "Face's format; its drop_rate can be changed, and its context_length shortened")
     add("--no-head-start", dest="head_start", action="store_false",
-        help="start from random numbers alone; see support/training/head_start.py")
+        help="start from random weights only; see support/training/head_start.py")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=at_least(1), default=6, metavar="N", help="passes through the text (6)")
     add("--batch-size", type=at_least(1), default=1, metavar="N",
@@ -194,7 +194,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add("--evals-per-epoch", type=at_least(1), metavar="N",
         help="evaluations per epoch (2, or one every 500 steps)")
     add("--save-every", type=at_least(0, float), default=5, metavar="MINUTES",
-        help="time between two checkpoints (5)")
+        help="time between checkpoints (5)")
     args = parser.parse_args(argv)
     if WORLD_SIZE > 1 and not os.environ.get("MASTER_ADDR"):
         parser.error("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use torchrun")
@@ -202,7 +202,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     for ending in (".csv", ".png", ".ckpt", ".lock", ".pth"):
         for source in (args.text, args.start_from):
             if source and source.resolve() == args.weights.with_suffix(ending).resolve():
-                parser.error(f"{source} would be overwritten: name other --weights")
+                parser.error(f"{source} would be overwritten: change --weights")
     if args.learning_rate is None:
         args.learning_rate = 5e-5 if args.start_from else 4e-4
     return parser, args

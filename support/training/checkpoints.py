@@ -21,8 +21,8 @@ RunConfig = dict[str, Any]
 def run_config(train_ids: torch.Tensor, val_ids: torch.Tensor, **settings: Any) -> RunConfig:
     """Return the fingerprints of a run's texts, and all its hyperparameters.
 
-    `settings` are the arguments for `epoch_loaders` and `train_model`; the others have their
-    defaults. The constants of gpt.py are hyperparameters, too. Raises TypeError for a name that
+    `settings` are arguments of `epoch_loaders` and `train_model`; all others have their
+    defaults. The constants of gpt.py are hyperparameters too. Raises TypeError for a name that
     neither function has.
     """
     defaults = {
@@ -58,7 +58,7 @@ def save_checkpoint(
     """Store everything that a training run needs to resume; see `load_checkpoint`.
 
     These are the weights in full precision, AdamW's two averages for each, the history, and the
-    global random states, for dropout: 2 GB for GPT_CONFIG_124M. Raises OSError if that fails.
+    global random states, for dropout: 2 GB for GPT_CONFIG_124M. Raises OSError if writing fails.
     """
     model = wrapped_model(model)
     content = {
@@ -82,8 +82,8 @@ def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> Tra
         save = lambda _: save_checkpoint("training.ckpt", model, state, config)
         train_model(model, loaders, train_eval_loader, val_loader, state=state, on_eval=save)
 
-    Without such a file, the model stays unchanged and the state is new, so you can run these lines
-    again after any interruption. On the same machine, the final weights are those of an
+    If there is no such file, the model stays unchanged and the state is new. So you can run these
+    lines again after any interruption. On the same machine, the final weights are those of an
     uninterrupted run, bit for bit. Sets the global random states. Loading briefly takes twice the
     file's size in memory.
 
@@ -95,7 +95,7 @@ def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> Tra
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
-    """Return the content of a checkpoint, for `restore`, or None without such a file.
+    """Return the content of a checkpoint, for `restore`, or None if there is no such file.
 
     Raises ValueError if the file is damaged, contains code, or is not a checkpoint.
     """
@@ -104,7 +104,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
     content = load_archive(path, "a checkpoint", "delete it to start over")
     keys = {"config", "run_config", "weights", "optimizer", "step", "history", "random"}
     if not isinstance(content, dict) or content.keys() != keys:
-        raise ValueError(f"{path} is not a checkpoint of save_checkpoint: use another file")
+        raise ValueError(f"{path} was not written by save_checkpoint: use another file")
     return content
 
 

@@ -14,7 +14,7 @@ class InputError(Exception):
 
 @contextmanager
 def input_checks() -> Iterator[None]:
-    """Turn the errors of input checks inside a `with` block into InputError."""
+    """Convert the errors of input checks inside a `with` block to InputError."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -22,7 +22,7 @@ def input_checks() -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """Raised after a signal, its argument, has asked the command to stop."""
+    """Raised when a signal asks the command to stop. The argument is the signal's number."""
 
 
 def stop(number: int, frame: Any) -> NoReturn:
@@ -60,7 +60,7 @@ class SafeStream:
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
         except (OSError, ValueError):
-            # Python flushes the stream once more when it exits: that must not fail, either.
+            # Python flushes the stream again at exit, and that must not fail either.
             with suppress(OSError, ValueError):
                 os.dup2(self.nothing.fileno(), self.stream.fileno())
 
@@ -71,7 +71,7 @@ class SafeStream:
 @contextmanager
 def safe_output() -> Iterator[None]:
     """Make standard output and error safe to write to inside a `with` block."""
-    with open(os.devnull, "w") as nothing:  # for None, where there is no console, too
+    with open(os.devnull, "w") as nothing:  # also if a stream is None, as without a console
         out, error = (SafeStream(s or nothing, nothing) for s in (sys.stdout, sys.stderr))
         with redirect_stdout(out), redirect_stderr(error):  # type: ignore[type-var]
             yield

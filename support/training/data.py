@@ -67,7 +67,7 @@ class GPTDataset(Dataset):
         _check_length("the text", token_ids, context_length)
         self.token_ids, self.context_length, self.stride = token_ids, context_length, stride
         self.last_start = len(token_ids) - context_length - 1
-        self.offset = offset if self.last_start else 0  # a single window has one position
+        self.offset = offset if self.last_start else 0  # a single window cannot move
 
     def __len__(self) -> int:
         return math.ceil((self.last_start + self.offset) / self.stride) + 1
@@ -93,7 +93,7 @@ def create_dataloader(
     check_number("seed", seed)
     stride = context_length if stride is None else stride
     dataset = GPTDataset(token_ids, context_length, stride, offset, vocab_size)
-    generator = torch.Generator().manual_seed(int(seed) % 2**63)  # its range
+    generator = torch.Generator().manual_seed(int(seed) % 2**63)  # the range of seeds
     return DataLoader(dataset, batch_size, shuffle=shuffle, generator=generator)
 
 
@@ -101,7 +101,7 @@ def epoch_loaders(
     token_ids: torch.Tensor, context_length: int, num_epochs: int, batch_size: int = 1,
     seed: int = 0, vocab_size: int = GPT2_VOCAB_SIZE,
 ) -> list[DataLoader]:  # fmt: skip
-    """Return one shuffled loader per epoch, each with its windows at another offset.
+    """Return one shuffled loader per epoch, each with its windows at a different offset.
 
     If windows always began at the same tokens, the model would learn each sentence at one position
     only. Raises as `GPTDataset` does.
@@ -110,7 +110,7 @@ def epoch_loaders(
     check_number("batch_size", batch_size, low=1)
     check_number("context_length", context_length, low=1)
     check_number("seed", seed)
-    rng = random.Random(int(seed))  # it may be NumPy's
+    rng = random.Random(int(seed))  # which takes no NumPy integer
     return [
         create_dataloader(
             token_ids, context_length, batch_size, offset=rng.randrange(context_length),

@@ -21,7 +21,7 @@ def random_states(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_states(device: torch.device, states: dict[str, torch.Tensor]) -> None:
-    """Set the CPU's state, and that of `device` if `states` has one for its type."""
+    """Set the random states of the CPU and, if `states` has one for its type, of `device`."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

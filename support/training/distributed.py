@@ -1,6 +1,6 @@
 """Training in several processes, started by torchrun, on one machine or several.
 
-Each process holds the whole model and works on its share of each step's windows (data parallelism).
+Each process has a copy of the model and takes a share of each step's windows (data parallelism).
 The gradients are averaged over all processes, so that all take the same step. Li et al. 2020,
 "PyTorch Distributed", https://arxiv.org/abs/2006.15704
 """
@@ -35,7 +35,7 @@ def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
     return 0, 1, 0, 1
 
 
-# A process's number among all processes and their count, then the same among those of its machine.
+# A process's number among all processes, and their count; the same among those of its machine.
 # Process 0 writes the files.
 RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE = ranks(os.environ)
 
@@ -44,7 +44,7 @@ TIMEOUT = timedelta(minutes=10)  # for the other processes' saves, and for slowe
 
 @contextmanager
 def _with_others() -> Iterator[None]:
-    # Turn the errors that the backends raise after the loss of a process into ConnectionError.
+    # Convert the errors that the backends raise after the loss of a process to ConnectionError.
     try:
         yield
     except RuntimeError as error:
@@ -110,15 +110,15 @@ def check_same(what: str, value: Any) -> None:
 
 
 class SharedStep:
-    """`train_step` for several processes, which all get the same batch and work on their shares.
+    """`train_step` for several processes. All get the same batch, and each trains on its share.
 
-    The step equals that of one process with the whole batch, except for dropout and the order of
+    The result is that of one process with the whole batch, except for dropout and the order of
     sums. It sets the global random state, for dropout. Raises ConnectionError, before any weight
     changes, if another process has ended.
     """
 
     def __init__(self, model: GPTModel) -> None:
-        self.share = 1.0  # the part of the batch for this process
+        self.share = 1.0  # of the batch, for this process
         self.model: Any = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.model.register_comm_hook(self, _weighted_sum)
 
@@ -130,7 +130,7 @@ class SharedStep:
         self.share = len(inputs) / len(batch[0])
         if not self.share:  # fewer windows than processes: take one with weight 0
             inputs, targets = (part[:1] for part in batch)
-        torch.manual_seed(step * WORLD_SIZE + RANK)  # other dropout in each step and process
+        torch.manual_seed(step * WORLD_SIZE + RANK)  # different dropout in each step and process
         with _with_others():
             train_step(self.model, optimizer, (inputs, targets), step, learning_rate, max_grad_norm)
 

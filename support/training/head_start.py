@@ -1,4 +1,4 @@
-"""An optional start for a new model: heads that attend to previous tokens."""
+"""Optional initial weights for a new model: heads that attend to previous tokens."""
 
 import torch
 from torch import nn
@@ -14,17 +14,17 @@ def give_head_start(model: GPTModel) -> None:
     by itself (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"), but on one
     short story this takes longer than the whole training here.
 
-    It overwrites the following weights in place. Only the last item draws random numbers, from the
+    It overwrites the following weights in place. Only the last item uses random numbers, from the
     global state.
 
     - Position embeddings: sines and cosines of the position at different frequencies (Vaswani et
-      al. 2017, section 3.5) in the first channels, and zeros elsewhere. The number of these
-      channels is a head's (64 of 768), but at most a quarter of all.
+      al. 2017, section 3.5) in the first channels, and zeros elsewhere. There are as
+      many of these channels as a head has (64 of 768), but at most a quarter of all.
     - Token embeddings: zeros in these channels, so that they hold the position alone.
     - Query and key matrices of the first block, where they read these channels: a key encodes its
-      position, and a query the position that lies its head's distance back.
+      own position, and a query the position that its head should attend to.
     - Value and output matrices of the first block: random numbers with a standard deviation of
-      C ** -0.5, so that a head's output has the size of its input.
+      C ** -0.5, so that a head's output is about as large as its input.
 
     These are initial values, and training may change all of them.
     """

@@ -7,10 +7,10 @@ import platform
 def tune_malloc() -> None:
     """Let the C library retain freed memory, for the rest of the process (glibc only).
 
-    A training step allocates and frees gigabytes. By default they return to the system, which
-    clears each page again for the next step. That can take a fifth of the time.
+    A training step allocates and frees gigabytes. By default, this memory goes back to the
+    system, which must clear each page for the next step. That can take a fifth of the time.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate blocks, which are returned when freed
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mmap blocks, which are returned when freed
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: return nothing from the end of the heap

@@ -1,4 +1,4 @@
-"""The precision of float32 matrix products in one part of a program."""
+"""A context manager for the precision of float32 matrix products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -27,8 +27,8 @@ def load_token_file(text_path: str | Path, tokenizer: Encoding) -> torch.Tensor:
     """Return the token ids of a text, as a memory-mapped uint16 tensor (T,).
 
     The ids are those of `text_to_token_ids`. The first call stores them beside the text, two bytes
-    a token, in a file whose name ends in a fingerprint of the text and .tokens. It uses all cores,
-    shows a progress bar, and deletes the files of earlier versions of the text.
+    per token, in a file whose name ends in a fingerprint of the text and .tokens. It uses all
+    cores, shows a progress bar, and deletes the files of earlier versions of the text.
 
     Raises ValueError as `read_pieces` does, and OSError if a file cannot be read or written.
     """
@@ -42,7 +42,7 @@ def load_token_file(text_path: str | Path, tokenizer: Encoding) -> torch.Tensor:
                 for ids in _encode(_pieces(text_path), tokenizer):
                     file.write(ids)
         except OSError:
-            if not path.exists():  # else another run has made and mapped it: see below
+            if not path.exists():  # otherwise another run has created and mapped it
                 raise
     for other in text_path.parent.glob(f"{glob.escape(text_path.name)}.{'?' * 16}.tokens"):
         if other != path:
@@ -52,7 +52,7 @@ def load_token_file(text_path: str | Path, tokenizer: Encoding) -> torch.Tensor:
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    # Yield pieces that end before a space or a line end, where the tokenizer ends a token, too.
+    # Yield pieces that end before a space or a line end, where the tokenizer also ends a token.
     text, size = "", path.stat().st_size
     with tqdm(None, "tokenizing", size, unit="B", unit_scale=True, disable=LOCAL_RANK > 0) as bar:
         for piece in read_pieces(path, PIECE):
