@@ -1,16 +1,16 @@
-"""The web page: a person types a prompt, and the model continues it.
+"""The web page: the model continues the prompt that a person types.
 
     chainlit run app.py
 
 This file generates text and answers the page's requests. The page (`public/`) stores and shows the
 texts; it sends token ids and receives tokens. One thread, `inference_executor`, runs the model, one
 step at a time for all texts (support/page/scheduler.py), so the page never freezes and Stop takes
-at most one step. `background_executor` runs other long tasks.
+effect within one step. `background_executor` runs other long tasks.
 """
 
 from support.python_version import require_python
 
-require_python("chainlit")  # the imports below fail elsewhere
+require_python("chainlit")  # the imports below fail on other versions
 
 import asyncio
 import math
@@ -64,20 +64,20 @@ def load() -> GPTModel:
     return state.model
 
 
-# `chainlit run -w` reads this file again after each change: free the old model first.
+# `chainlit run -w` executes this file again after each change: free the old model first.
 state.model = state.scheduler = None
 story_text = read_text(STORY)
 story_ids = (
     background_executor.submit(text_to_token_ids, story_text, tokenizer).result()[0].tolist()
 )
-# Load the model before the first visit, as this takes a second or more. `find_model` shows errors.
+# Load the model before the first visit; it takes a second or more. `find_model` shows errors.
 inference_executor.submit(load).exception()
 server.freeze_memory()
 
 
 @dataclass
 class Continuation:
-    """What the model generates after a text, and its progress."""
+    """The generated continuation of a text, and its progress."""
 
     run: str  # the page's name for it
     settings: Settings
@@ -88,7 +88,7 @@ class Continuation:
     seconds: float = 0.0  # can stay 0 with a coarse clock
     stopped: bool = False  # by the user, or by the user's next request
     finished: bool = False
-    share: float = 0.0  # of the tokens, copied from the story
+    share: float = 0.0  # of its tokens that are copied from the story
 
 
 @dataclass
@@ -115,7 +115,7 @@ async def stream_continuation(
     request: Request, run: str, settings: Settings, ids: list[int]
 ) -> None:
     """Continue a text; send its tokens as they are generated, and all of them at the end."""
-    # One token more than the model's input, to tell a cropped text from a full one.
+    # One token more than the model's input, to tell whether a text was cropped.
     continuation = Continuation(run, settings, ids[-CONTEXT - 1 :])
     request.continuations.append(continuation)
     start = time.perf_counter()
@@ -147,7 +147,7 @@ async def send_new(continuation: Continuation) -> None:
 
 
 async def show(continuation: Continuation) -> None:
-    """Send a whole continuation, because a disconnected user has missed a part."""
+    """Send a whole continuation, in case the user missed a part while disconnected."""
     data = {
         "run": continuation.run, "tokens": continuation.tokens, "facts": facts(continuation),
         "share": continuation.share, "settings": as_chosen(continuation.settings),
@@ -215,7 +215,7 @@ async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
 
 
 async def find_model() -> GPTModel | None:
-    """Return the model; without one, show the error and the command that makes the weights."""
+    """Return the model; without one, show the error and the command that creates the weights."""
     try:
         return state.model or await run_in(inference_executor, load)
     except (OSError, ValueError) as error:
@@ -265,7 +265,7 @@ async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, 
 
 
 def look(what: str, model: GPTModel, ids: list[int]) -> Any:
-    """Return one of the views of support/page/views.py for a text."""
+    """Return a view of a text, from support/page/views.py."""
     read = ids[-CONTEXT:]
     if what == "next":
         return views.next_token(model, tokenizer, read)
@@ -300,7 +300,7 @@ async def on_chat_start() -> None:
             "context_length": CONTEXT, "layers": CONFIG["n_layers"], "heads": CONFIG["n_heads"],
             "max_ids": MAX_IDS, "compared": COMPARED, "starters": STARTERS, **page_limits(),
         }  # fmt: skip
-        # Elements with fixed ids replace those on the page. For one with a URL, no file is written.
+        # Elements with fixed ids replace those on the page. With a URL, Chainlit writes no file.
         elements: list[Any] = [
             cl.CustomElement(id=name, name=name, props=props if name == "Connection" else {},
                              url=f"/public/elements/{name}.jsx")
@@ -308,7 +308,7 @@ async def on_chat_start() -> None:
         ]  # fmt: skip
         page = cl.Message("", id="page", elements=elements)
         await page.send()
-        page.elements = []  # Chainlit stores messages, and these would fill the memory
+        page.elements = []  # Chainlit stores messages, so these would fill the memory
         await find_model()
     elif request := cl.user_session.get("request"):
         request.left = False
@@ -319,7 +319,7 @@ async def on_chat_start() -> None:
 
 @cl.on_message
 async def on_message(message: cl.Message) -> None:
-    cl.chat_context.clear()  # Chainlit would store all prompts in memory
+    cl.chat_context.clear()  # otherwise Chainlit stores all prompts in memory
     await start(continue_prompt, message.content[-server.MAX_PROMPT :], message.id)
 
 
@@ -333,7 +333,7 @@ async def on_stop() -> None:
 async def on_chat_end() -> None:
     """Stop generating for a disconnected user, who may come back."""
     stop_generation(left=True)
-    cl.chat_context.clear()  # Chainlit would store the messages for ever
+    cl.chat_context.clear()  # otherwise Chainlit stores the messages forever
     cl.context.session.chat_started = False  # `start` checks this
 
 

@@ -29,7 +29,7 @@ def reveal(what: str, guess: object, actual: float | str, unit: str = "") -> Non
 
 
 def check(answer: Callable) -> None:
-    """Print whether a function solves the exercise of its name, or a case where it fails."""
+    """Print that a function solves the exercise of the same name, or a case where it fails."""
     name = answer.__name__
     if name not in CHECKS:
         return print(f"{name}: no exercise has this name. The exercises are {', '.join(CHECKS)}.")
@@ -63,7 +63,7 @@ def find_fault(answer: Callable, cases: list[Case]) -> str | None:
 
 
 def short(value: Any) -> str:
-    """Return a value's text, with rounded numbers, cut off after 160 characters."""
+    """Return a value's text, with rounded numbers, cut after 160 characters."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, float):

@@ -88,7 +88,7 @@ def plot_block() -> Figure:
         (0.7, "attention:\ntokens gather from\nearlier tokens"),
         (5.4, "feed-forward:\neach token\nfor itself"),
     ):
-        end = start + 3.6  # the boxes cover parts of the line between
+        end = start + 3.6  # the boxes cover parts of the line in between
         ax.plot([start, start, end, end], [0, 1.5, 1.5, 0.3], color="black", lw=1.2)
         ax.plot([start + 0.2, start + 1.2, start + 3.2], [1.5] * 3, ">", color="black", ms=5)
         ax.plot(end, 0.35, "v", color="black", ms=5)
@@ -164,7 +164,7 @@ def plot_curves(
 ) -> Figure:
     """Return a figure of lines (x, y) by name, with `levels` as horizontal lines.
 
-    `labels` are the title and the axes' labels. A further run "a#2" has the style of "a".
+    `labels` are the title and the axes' labels. Another run, "a#2", has the style of "a".
     """
     figure, ax = new_axes(7.5, 3.2)
     names = list(dict.fromkeys(name.split("#")[0] for name in curves))

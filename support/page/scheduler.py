@@ -1,4 +1,4 @@
-"""Continuous batching for everybody at the page: one thread steps the batch of batch.py."""
+"""Continuous batching for all users of the page: one thread steps the batch of batch.py."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable
@@ -9,7 +9,7 @@ from support.page.batch import Batch, Slot, TokenInfo
 
 
 class Scheduler:
-    """Steps a batch while it holds texts, and hands each text's reader its new tokens.
+    """A loop that steps a batch while it has texts, and passes each reader the new tokens.
 
     Only the thread of `executor` calls the batch. Use a scheduler in one event loop.
     """
@@ -50,7 +50,7 @@ class Scheduler:
     async def inspect(self, key: Hashable, function: Callable, *args: Any) -> Any:
         """Return `function(*args)`, or None if another inspection with this key arrives meanwhile.
 
-        It runs between two steps of the batch, and at most one of all inspections does.
+        Between two steps of the batch, at most one inspection runs.
         """
         this = self.inspections[key] = object()
         async with self.inspecting:

@@ -1,11 +1,11 @@
 """Chainlit hardening: threads, limits, allowed hosts and origins, headers, messages.
 
 `chainlit run app.py` always serves Chainlit's own FastAPI app. An app of our own that mounts
-Chainlit (`mount_chainlit`) would need another command, so app.py calls `protect` instead.
+Chainlit (`mount_chainlit`) would need another command. So app.py calls `protect` instead.
 With `chainlit run -w`, Chainlit executes all of the project again after each change. The middleware
 and the executors of the first execution stay in use.
 
-Undocumented names of Chainlit 2.12 in use here (a test reports any that is missing):
+Undocumented names of Chainlit 2.12 used here (a test reports missing ones):
     chainlit.server:app.state
     chainlit.server:get_html_template
     chainlit.server:sio.eio.max_http_buffer_size
@@ -118,7 +118,7 @@ def protect(root: Path, settings: Collection[str]) -> None:
         page, link = server.get_html_template, re.compile(r"<link\b[^>]*https://[^>]*>")
         server.get_html_template = lambda root_path: link.sub("", page(root_path))
         app.add_middleware(Guard)
-        # Starlette answers an uncaught exception outside of all middleware.
+        # Starlette handles uncaught exceptions outside all middleware, so without HEADERS.
         app.add_exception_handler(Exception, lambda *_: PlainTextResponse("", 500, HEADERS))
 
 
@@ -155,7 +155,7 @@ class Guard:
             await send(message)
 
         if scope["type"] != "lifespan" and (reason := self.refusal(scope)):
-            if reason not in self.logged and len(self.logged) < 100:  # once, and not without end
+            if reason not in self.logged and len(self.logged) < 100:  # each once, up to 100
                 self.logged.add(reason)
                 logger.warning(reason)
             await PlainTextResponse(reason, 403)(scope, receive, send_with_headers)
@@ -168,13 +168,13 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self.is_allowed(host):  # against DNS rebinding
             return (
-                f"Refused the host {host!r:.200}. If this is a name of your server, put it into the"
-                " environment variable ALLOWED_HOSTS (several with commas) and restart."
+                f"Refused the host {host!r:.200}. If this is a name of your server, add it to the"
+                " environment variable ALLOWED_HOSTS (separated by commas) and restart."
             )
         if origin is not None and not same_origin(origin, host):
             return (
                 f"Refused a request from {origin!r:.200} to {host!r:.200}. If this is your proxy,"
-                " let it pass on the Host header; nginx: proxy_set_header Host $http_host;"
+                " let it forward the Host header; nginx: proxy_set_header Host $http_host;"
             )
         # Without an Origin: a script or an image of another site, or a link to the page.
         other_site = headers.get("sec-fetch-site") in ("cross-site", "same-site")
@@ -192,9 +192,9 @@ class Guard:
 
 
 def _http_refusal(scope: Scope, headers: Headers) -> str | None:
-    # Polling and JSONP would let other sites' pages in: scripts are loaded without an Origin.
+    # Polling and JSONP would admit other sites' pages, because scripts load without an Origin.
     if "/ws/socket.io" in scope["path"]:
-        return "Refused a request without WebSocket: the page uses WebSockets alone."
+        return "Refused a request without WebSocket: the page uses only WebSockets."
     if scope["method"] in ("GET", "HEAD", "OPTIONS"):
         return None
     length = headers.get("content-length", "")
@@ -211,7 +211,7 @@ def same_origin(origin: str, host: str) -> bool:
 
 
 def _address(url: str) -> tuple[str, int]:
-    """Return a URL's host, "" if there is none, and its port, or else the scheme's default."""
+    """Return a URL's host ("" if there is none) and its port, by default the scheme's."""
     try:
         parts = urlsplit(url)
         return parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]

@@ -1,4 +1,4 @@
-"""The settings of a generation: their limits, and how input from the page is read."""
+"""Sampling settings: their limits, and reading them from the page's input."""
 
 import math
 import re
@@ -19,7 +19,7 @@ LIMITS = {
     "top_p": Limit(0.05, 1, 1),
     "max_new_tokens": Limit(1, 500, 120),
 }
-SEED_DIGITS = 18  # the most that always fit into 63 bits, as PyTorch's generators need
+SEED_DIGITS = 18  # the largest number of digits that always fit into a seed of 63 bits
 
 
 class Settings(NamedTuple):
@@ -54,7 +54,7 @@ def read_number(raw: Any, name: str) -> float:
 
 
 def read_settings(raw: Mapping[str, Any], new_seed: bool = False) -> Settings:
-    """Return valid settings from any input. With `new_seed` or an invalid seed, it is random."""
+    """Return valid settings from any input. The seed is random if it is invalid or `new_seed`."""
     temperature, top_k, top_p, length = (read_number(raw.get(name), name) for name in LIMITS)
     seed = str(raw.get("seed")).strip()
     if new_seed or not re.fullmatch(f"[0-9]{{1,{SEED_DIGITS}}}", seed):

@@ -13,7 +13,7 @@ from support.inspection.memorization import story_place, verbatim_share, verbati
 from support.page.settings import LIMITS
 from utils import token_bytes, token_label
 
-MOST_SAMPLED = int(LIMITS["top_k"].max)  # the page needs these tokens one by one
+MOST_SAMPLED = int(LIMITS["top_k"].max)  # the page needs these tokens individually
 
 
 def plain_token(token_id: int, tokenizer: Encoding) -> dict[str, Any]:
