@@ -186,11 +186,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sections", nargs="*", choices=SECTIONS, help="default: all")
+    choices = [*SECTIONS, "all"]
+    parser.add_argument("sections", nargs="*", choices=choices, default="all", help="default: all")
     parser.add_argument("--quick", action="store_true", help="short rounds, to try it")
     arguments = parser.parse_args()
     print(f"# Speed\n\n{machine()} See [how to read it](README.md).\n")
-    for name in arguments.sections or SECTIONS:
+    for name in SECTIONS if "all" in arguments.sections else arguments.sections:
         print(f"## {TITLES[name]}\n", flush=True)
         SECTIONS[name](arguments.quick)
 
