@@ -202,7 +202,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     for ending in (".csv", ".png", ".ckpt", ".lock", ".pth"):
         for source in (args.text, args.start_from):
             if source and source.resolve() == args.weights.with_suffix(ending).resolve():
-                parser.error(f"{source} would be overwritten: change --weights")
+                parser.error(f"{source} would be overwritten: name other --weights")
     if args.learning_rate is None:
         args.learning_rate = 5e-5 if args.start_from else 4e-4
     return parser, args
