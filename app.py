@@ -219,7 +219,7 @@ async def find_model() -> GPTModel | None:
     try:
         return state.model or await run_in(inference_executor, load)
     except (OSError, ValueError) as error:
-        remedy = "This makes the weights in 8 to 12 minutes:\n\n    python -m support.lesson"
+        remedy = "This makes the weights in about 8 minutes:\n\n    python -m support.lesson"
         await cl.ErrorMessage(f"`` {error} ``\n\n{remedy}").send()
         return None
 

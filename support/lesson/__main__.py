@@ -55,7 +55,7 @@ def run_lesson(path: Path = NOTEBOOK) -> Any:
 
 
 def main() -> None:
-    print("Training and all experiments take 8 to 12 minutes on two cores.", flush=True)
+    print("Training and all experiments take about 8 minutes on two cores.", flush=True)
     start = time.perf_counter()
     nbformat.write(run_lesson(), NOTEBOOK)
     minutes = (time.perf_counter() - start) / 60
