@@ -50,13 +50,6 @@ LARGE = 50_000_000  # bytes; the tokens of a larger text are memory-mapped from 
 # 1. Text and model --------------------------------------------------------------------------
 
 
-def load_tokens(path: Path, tokenizer: tiktoken.Encoding) -> torch.Tensor:
-    """Return the token ids of a text, (T,), memory-mapped from a file if the text is large."""
-    if path.stat().st_size >= LARGE:
-        return load_token_file(path, tokenizer)
-    return text_to_token_ids(read_text(path), tokenizer)[0]
-
-
 def new_model(args: argparse.Namespace) -> GPTModel:
     """Return the initial model: the lesson's untrained one, or that of --start-from."""
     if args.start_from and args.start_from.is_dir():
@@ -95,8 +88,7 @@ def run_config_of(
 ) -> RunConfig:
     """Return the settings that must match on resume. `old`: those stored in the checkpoint.
 
-    The processes share the windows of a step. Resuming with a different number of processes
-    does not change the number of windows per step.
+    The number of windows per step must match, but not that of the processes that share them.
     """
     processes = old.get("processes", WORLD_SIZE)
     resumed = args.batch_size * processes == old.get("batch_size")
@@ -227,7 +219,10 @@ def pretrain(args: argparse.Namespace) -> None:
     path = args.weights.with_suffix(".ckpt")
     with input_checks():
         with distributed.first_of_machine_first():
-            token_ids = load_tokens(args.text, tokenizer)
+            if args.text.stat().st_size >= LARGE:
+                token_ids = load_token_file(args.text, tokenizer)
+            else:
+                token_ids = text_to_token_ids(read_text(args.text), tokenizer)[0]
         check_ids(str(args.text), token_ids, 1, vocab_size=model.cfg["vocab_size"], packed=True)
         texts = split_tokens(token_ids, length)
         saved = checkpoints.read_checkpoint(path)

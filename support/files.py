@@ -24,9 +24,7 @@ import torch
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a file to write, which replaces the file at `path` once it is complete.
 
-    It is written under a unique name beside `path` and then renamed, so `path` always holds
-    the complete old or new file. Raises OSError, with the path, if the disk is full or not
-    writable.
+    Raises OSError, with the path, if the disk is full or not writable.
     """
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
@@ -83,19 +81,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises ValueError if the file is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it must hold a JSON object")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, download it again: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged, download it again: it must hold a JSON object")
     return content
 
 
 def load_archive(path: str | Path, what: str, remedy: str) -> Any:
     """Return the object that `torch.save` stored at `path`, after verifying its checksums.
 
-    `torch.load` alone ignores the checksums and can load damaged bytes as weights. (PyTorch's
-    legacy format has none.) Raises ValueError if the file is damaged or contains code, which is
-    never run. The message says `what` the file should be, and names the `remedy`.
+    `torch.load` alone ignores the checksums. (PyTorch's legacy format has none.) Raises ValueError
+    if the file is damaged or contains code, which is never run. The message says `what` the file
+    should be, and names the `remedy`.
     """
     try:
         with open(path, "rb") as file:

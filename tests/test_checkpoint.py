@@ -134,18 +134,14 @@ def test_another_text_or_hyperparameter_is_refused(path, monkeypatch, change, me
     assert history[2].step > 10
 
 
-def test_the_run_configuration_holds_everything_that_decides_a_run(path):
-    config = config_of()
-    assert config.keys() == {
+def test_the_run_configuration_holds_everything_that_decides_a_run():
+    assert config_of().keys() == {
         "training text", "validation text", "num_epochs", "batch_size", "seed", "vocab_size",
         "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "lm_head_lr_mult",
         "adam_betas", "decay_fraction",
     }  # fmt: skip
     with pytest.raises(TypeError, match="no such settings: epochs, rate"):
         config_of(rate=1, epochs=2)
-    for key in config:
-        save_checkpoint(path, new_model(), TrainState(), {**config, key: "another"})
-        refused(path, rf"settings \({key} another, now ")
 
 
 def test_a_file_of_another_model_or_kind_is_refused(path):
@@ -222,16 +218,3 @@ def test_numpy_numbers(path):
     save_checkpoint(path, model, state, config_of(**settings))
     numbers |= {"num_epochs": 1, "seed": 3}
     assert load_checkpoint(path, model, config_of(**numbers)).history == state.history
-
-
-@pytest.mark.parametrize("rate", [1e10, 1e37])
-def test_weights_spoilt_by_a_high_rate_are_not_saved(path, rate):
-    model, state, config = new_model(), TrainState(), config_of(learning_rate=rate)
-
-    def save(_):
-        save_checkpoint(path, model, state, config)
-
-    with pytest.raises(FloatingPointError, match=r"step \d+ with learning rate .*start again"):
-        train(model, state, learning_rate=rate, evals_per_epoch=1000, on_eval=save)
-    load_checkpoint(path, model, config)
-    assert model(TEXT[None, :16]).isfinite().all()

@@ -105,12 +105,8 @@ def test_the_variables_of_torchrun_count_only_together():
 
 
 def test_the_variables_of_a_job_scheduler(folder):
-    process = start(ROOT / "pretrain.py", *ARGUMENTS, RANK="0", WORLD_SIZE="2")
-    (line,) = failed(process)
+    (line,) = failed(start(ROOT / "pretrain.py", *ARGUMENTS, RANK="0", WORLD_SIZE="2"))
     assert line.startswith("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use")
-    process = start(ROOT / "pretrain.py", *ARGUMENTS, RANK="1", LOCAL_RANK="1")
-    assert process.communicate() and process.returncode == 0
-    assert (folder / "mine.pth").exists()
 
 
 def test_two_processes_follow_one_with_twice_as_many_windows(folder, one_process):

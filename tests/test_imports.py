@@ -1,11 +1,10 @@
 """Imports go one way, from app.py down to gpt.py, and load no library before it is needed."""
 
 import ast
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 PATHS = [*ROOT.glob("*.py"), *(ROOT / "support").rglob("*.py")]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PATHS}
@@ -66,17 +65,15 @@ def test_gpt_imports_torch_and_the_standard_library_alone():
     assert top - sys.stdlib_module_names == {"torch"}
 
 
-def test_imports_load_no_library_early():
+def test_imports_and_loading_load_no_library_early():
     code = """
 import sys, gpt
 print(*(name for name in sys.modules if name.split(".")[0] in ("support", "utils", "tiktoken")))
 import utils
+utils.load_model("pretrain-story-model.pth")
 print(*(name for name in ("matplotlib", "chainlit", "torch._dynamo") if name in sys.modules))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "\n\n"
+    assert run_python(code) == "\n\n"
 
 
 def test_library_calls_leave_the_process_as_it_was():
@@ -90,10 +87,10 @@ before = process()
 import tiktoken, utils
 from support.training.checkpoints import run_config
 from support.inspection import memorization, plots
-for dtype in torch.float32, torch.bfloat16, torch.int8, "fastest":
+for dtype in torch.bfloat16, torch.int8, "fastest":
     model = utils.load_model("pretrain-story-model.pth", dtype=dtype)
     utils.generate(model, torch.ones(1, 3, dtype=torch.long), 2, 256, 1.0)
 tiktoken.get_encoding("gpt2")
 assert process() == before, (process(), before)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    run_python(code)

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 from app_server import CHAINLIT, Person, copy_app, need_chainlit, serving
@@ -18,24 +17,21 @@ from conftest import ROOT
 
 from support.files import read_text
 from support.inspection.memorization import verbatim_share, verbatim_spans
-from support.python_version import NEWEST, OLDEST
+from support.python_version import NEWEST, OLDEST, require_python
 from utils import text_to_token_ids
 
 TESTS = ROOT / "tests"
 PROMPT = "On Thursday there was fog."
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 (SNIPPET,) = re.findall(r"^```python\n([^`]*pretrain-story[^`]*)```", README, re.MULTILINE)
-WEIGHTS_NAME = '"pretrain-story-model.pth"'
 
-# Appended to the snippet: has the model memorized the story?
-MEMORIZED = """
+# Appended to the snippet: has the model memorized the story, and do figures need a home?
+MORE = """
 from support.files import read_text
+from support.inspection.plots import plot_temperature
 ids = text_to_token_ids(read_text(STORY), tokenizer)
 print("memorized:", torch.equal(generate(model, ids[:, :9], 20, 256), ids[:, :29]))
-"""
-PLOT = """
-from support.inspection.plots import plot_temperature
-plot_temperature(model(token_ids[:, -256:])[0, -1].detach(), tokenizer).savefig("next.png")
+plot_temperature(model(token_ids[:, -256:])[0, -1].detach(), tokenizer).savefig(PLOT)
 """
 # The app and its user in one process, because nothing reaches it from outside its namespace.
 APP_AND_PERSON = """
@@ -100,22 +96,24 @@ def homeless(tmp_path_factory):
     return command
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Return a copy in a folder with a difficult name, with a story as saved on Windows."""
-    folder = tmp_path_factory.mktemp("places") / "Mes modèles 故事 (1)"
+def copy_with_a_story_from_windows(folder):
     folder.mkdir()
     story = read_text(ROOT / "dataset" / "story.txt")
     copy_app(folder, story="\ufeff" + story.replace("\n", "\r\n"))
+    assert b"\r\n" in (folder / "dataset" / "story.txt").read_bytes()
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a copy in a folder with a difficult name."""
+    folder = tmp_path_factory.mktemp("places") / "Mes modèles 故事 (1)"
+    return copy_with_a_story_from_windows(folder)
 
 
 @pytest.fixture
 def read_only(tmp_path):
-    """Return a read-only copy in a folder with a difficult name."""
-    folder = tmp_path / "Lecture seule — 故事"
-    folder.mkdir()
-    copy_app(folder)
+    folder = copy_with_a_story_from_windows(tmp_path / "Lecture seule — 故事")
     output(["chmod", "-R", "a-w", "."], folder)
     yield folder
     output(["chmod", "-R", "u+w", "."], folder)
@@ -130,24 +128,22 @@ def server(place, homeless):
 # 1. The snippet -----------------------------------------------------------------------------
 
 
-def test_the_snippet_from_another_folder(place, homeless, tmp_path):
-    assert b"\r\n" in (place / "dataset" / "story.txt").read_bytes()
-    elsewhere = f"import sys\nsys.path.insert(0, {str(place)!r})\n"
-    snippet = SNIPPET.replace(WEIGHTS_NAME, repr(str(place / WEIGHTS_NAME.strip('"'))))
-    more = MEMORIZED.replace("STORY", repr(str(place / "dataset" / "story.txt"))) + PLOT
-    code = elsewhere + snippet + more
-    printed = output([*homeless, sys.executable, "-c", code], tmp_path)
-    assert printed.startswith("Everyone knew who the Babbingtons were.")
-    assert printed.endswith("\nmemorized: True\n")
-    assert (tmp_path / "next.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_snippet_in_a_read_only_folder(read_only, homeless):
+def test_the_snippet_from_another_folder_without_a_home_or_a_place_to_write(
+    read_only, homeless, tmp_path
+):
+    code = f"import sys\nsys.path.insert(0, {str(read_only)!r})\n{SNIPPET}{MORE}"
+    for name, path in {
+        '"pretrain-story-model.pth"': read_only / "pretrain-story-model.pth",
+        "STORY": read_only / "dataset" / "story.txt",
+        "PLOT": tmp_path / "next.png",
+    }.items():
+        code = code.replace(name, repr(str(path)))
     for write in ("echo > new", "echo >> app.py"):
         assert run([*homeless, "sh", "-c", write], read_only).returncode != 0
-    printed = output([*homeless, sys.executable, "-c", SNIPPET], read_only)
+    printed = output([*homeless, sys.executable, "-c", code], read_only / "support")
     assert printed.startswith("Everyone knew who the Babbingtons were.")
-    assert len(printed) > 150
+    assert printed.endswith("\nmemorized: True\n") and len(printed) > 150
+    assert (tmp_path / "next.png").read_bytes().startswith(b"\x89PNG")
 
 
 # 2. The app ---------------------------------------------------------------------------------
@@ -158,16 +154,9 @@ def test_the_app_analyses_a_story_from_windows_alike(server, story, tokenizer):
     assert f"{PROMPT}{shown.text}"[:100] in story  # the model has memorized it
     story_ids = text_to_token_ids(story, tokenizer)[0].tolist()
     assert shown.share == verbatim_share(verbatim_spans(shown.ids, story_ids), 40) > 0.5
-
-
-def test_the_app_has_its_settings_and_page(server):
-    def get(path):
-        with urllib.request.urlopen(server.url + path, timeout=60) as answer:
-            return answer.read().decode()
-
-    assert "<title>A small GPT</title>" in get("/")
-    for path in ("public/elements/Text.jsx", "public/page/store.js", "public/style.css"):
-        assert get(f"/{path}") == (ROOT / path).read_text(encoding="utf-8")
+    assert b"<title>A small GPT</title>" in server.call("GET", "/").content  # its own settings
+    script = "public/elements/Text.jsx"
+    assert server.call("GET", f"/{script}").content == (ROOT / script).read_bytes()
 
 
 def test_a_second_app_may_end(server, tmp_path):
@@ -233,9 +222,9 @@ def test_one_line_on_another_python(version, package, needs):
         assert line.startswith(f"This is Python {version[0]}.{version[1]}, but {needs}: ")
 
 
-def test_a_later_python_with_its_own_pytorch_will_do():
-    code = "import sys; sys.version_info = (3, 99); import support.python_version as python; "
-    assert output([sys.executable, "-c", f"{code}python.require_python('torch')"], ROOT) == ""
+def test_a_later_python_with_its_own_pytorch_will_do(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 99))
+    require_python("torch")
 
 
 def test_python_versions_are_the_same_everywhere():
@@ -280,18 +269,13 @@ def no_network_at_all(tmp_path):
     return command
 
 
-@pytest.mark.parametrize(
-    ("code", "beginning"),
-    [(SNIPPET, "Everyone knew who the B"), (APP_AND_PERSON, "interfaces: ['lo']\ntokens: 40\n")],
-    ids=["snippet", "app"],
-)
-def test_without_a_network(no_network_at_all, tmp_path, code, beginning):
-    if code == APP_AND_PERSON:
-        need_chainlit()
+def test_the_app_without_a_network(no_network_at_all, tmp_path):
+    need_chainlit()
     copy_app(tmp_path)
     environment = {"HOME": str(tmp_path), "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}"}
-    command = [*no_network_at_all, sys.executable, "-c", code, str(tmp_path)]
-    assert output(command, tmp_path, **environment).startswith(beginning)
+    command = [*no_network_at_all, sys.executable, "-c", APP_AND_PERSON, str(tmp_path)]
+    printed = output(command, tmp_path, **environment)
+    assert printed.startswith("interfaces: ['lo']\ntokens: 40\n")
 
 
 def test_git_on_windows_leaves_what_must_not_change(tmp_path, git_checkout):

@@ -32,13 +32,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = {"emb_dim": 16, "n_heads": 2, "n_layers": 1, "context_length": 16}
 CONFIG = {**GPT_CONFIG_124M, **TINY}
 SIZE = ",".join(f"{key}={value}" for key, value in TINY.items())
-LENGTH = 1200  # characters
 NUM_STEPS = 34
 
 
 def enter(folder, patch, story):
-    """Put a text into a folder and go there."""
-    (folder / "mine.txt").write_text(story[:LENGTH], encoding="utf-8")
+    """Put a text of 1,200 characters into a folder and go there."""
+    (folder / "mine.txt").write_text(story[:1200], encoding="utf-8")
     patch.chdir(folder)
     patch.setattr(pretrain, "tune_malloc", lambda: None)
     return folder
@@ -103,6 +102,9 @@ def stop_at(monkeypatch):
 
 def terminate(run):
     signal.raise_signal(signal.SIGTERM)
+
+
+AGAIN = "stopped; run the same command again to resume"
 
 
 # 1. Like the lesson -------------------------------------------------------------------------
@@ -190,9 +192,8 @@ def test_help_is_whole(capsys):
         pretrain.main(["--help"])
     text = capsys.readouterr().out
     arguments = set(re.findall(r"--[a-z][\w-]+", "".join(re.findall(r"^  (-.*)", text, re.M))))
-    assert {"--weights", "--config", "--start-from", "--device", "--compile"} < arguments
     commands = re.findall(r"^  (?:python|torchrun .* 2) pretrain\.py (.*)$", text, re.M)
-    assert len(commands) == 5
+    assert len(commands) == 5 and "--compile" in arguments
     assert all(set(re.findall(r"--[\w-]+", command)) <= arguments for command in commands)
 
 
@@ -248,7 +249,7 @@ def test_a_signal_saves_first_and_the_same_command_resumes(
     failure, stop_at, uninterrupted, number, at
 ):
     stop_at(at, lambda run: signal.raise_signal(number))
-    assert failure(128 + number) == "stopped; run the same command again to resume"
+    assert failure(128 + number) == AGAIN
     assert read_checkpoint("mine.ckpt")["step"] == at
     load_model("mine.pth", CONFIG)
     stop_at(0, None)
@@ -277,23 +278,17 @@ def test_it_resumes_from_its_last_checkpoint(monkeypatch, uninterrupted):
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])
-@pytest.mark.parametrize(
-    ("name", "step"), [("give_head_start", None), ("generate", 0), ("plot_losses", 9)]
-)
-def test_a_bug_shows_its_traceback_after_the_checkpoint_is_saved(
-    folder, monkeypatch, uninterrupted, name, step, error
-):
+def test_a_bug_shows_its_traceback_after_the_checkpoint_is_saved(monkeypatch, uninterrupted, error):
     def bug(*_, **settings):
         raise error("a bug")
 
     before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain, name, bug)
-        with pytest.raises(error, match="a bug"):
+    for name, step in {"give_head_start": None, "generate": 0, "plot_losses": 9}.items():
+        with monkeypatch.context() as patch, pytest.raises(error, match="a bug"):
+            patch.setattr(pretrain, name, bug)
             train()
-    assert signal.getsignal(signal.SIGTERM) is before
-    if step is not None:
-        assert read_checkpoint("mine.ckpt")["step"] == step
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert (read_checkpoint("mine.ckpt") or {}).get("step") == step
     train()
     assert everything() == uninterrupted
 
@@ -312,14 +307,14 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --epochs 0", "argument --epochs: must be a whole number of at least 1"),
         ("mine.txt --batch-size 2.5", "argument --batch-size: must be a whole number"),
         ("mine.txt --learning-rate nan", "argument --learning-rate: must be a number"),
-        ("mine.txt --save-every -1", "argument --save-every: must be a number of at least"),
+        ("mine.txt --save-every -1", "argument --save-every: must be a number of at least 0"),
         ("mine.txt --weights mine.ckpt", "argument --weights: 'mine.ckpt' is not a file name that"),
         ("mine.txt --weights no/a.pth", "argument --weights: 'no/a.pth' is not a file name that"),
         ("mine.txt --config gpt3", "argument --config: 'gpt3' is neither KEY=VALUE"),
         ("mine.txt --config layers=2", "argument --config: there is no key 'layers'; the"),
         ("mine.txt --config n_layers=0", "argument --config: n_layers must be a whole"),
         ("mine.txt --config drop_rate=''", "argument --config: drop_rate must be a f"),
-        ("mine.txt --config n_heads=5", "argument --config: emb_dim 768 is not a multiple"),
+        ("mine.txt --config n_heads=5", "argument --config: emb_dim 16 is not a multiple"),
         ("mine.txt --config n_heads='", "argument --config: .* is neither"),
         ("mine.txt --device gpu", "argument --device: cannot use 'gpu'"),
         ("mine.txt --device meta", "argument --device: cannot use 'meta'"),
@@ -328,8 +323,8 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --colour red", "unrecognized arguments: --colour red"),
         ("mine.txt --start-from gpt2", "argument --start-from: 'gpt2' is not a file or folder"),
         ("mine.txt --start-from .", r"\. is not a folder with a config\.json"),
-        (f"mine.txt --prompt <|endoftext|> --config {SIZE},vocab_size=50256", ".* has tokens outs"),
-        (f"mine.txt --config {SIZE},vocab_size=90", "token id .* is outside the vocabulary of 90"),
+        ("mine.txt --prompt <|endoftext|> --config vocab_size=50256", ".* has tokens outs"),
+        ("mine.txt --config vocab_size=90", "token id .* is outside the vocabulary of 90"),
     ],
 )
 def test_a_wrong_argument(folder, failure, command, message):
@@ -374,24 +369,20 @@ def test_the_checkpoint_of_another_run_is_refused_and_kept(folder, failure, stop
         "--learning-rate 1e-3": r"learning_rate 0\.0004, now 0\.001",
         "--no-head-start": "head_start True, now False",
         "--precision highest": "precision medium, now highest",
-        f"--config {SIZE},n_layers=2": "a model with the configuration .* not",
+        "--config n_layers=2": "a model with the configuration .* not",
     }.items():
         assert re.search(rf"mine\.ckpt belongs to .*{change}", failure(2, *arguments.split()))
     (folder / "mine.txt").write_text("Another text. " * 200)
     assert re.search(r"training text \w+, now \w+", failure(2))
     assert {path: path.read_bytes() for path in files} == files
-    (folder / "mine.ckpt").write_bytes(b"damaged")
-    assert re.match(r"mine\.ckpt cannot be read as a checkpoint: .* delete", failure(2))
-    assert (folder / "mine.ckpt").read_bytes() == b"damaged"
 
 
-def test_two_runs_on_one_checkpoint(failure, stop_at):
+def test_two_runs_on_one_checkpoint(failure, stop_at, uninterrupted):
     refused = []
     stop_at(3, lambda run: refused.append(failure(2, "--save-every", "0")))
     train()
-    (line,) = refused
-    assert line.startswith("mine.pth is in use by another run: wait, or change --weights")
-    assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
+    assert refused == ["mine.pth is in use by another run: wait, or change --weights (see --help)"]
+    assert everything() == uninterrupted
 
 
 def test_weights_that_cannot_be_written_lose_no_step(failure, monkeypatch):
@@ -425,7 +416,7 @@ def test_a_second_ctrl_c_while_it_saves(folder, failure, stop_at, monkeypatch):
         monkeypatch.setattr(Path, "open", lambda path, mode: Interrupted(path, mode))
 
     stop_at(5, during)
-    assert failure(130) == "stopped; run the same command again to resume"
+    assert failure(130) == AGAIN
     assert not list(folder.glob("*.partial"))
 
 
@@ -442,12 +433,17 @@ def test_no_input_is_overwritten(folder, failure, ending):
 
 
 def test_a_vocabulary_larger_than_the_tokenizers():
-    train("--config", f"{SIZE},vocab_size=100000")  # its samples hold ids that are no tokens
+    train("--config", "vocab_size=100000", "--epochs", "1")  # samples hold ids that are no tokens
 
 
 def test_a_model_too_large_for_the_memory(failure):
     line = failure(1, "--config", "emb_dim=1000000000,n_heads=1")
     assert line == "out of memory on cpu: use a smaller --batch-size or --config"
+
+
+def test_each_config_adds_to_those_before():
+    _, args = pretrain.parse_arguments(["--config", "gpt2-xl,n_heads=5", "--config", "n_heads=10"])
+    assert args.config == {**SIZES["gpt2-xl"], "n_heads": 10}
 
 
 @pytest.mark.parametrize(
@@ -458,6 +454,10 @@ def test_a_learning_rate_that_is_too_high(folder, failure, rate, message):
     line = failure(1, "--learning-rate", rate, "--save-every", "0")
     assert re.search(rf"{message}.*lower rate \(--learning-rate\); delete mine\.ckpt", line)
     assert not (folder / "mine.pth").exists()
+    if rate == "1e30":  # otherwise the weights are only too large for 8 bits
+        saved = read_checkpoint("mine.ckpt")
+        assert saved["step"] == int(re.search(r"step (\d+)", line)[1]) - 1
+        assert all(weights.isfinite().all() for weights in saved["weights"].values())
 
 
 # 4. Output that fails -----------------------------------------------------------------------
@@ -498,7 +498,7 @@ def test_it_starts_from_other_weights(capsys, kind, tokenizer):
     else:
         save_hugging_face(start, "start")
         source = "start"
-    size = f"{SIZE},context_length=24" if kind == "weights" else SIZE  # windows may be shorter
+    size = "context_length=24" if kind == "weights" else "n_layers=1"  # windows may be shorter
     train("--start-from", source, "--config", size, "--epochs", "1")
     first_loss = float(re.search(r"training loss ([\d.]+)", capsys.readouterr().out)[1])
     loss = training_loss(start, tokenizer, 24 if kind == "weights" else 16)
@@ -532,13 +532,13 @@ def test_weights_that_do_not_fit(folder, failure):
 
 def test_the_dropout_of_a_folder_can_be_changed():
     save_hugging_face(GPTModel({**CONFIG, "drop_rate": 0.1}), "start")
-    results = []
-    for name, change in [("a", "drop_rate=0.1"), ("b", "drop_rate=0"), ("c", "drop_rate=0.0")]:
-        train("--start-from", "start", "--config", change, "--weights", f"{name}.pth")
-        results.append(read_checkpoint(f"{name}.ckpt"))
-    assert [content["config"]["drop_rate"] for content in results] == [0.1, 0, 0]
-    first, second, third = (content["history"][-1][3] for content in results)
-    assert first != second == third
+    losses = []
+    for name, rate in [("a", 0.1), ("b", 0.0), ("c", 0)]:
+        train("--start-from", "start", "--config", f"drop_rate={rate}", "--weights", f"{name}.pth")
+        content = read_checkpoint(f"{name}.ckpt")
+        assert content["config"]["drop_rate"] == rate
+        losses.append(content["history"][-1][3])
+    assert losses[0] != losses[1] == losses[2]
 
 
 def test_it_resumes_with_its_initial_weights_wherever_they_are(folder, failure, stop_at):
@@ -576,5 +576,5 @@ def test_interrupted_tokenizing_leaves_no_half_file(folder, monkeypatch, failure
         signal.raise_signal(number)
 
     monkeypatch.setattr(token_file, "_encode", interrupted)
-    assert failure(128 + number) == "stopped; run the same command again to resume"
+    assert failure(128 + number) == AGAIN
     assert {path.name for path in folder.iterdir()} <= {"mine.txt", "mine.lock"}

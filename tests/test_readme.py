@@ -1,15 +1,13 @@
 """The README's files, commands, snippets and figures are right."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 
 import nbformat
 import pytest
 import torch
-from conftest import ROOT, TINY_CONFIG, same_weights
+from conftest import ROOT, TINY_CONFIG, run_python, same_weights
 
 from gpt import GPTModel, TrainState, calc_loss_loader, train_model
 from support.model.hugging_face import load_hugging_face
@@ -86,12 +84,8 @@ def test_sizes():
 def test_snippet_with_the_shipped_weights(story):
     (snippet,) = (b for b in blocks("python") if "pretrain-story-model.pth" in b)
     no_network = "import socket\nsocket.socket.connect = socket.getaddrinfo = None\n"
-    done = subprocess.run(
-        [sys.executable, "-c", no_network + snippet],
-        cwd=ROOT, env={**os.environ, "TIKTOKEN_CACHE_DIR": ""}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")  # no warning, no log noise
-    assert done.stdout.startswith(story[:39]) and len(done.stdout) > 150
+    printed = run_python(no_network + snippet, TIKTOKEN_CACHE_DIR="")
+    assert printed.startswith(story[:39]) and len(printed) > 150
 
 
 def test_the_snippet_that_exports(tmp_path, monkeypatch, tiny_model):

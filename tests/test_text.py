@@ -1,13 +1,10 @@
 """Tokens and text; GPT-2's tokenizer without a network; the story."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
@@ -46,18 +43,14 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("code", "variable"), PLACES)
-def test_the_tokenizer_needs_no_network_and_no_cache(tmp_path, code, variable):
+def test_the_tokenizer_needs_no_network_and_no_cache(tmp_path, monkeypatch, code, variable):
     cached = tmp_path / "data-gym-cache" / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
     cached.parent.mkdir()
     cached.write_text("not GPT-2's")  # tiktoken itself would delete it and download the table
-    names = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
-    env = {name: value for name, value in os.environ.items() if name not in names}
+    for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
     name, value = variable.format(cache=tmp_path).split("=")
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE + code], cwd=ROOT, env={**env, name: value},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("[16190, 2993]\n", "")
+    assert run_python(OFFLINE + code, **{name: value}) == "[16190, 2993]\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [cached]
     assert cached.read_text() == "not GPT-2's"
 

@@ -1,15 +1,12 @@
 """Weights files: what is written, what is read, and what is refused."""
 
-import os
 import pickle
-import subprocess
-import sys
 import time
 import zipfile
 
 import pytest
 import torch
-from conftest import ROOT, TINY_CONFIG, same_weights, tiny_loaders
+from conftest import TINY_CONFIG, run_python, same_weights, tiny_loaders
 from safetensors.torch import save_file
 
 from gpt import GPTModel, TrainState, train_model
@@ -27,14 +24,6 @@ def saved(tiny_model, tmp_path):
     path = tmp_path / "weights.pth"
     save_weights(tiny_model, path)
     return path
-
-
-def run(code, **env):
-    """Return what a new process prints."""
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE,
-        env={**os.environ, **env},
-    ).stdout  # fmt: skip
 
 
 # 1. Files of save_weights -------------------------------------------------------------------
@@ -207,12 +196,6 @@ def test_bfloat16(saved):
     assert generate(half, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
 
 
-def test_loading_needs_no_compiler(saved):
-    """Importing PyTorch's compiler would take as long as reading the file."""
-    code = f"import sys, utils; utils.load_model({str(saved)!r}, {TINY_CONFIG}); "
-    assert run(code + "print('torch._dynamo' in sys.modules)") == "False\n"
-
-
 def test_a_loaded_model_trains_like_any_other(saved):
     """Its matrices are stored column by column."""
     text, cfg = torch.arange(300) * 7 % 61, {**TINY_CONFIG, "drop_rate": 0.0}
@@ -259,7 +242,7 @@ def test_eight_bits_are_the_same_with_other_instructions():
         "for rows in (1, 30): print(*Int8Linear(linear)(torch.rand(rows, 3072)).flatten().tolist())"
     )
     instructions = ("ALL", "AVX512_CORE_BF16", "AVX2")
-    assert len({run(code, ONEDNN_MAX_CPU_ISA=name) for name in instructions}) == 1
+    assert len({run_python(code, ONEDNN_MAX_CPU_ISA=name) for name in instructions}) == 1
 
 
 def test_eight_bits_on_another_device():
@@ -280,4 +263,4 @@ def test_numbers_that_are_not_finite_stay_so():
 def test_the_fastest_weights_without_instructions_for_eight_bits(saved):
     code = f"import utils; model = utils.load_model({str(saved)!r}, {TINY_CONFIG}, dtype='fastest')"
     code += "; print(model.out_head.weight.dtype)"
-    assert run(code, ONEDNN_MAX_CPU_ISA="AVX2") == "torch.float32\n"
+    assert run_python(code, ONEDNN_MAX_CPU_ISA="AVX2") == "torch.float32\n"

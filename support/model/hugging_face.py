@@ -81,13 +81,12 @@ def _transposed(name: str, tensor: Tensor) -> Tensor:
 def load_hugging_face(folder: str | Path) -> GPTModel:
     """Return the GPT-2 in `folder` as a GPTModel, in eval mode, in float32, on the CPU.
 
-    The folder contains config.json, and model.safetensors or its shards, of a GPT-2 of any size. A
-    tied head becomes a separate one. `drop_rate` is their `resid_pdrop`; their other two dropout
-    rates are ignored.
+    The folder contains config.json, and model.safetensors or its shards, of a GPT-2 of any size.
+    `drop_rate` is their `resid_pdrop`; their other two dropout rates are ignored.
 
     Raises FileNotFoundError if the folder or a file is missing. Raises ValueError if a file is
-    damaged, if GPTModel does not support the model, or if the tokenizer is not GPT-2's. The
-    format has no checksums, so a changed weight is noticed only if it is not finite.
+    damaged (the format has no checksums), if GPTModel does not support the model, or if the
+    tokenizer is not GPT-2's.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -167,9 +166,8 @@ def _check_tensor(folder: Path, name: str, tensor: Tensor, shape: tuple[int, ...
 def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
     """Write `model` as a GPT-2, in float32, to `folder`, which is created if it is missing.
 
-    transformers and `load_hugging_face` can open it. The tokenizer's files are omitted if the
-    vocabulary is smaller than GPT-2's. The model may be compiled or in a wrapper such as DDP.
-    Saving needs memory for two more copies of the weights.
+    The model may be compiled or in a wrapper such as DDP. The tokenizer's files are omitted if the
+    vocabulary is smaller than GPT-2's.
 
     Files of the same model are replaced once all new files are complete. Raises ValueError,
     and writes nothing, if a weight is not finite, the model is quantized, or the folder contains

@@ -28,14 +28,11 @@ def plain_name(name: str) -> str:
 
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's state dict under plain names, even if the model or a part is wrapped."""
+    """Return a model's state dict under plain names, even if the model or a part is wrapped.
+
+    Its tensors share the parameters' memory.
+    """
     return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
-
-
-def load_plain_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy weights to a model. The names of both may have the prefixes of wrappers."""
-    names = {plain_name(name): name for name in model.state_dict()}
-    model.load_state_dict({names.get(plain_name(n), n): tensor for n, tensor in weights.items()})
 
 
 def wrapped_model(model: nn.Module) -> GPTModel:
@@ -55,9 +52,9 @@ def save_weights(
     """Write the weights as a state dict that `torch.load` and `load_state_dict` accept.
 
     Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and compressed, to an eighth of the
-    float32 size. Given `used_ids`, the token ids of the whole text, the embeddings of all other
-    tokens are stored as zeros: they never got a gradient and are noise. `on_tensor()` is called
-    after each tensor, for a progress bar. The model may be compiled or in a wrapper such as DDP.
+    float32 size. Given `used_ids`, the ids of the whole text, the embeddings of all other tokens
+    are stored as zeros: they never got a gradient and are noise. `on_tensor()` is called after each
+    tensor, for a progress bar. The model may be compiled or in a wrapper such as DDP.
 
     Raises OSError if the file cannot be written, and ValueError if a weight is not finite or above
     448, the largest 8-bit float.

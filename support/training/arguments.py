@@ -167,7 +167,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add = parser.add_argument_group("model and text").add_argument
     add("text", nargs="?", type=text_path, default=STORY, help="a UTF-8 file (default: the story)")
     add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
-    add("--config", type=model_config, metavar="SIZE", default={},
+    add("--config", type=model_config, metavar="SIZE", action="append", default=[],
         help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256); "
         f"keys: {', '.join(GPT_CONFIG_124M)}")
     add("--start-from", type=start_path, metavar="WEIGHTS",
@@ -198,6 +198,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     args = parser.parse_args(argv)
     if WORLD_SIZE > 1 and not os.environ.get("MASTER_ADDR"):
         parser.error("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use torchrun")
+    args.config = {key: value for changes in args.config for key, value in changes.items()}
     args.weights = args.weights or Path(f"{args.text.stem}.pth")
     for ending in (".csv", ".png", ".ckpt", ".lock", ".pth"):
         for source in (args.text, args.start_from):

@@ -11,7 +11,7 @@ import torch
 import gpt
 from gpt import Evaluation, GPTModel, TrainState, train_model
 from support.files import atomic_write, load_archive
-from support.model.weights import load_plain_weights, plain_weights, wrapped_model
+from support.model.weights import plain_weights, wrapped_model
 from support.training.data import epoch_loaders
 from support.training.devices import random_states, set_random_states
 
@@ -57,8 +57,8 @@ def save_checkpoint(
 ) -> None:
     """Store everything that a training run needs to resume; see `load_checkpoint`.
 
-    These are the weights in full precision, AdamW's two averages for each, the history, and the
-    global random states, for dropout: 2 GB for GPT_CONFIG_124M. Raises OSError if writing fails.
+    These are the weights, AdamW's two averages for each, the history, and the global random states:
+    2 GB for GPT_CONFIG_124M. Raises OSError if writing fails.
     """
     model = wrapped_model(model)
     content = {
@@ -84,8 +84,7 @@ def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> Tra
 
     If there is no such file, the model stays unchanged and the state is new. So you can run these
     lines again after any interruption. On the same machine, the final weights are those of an
-    uninterrupted run, bit for bit. Sets the global random states. Loading briefly takes twice the
-    file's size in memory.
+    uninterrupted run, bit for bit. Sets the global random states.
 
     Raises ValueError if the file is damaged, contains code, or belongs to another model or to a run
     with other texts or hyperparameters.
@@ -126,7 +125,8 @@ def restore(
         raise ValueError(
             f"{path} belongs to {what}: resume with the same ones, or use another file"
         )
-    load_plain_weights(model, content["weights"])
+    for name, tensor in plain_weights(model).items():
+        tensor.copy_(content["weights"][name])
     set_random_states(model.out_head.weight.device, content["random"])
     history = [Evaluation(*evaluation) for evaluation in content["history"]]
     return TrainState(content["step"], history, content["optimizer"])

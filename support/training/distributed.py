@@ -23,8 +23,7 @@ from gpt import GPTModel, train_step
 def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
     """Return RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as set by torchrun.
 
-    Return those of a single process, 0, 1, 0, 1, unless RANK and WORLD_SIZE are both set and agree,
-    because job schedulers also set some of these variables.
+    Unless the first two agree, they are those of a job scheduler: return 0, 1, 0, 1.
     """
     defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     values = [environment.get(name, default) for name, default in defaults.items()]

@@ -14,19 +14,15 @@ def give_head_start(model: GPTModel) -> None:
     by itself (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"), but on one
     short story this takes longer than the whole training here.
 
-    It overwrites the following weights in place. Only the last item uses random numbers, from the
-    global state.
+    These are initial values, and training may change all of them:
 
-    - Position embeddings: sines and cosines of the position at different frequencies (Vaswani et
-      al. 2017, section 3.5) in the first channels, and zeros elsewhere. There are as
-      many of these channels as a head has (64 of 768), but at most a quarter of all.
+    - Position embeddings: sines and cosines of the position (Vaswani et al. 2017, section 3.5) in
+      as many channels as a head has (64 of 768), at most a quarter of all; zeros elsewhere.
     - Token embeddings: zeros in these channels, so that they hold the position alone.
     - Query and key matrices of the first block, where they read these channels: a key encodes its
       own position, and a query the position that its head should attend to.
-    - Value and output matrices of the first block: random numbers with a standard deviation of
-      C ** -0.5, so that a head's output is about as large as its input.
-
-    These are initial values, and training may change all of them.
+    - Value and output matrices of the first block: random numbers, from the global state, that make
+      a head's output about as large as its input.
     """
     dim, num_heads = model.cfg["emb_dim"], model.cfg["n_heads"]
     head_dim = dim // num_heads

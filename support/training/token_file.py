@@ -26,9 +26,8 @@ UP_TO_LAST_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)  # GPT-2's tokenizer 
 def load_token_file(text_path: str | Path, tokenizer: Encoding) -> torch.Tensor:
     """Return the token ids of a text, as a memory-mapped uint16 tensor (T,).
 
-    The ids are those of `text_to_token_ids`. The first call stores them beside the text, two bytes
-    per token, in a file whose name ends in a fingerprint of the text and .tokens. It uses all
-    cores, shows a progress bar, and deletes the files of earlier versions of the text.
+    The first call stores the ids of `text_to_token_ids` beside the text, in a file whose name has a
+    fingerprint of the text. It uses all cores, and deletes the files of earlier versions.
 
     Raises ValueError as `read_pieces` does, and OSError if a file cannot be read or written.
     """
