@@ -1,53 +1,69 @@
 """The checks of the lesson's exercises accept right answers and reject plausible wrong ones."""
 
-# ruff: noqa: E501  (an answer on one line is easier to read)
+# ruff: noqa: E501, F401  (each answer is a line of text, which uses the imports)
 
+import copy
+import difflib
+import inspect
 import math
+import os
 import re
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch.nn import functional as F
 
-from support.lesson.exercises import CHECKS, check, reveal
+from support.lesson.exercises import EXERCISES, check, reveal
 
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
 MARKDOWN = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
-SOLUTIONS = dict(
-    re.findall(r"<summary>Solution: (\w+)</summary>\n\n```python\n(.*?)```", MARKDOWN, re.DOTALL)
-)
+SOURCES = {name: inspect.getsource(one.solution) for name, one in EXERCISES.items()}
+SOLUTIONS = {name: source[source.index("def ") :] for name, source in SOURCES.items()}
 
 
 def causal(scores, fill=-math.inf):
-    """Return scores (T, T) with the entries above the diagonal filled."""
+    """Return scores (..., T, T) with the entries above the diagonal filled."""
     return scores.masked_fill(torch.ones_like(scores).triu(1) == 1, fill)
 
 
-def count(cfg, tables=2):
+def count(cfg, tables=2, key_dim=None):
     """Return a model's number of parameters, with `tables` matrices of vocabulary size."""
     v, t, c, b = cfg["vocab_size"], cfg["context_length"], cfg["emb_dim"], cfg["qkv_bias"]
     layer = 12 * c * c + 10 * c + 3 * c * b
     return (tables * v + t) * c + cfg["n_layers"] * layer + 2 * c
 
 
-def sample(model, ids, num_tokens, keep, place=-1, frozen=False):
+def sample(model, ids, num_tokens, keep, place=-1, last=None, change=lambda p: p, frozen=False):
     """Append tokens; `keep` gets the sorted probabilities and their cumulative sum."""
     prompt = ids
     for _ in range(num_tokens):
-        p, order = model(prompt if frozen else ids)[0, place].softmax(-1).sort(descending=True)
+        seen = (prompt if frozen else ids)[:, -(last or 0) :]
+        p, order = change(model(seen)[0, place].softmax(-1)).sort(descending=True)
         p = torch.where(keep(p, p.cumsum(-1)), p, 0)
         ids = torch.cat([ids, order[p.multinomial(1)][None]], 1)
     return ids
 
 
+def counted(text, a, b):
+    """Return the share of b after a in a text of ids without their borders."""
+    return text.count(f"{a}{b}") / text[:-1].count(str(a))
+
+
 # Right (+) and wrong (-) answers: the bodies of functions, whose last line is returned.
 ANSWERS = r"""
 merge(ids, pair, new_id)
-+ i = 0\nwhile i < len(ids) - 1:\n    if tuple(ids[i : i + 2]) == pair: ids[i : i + 2] = [new_id]\n    i += 1\nids
++ ids, i = list(ids), 0\nwhile i < len(ids) - 1:\n    if tuple(ids[i : i + 2]) == pair: ids[i : i + 2] = [new_id]\n    i += 1\nids
 - [new_id if (a, b) == pair else a for a, b in zip(ids, ids[1:])]
 - out = []\nfor i, a in enumerate(ids):\n    if i and (ids[i - 1], a) == pair: out[-1] = new_id\n    else: out.append(a)\nout
 - s = ''.join(map(str, ids)).replace(''.join(map(str, pair)), str(new_id))\n[int(c) for c in s]
+- s = ' '.join(map(str, ids)).replace('%d %d' % pair, str(new_id))\n[int(x) for x in s.split()]
+- s = ',%s,' % ','.join(map(str, ids))\n[int(x) for x in s.replace(',%d,%d,' % pair, ',%d,' % new_id).split(',') if x]
+- out, i = [], 0\nwhile i < len(ids):\n    hit = tuple(ids[i : i + 2]) == pair\n    out += [new_id, *ids[i + 2 : i + 3]] if hit else [ids[i]]\n    i += 3 if hit else 1\nout
+- out, i = [], len(ids)\nwhile i > 0:\n    hit = tuple(ids[max(0, i - 2) : i]) == pair\n    i -= 2 if hit else 1\n    out.insert(0, new_id if hit else ids[i])\nout
+- for i in range(len(ids) - 1):\n    if tuple(ids[i : i + 2]) == pair: return [*ids[:i], new_id, *ids[i + 2 :]]\nids
 - [new_id if i in pair else i for i in ids]
 num_windows(num_tokens, length, stride)
 + len(range(0, num_tokens - length - 1, stride)) + 1
@@ -55,8 +71,21 @@ num_windows(num_tokens, length, stride)
 - (num_tokens - length) // stride + 1
 - (num_tokens - length - 1) // stride + 1
 - math.ceil((num_tokens - length) / stride) + 1
+- round((num_tokens - length - 1) / stride) + 1
+- math.ceil((num_tokens - 1) / length)
+- -((num_tokens - length - 1) / -stride) + 1
 cross_entropy(logits, targets)
-+ logits -= logits.logsumexp(-1, keepdim=True)\n-logits.gather(1, targets[:, None]).mean().item()
++ -logits.softmax(-1).gather(1, targets[:, None]).log().mean()
++ logits.logsumexp(-1).mean() - logits[range(len(targets)), targets].mean()
++ F.cross_entropy(logits.double(), targets).float()
+- F.cross_entropy(logits, targets).item()
+- torch.tensor(F.cross_entropy(logits, targets).item(), requires_grad=True)
+- sum(-math.log(row.softmax(-1)[i]) for row, i in zip(logits, targets)) / len(targets)
+- (logits.detach().logsumexp(-1) - logits[range(len(targets)), targets]).mean()
+- logits -= logits.logsumexp(-1, keepdim=True)\n-logits.gather(1, targets[:, None]).mean()
+- -logits.log_softmax(-1)[range(len(targets)), targets]
+- (-logits.log_softmax(-1) * F.one_hot(targets, logits.size(1))).mean()
+- F.cross_entropy(logits, targets) / math.log(2)
 - F.cross_entropy(logits.softmax(-1), targets)
 - F.cross_entropy(logits, targets, reduction='sum')
 - -logits[torch.arange(len(targets)), targets].mean()
@@ -65,13 +94,20 @@ cross_entropy(logits, targets)
 perplexity(p)
 + torch.tensor(p).log().mean().neg().exp()
 - math.prod(p) ** -0.5
+- math.prod(p) ** (-1 / len(p))
 - 1 / (sum(p) / len(p))
 - math.exp(-sum(map(math.log, p)))
+- -sum(map(math.log, p)) / len(p)
+- 2 ** (-sum(map(math.log, p)) / len(p))
 bigram_probability(ids, a, b)
 + torch.tensor(list(zip(ids, ids[1:])).count((a, b)) / ids[:-1].count(a))
+- counted(''.join(map(str, ids)), a, b)
+- s = ' '.join(map(str, ids))\ns.count(f'{a} {b}') / ids[:-1].count(a)
+- s = ' %s ' % ' '.join(map(str, ids))\ns.count(f' {a} {b} ') / ids[:-1].count(a)
 - list(zip(ids, ids[1:])).count((a, b)) / ids.count(a)
 - list(zip(ids, ids[1:])).count((a, b)) / (len(ids) - 1)
 - list(zip(ids, ids[1:])).count((b, a)) / ids[:-1].count(a)
+- list(zip(ids[::2], ids[1::2])).count((a, b)) / ids[:-1].count(a)
 may_look(n)
 + torch.ones(n, n, dtype=torch.bool).tril()
 - torch.ones(n, n).tril()
@@ -79,65 +115,164 @@ may_look(n)
 - torch.ones(n, n).tril(-1) == 1
 - torch.ones(n, n).tril().long()
 - torch.ones(1, n, n, dtype=torch.bool).tril()
+- torch.ones(3, 3, dtype=torch.bool).tril()
+- [[j <= i for j in range(n)] for i in range(n)]
+- np.tri(n, dtype=bool)
 attend(q, k, v)
-+ q /= q.size(1) ** 0.5\ns = q @ k.T\ns += torch.full_like(s, -1e9).triu(1)\ns.softmax(-1) @ v
-+ F.softmax(causal(q @ k.T / q.size(1) ** 0.5), dim=1) @ v
-- causal(q @ k.T).softmax(-1) @ v
-- causal(q @ k.T / q.size(1)).softmax(-1) @ v
-- (q @ k.T / math.sqrt(q.size(1))).softmax(-1) @ v
-- causal((q @ k.T / math.sqrt(q.size(1))).softmax(-1), 0) @ v
-- causal(q @ k.T / math.sqrt(q.size(1))).softmax(0) @ v
-- causal(q @ k.T / math.sqrt(q.size(1)), 0).softmax(-1) @ v
++ q = q / q.size(-1) ** 0.5\ns = q @ k.mT\ns += torch.full_like(s, -1e9).triu(1)\ns.softmax(-1) @ v
++ torch.stack([(q[..., i, None, :] @ k[..., : i + 1, :].mT / q.size(-1) ** 0.5).softmax(-1)[..., 0, :, None].mul(v[..., : i + 1, :]).sum(-2) for i in range(q.size(-2))], -2)
+- q /= q.size(-1) ** 0.5\ncausal(q @ k.mT).softmax(-1) @ v
+- F.softmax(causal(q @ k.T / q.size(1) ** 0.5), dim=1) @ v
+- causal(q @ k.mT / q.size(1) ** 0.5).softmax(-1) @ v
+- causal(q @ k.mT / q.size(-1) ** 0.5).softmax(1) @ v
+- causal(q @ k.mT / q.size(-2) ** 0.5).softmax(-1) @ v
+- causal(q @ k.mT).softmax(-1) @ v
+- causal(q @ k.mT / q.size(-1)).softmax(-1) @ v
+- (q @ k.mT / math.sqrt(q.size(-1))).softmax(-1) @ v
+- causal((q @ k.mT / math.sqrt(q.size(-1))).softmax(-1), 0) @ v
+- causal(q @ k.mT / math.sqrt(q.size(-1)), 0).softmax(-1) @ v
+- causal(k @ q.mT / math.sqrt(q.size(-1))).softmax(-1) @ v
+- causal(q @ k.mT / math.sqrt(q.size(-1))).softmax(-1)
+- s = q @ k.mT / math.sqrt(q.size(-1))\n(s + torch.ones(4, 4).triu(1) * -1e9).softmax(-1) @ v
+- s = q @ k.mT / math.sqrt(q.size(-1))\ns.masked_fill(torch.ones_like(s).triu() == 1, -math.inf).softmax(-1) @ v
+- causal(q @ k.mT / math.sqrt(q.size(-1))).softmax(-1).detach() @ v
+- torch.tensor((causal(q @ k.mT / math.sqrt(q.size(-1))).softmax(-1) @ v).tolist())
+- F.scaled_dot_product_attention(q, k, v, is_causal=True).double()
+- F.scaled_dot_product_attention(q, k, v, is_causal=True)[None]
+layer_norm(x, scale, shift)
++ d = x - x.mean(-1, keepdim=True)\nd * (d.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * scale + shift
++ F.layer_norm(x, scale.shape, scale, shift)
+- x -= x.mean(-1, keepdim=True)\nF.layer_norm(x, scale.shape, scale, shift)
+- (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt() * scale + shift
+- (x - x.mean(-1, keepdim=True)) / (x.std(-1, correction=0, keepdim=True) + 1e-5) * scale + shift
+- F.layer_norm(x, scale.shape, scale, shift, eps=0)
+- F.layer_norm(x, scale.shape, scale, shift, eps=1e-6)
+- F.layer_norm(x, x.shape) * scale + shift
+- (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt() * scale + shift
+- (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt() * scale + shift
+- F.layer_norm(x, scale.shape)
+- F.layer_norm(x, scale.shape, scale)
+- F.layer_norm(x, scale.shape, shift, scale)
+- (F.layer_norm(x, scale.shape) + shift) * scale
+- v = x.var(-1, keepdim=True, correction=0).detach()\n(x - x.mean(-1, keepdim=True)) / (v + 1e-5).sqrt() * scale + shift
+split_heads(x, n_heads)
++ x.unflatten(-1, (n_heads, -1)).permute(0, 2, 1, 3)
++ torch.stack(x.chunk(n_heads, -1), 1)
+- x.view(x.size(0), n_heads, x.size(1), -1)
+- x.view(x.size(0), x.size(1), n_heads, -1)
+- x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2)
+- x.unflatten(-1, (2, -1)).permute(0, 2, 1, 3)
+- x.unflatten(-1, (n_heads, 2)).transpose(1, 2)
+- x[0].unflatten(-1, (n_heads, -1)).transpose(0, 1)[None]
+- list(x.chunk(n_heads, -1))
+- x.detach().unflatten(-1, (n_heads, -1)).transpose(1, 2)
 num_parameters(cfg)
 + cfg['n_layers'] *= 1\ncount(cfg)
+- count(cfg) / 1
 - count(cfg, tables=4)
+- count(cfg, tables=1)
+- count(cfg) + cfg['n_layers'] * (cfg['n_heads'] - 3) * cfg['emb_dim'] * cfg['qkv_bias']
 - count({**cfg, 'n_layers': 2})
 - count({**cfg, 'qkv_bias': False})
+- count({**cfg, 'context_length': 256})
 - count(cfg, tables=cfg['n_layers'])
+- cfg['qkv_bias'] = int(cfg.pop('qkv_bias'))\ncfg['vocab_size'] += 0\ncfg['seen'] = True\ncount(cfg)
 descend(w, x, y, lr)
 + w = torch.tensor(w, requires_grad=True)\n((w * x - y) ** 2).backward()\nw.data -= lr * w.grad\nw
++ e = 1e-3\nw - lr * (((w + e) * x - y) ** 2 - (w * x - y) ** 2) / e
++ e = 1e-6\nw - lr * (((w + e) * x - y) ** 2 - (w * x - y) ** 2) / e
++ w = torch.tensor(torch.tensor(w))\nw - lr * 2 * (w * x - y) * x
 - w + lr * 2 * (w * x - y) * x
 - w - lr * (w * x - y) * x
 - w - lr * 2 * (w * x - y)
+- w - 0.1 * 2 * (w * x - y) * x
+- lr * 2 * (w * x - y) * x
+- 2 * (w * x - y) * x
+- [w - lr * 2 * (w * x - y) * x]
 next_probs(logits, temperature, top_k)
-+ logits /= temperature\nlogits[logits < logits.topk(top_k).values[-1]] = -math.inf\nlogits.softmax(0)
++ logits = logits / temperature\nlogits[logits < logits.topk(top_k).values[-1]] = -math.inf\nlogits.softmax(0)
 + top = logits.topk(top_k)\ntorch.zeros_like(logits).scatter(0, top.indices, (top.values / temperature).softmax(0))
++ logits = logits.double() / temperature\ntorch.where(logits >= logits.topk(top_k).values[-1], logits, -math.inf).softmax(0)
+- logits /= temperature\nlogits[logits < logits.topk(top_k).values[-1]] = -math.inf\nlogits.softmax(0)
 - (logits[:top_k] / temperature).softmax(-1)
 - p = torch.zeros_like(logits)\np[:top_k] = (logits[:top_k] / temperature).softmax(-1)\np
 - (logits.topk(top_k).values / temperature).softmax(-1)
 - torch.where(logits >= logits.topk(top_k).values[-1], (logits / temperature).softmax(-1), 0)
+- torch.where(logits > logits.topk(top_k).values[-1], logits / temperature, -math.inf).softmax(-1)
+- torch.where(logits >= logits.topk(top_k).values[-1], logits, -math.inf).softmax(-1)
+- torch.where(logits >= logits.topk(3).values[-1], logits / temperature, -math.inf).softmax(-1)
+- torch.where(logits >= logits.topk(top_k).values[-1], logits / temperature, 0).softmax(-1)
 - (torch.where(logits >= logits.topk(top_k).values[-1], logits, -math.inf) * temperature).softmax(-1)
+- torch.where(logits >= logits.topk(top_k).values[-1], logits / temperature, -math.inf).softmax(-1).sort().values
 continue_text(model, ids, num_tokens, top_p)
 + sample(model, ids, num_tokens, lambda p, total: total - p < top_p)
++ for _ in range(num_tokens):\n    p = model(ids)[:, -1].softmax(-1)\n    p[p < min(x for x in p[0] if p[p > x].sum() < top_p)] = 0\n    ids = torch.cat([ids, p.multinomial(1)], 1)\nids
 - sample(model, ids, num_tokens, lambda p, total: total < 9)
 - sample(model, ids, num_tokens, lambda p, total: total <= top_p)
 - sample(model, ids, num_tokens, lambda p, total: p == p.max())
+- sample(model, ids, num_tokens, lambda p, total: total - p < 0.78)
 - sample(model, ids, num_tokens, lambda p, total: total - p < top_p, frozen=True)
 - sample(model, ids, num_tokens, lambda p, total: total - p < top_p, place=0)
+- sample(model, ids, num_tokens, lambda p, total: total - p < top_p, last=1)
+- sample(model, ids, num_tokens, lambda p, total: total - p < top_p, last=2)
+- sample(model, ids, num_tokens, lambda p, total: total - p < top_p, last=8)
+- sample(model, ids, num_tokens, lambda p, total: total - p < top_p, change=lambda p: p**2 / (p**2).sum())
+- sample(model, ids, num_tokens, lambda p, total: total - p < top_p, change=lambda p: p.softmax(-1))
+- sample(lambda ids: model(ids[0])[None], ids, num_tokens, lambda p, total: total - p < top_p)
 - sample(model, ids, num_tokens, lambda p, total: total - p < top_p)[:, ids.size(1) :]
+- sample(model, ids, num_tokens - 1, lambda p, total: total - p < top_p)
+- sample(model, ids, num_tokens, lambda p, total: total - p < top_p)[0]
+- sample(model, ids, num_tokens, lambda p, total: total - p < top_p).float()
 - sample(model, ids, num_tokens, lambda p, total: total - p < top_p).tolist()
-- torch.cat([0 * ids, sample(model, ids, num_tokens, lambda p, total: total - p < top_p)[:, 2:]], 1)
+- torch.cat([0 * ids, sample(model, ids, num_tokens, lambda p, total: total - p < top_p)[:, ids.size(1) :]], 1)
+- for _ in range(num_tokens):\n    p = model(ids)[:, -1].softmax(-1).sort(descending=True).values\n    ids = torch.cat([ids, torch.where(p.cumsum(-1) - p < top_p, p, 0).multinomial(1)], 1)\nids
 longest_run(text, story)
 + max((n for n in range(len(text) + 1) for i in range(len(text) - n + 1) for j in range(len(story)) if text[i : i + n] == story[j : j + n]), default=0)
++ difflib.SequenceMatcher(None, text, story, autojunk=False).find_longest_match().size
+- s, t = (''.join(map(str, ids)) for ids in (story, text))\nmax(n for n in range(len(t) + 1) for i in range(len(t)) if t[i : i + n] in s) if t else 0
 - n = 0\nfor a, b in zip(text, story):\n    if a != b: break\n    n += 1\nn
 - max((n for n in range(len(text) + 1) for j in range(len(story)) if text[:n] == story[j : j + n]), default=0)
 - best = n = 0\nfor t in text:\n    n = n + 1 if t in story else 0\n    best = max(best, n)\nbest
+- sum(block.size for block in difflib.SequenceMatcher(None, text, story, autojunk=False).get_matching_blocks())
+- max(0, difflib.SequenceMatcher(None, text, story, autojunk=False).find_longest_match().size - 1)
+- len(set(text) & set(story))
 accepted(draft, choices)
-+ while draft and draft != choices[: len(draft)]: draft.pop()\nlen(draft)
++ draft = list(draft)\nwhile draft and draft != choices[: len(draft)]: draft.pop()\nlen(draft)
+- while draft and draft != choices[: len(draft)]: draft.pop()\nlen(draft)
 - sum(a == b for a, b in zip(draft, choices))
 - n = 0\nwhile n < len(draft) and draft[n] == choices[n]: n += 1\nn + 1
 - len(set(draft) & set(choices))
-diagnoses()
-- {'A': 'overfitting', 'B': 'rate too high', 'C': 'rate too low'}
-- {'A': 'rate too high', 'B': 'overfitting'}
-- ['rate too high', 'overfitting', 'rate too low']
-- dict.fromkeys('ABC', 'overfitting')
+- n = 0\nwhile draft[n] == choices[n]: n += 1\nn
+- n = 0\nwhile n < len(draft) and draft[n] in choices: n += 1\nn
+- len(os.path.commonprefix([''.join(map(str, draft)), ''.join(map(str, choices))]))
 entropy(p)
 + p = torch.tensor(p)\n-(p * p.log()).sum()
++ p = np.array(p)\n-(p * np.log(p)).sum()
 - -sum(x * math.log2(x) for x in p)
 - -sum(math.log(x) for x in p) / len(p)
 - sum(x * math.log(x) for x in p)
 - math.log(len(p))
+- math.exp(-sum(x * math.log(x) for x in p))
+attention_at_distance(weights, distance)
++ weights.diagonal(-distance).mean()
++ sum(weights.tolist()[i][i - distance] for i in range(distance, len(weights))) / (len(weights) - distance)
+- weights.diagonal(distance).mean()
+- weights.diagonal(-1).mean()
+- weights.diagonal(-distance)
+- weights.diagonal(-distance).sum()
+- weights.diagonal(-distance).sum() / len(weights)
+- weights.T.diagonal(-distance).mean()
+- weights[-1, -1 - distance]
+- sum(weights[i, i - distance] for i in range(len(weights))) / len(weights)
+- weights.diagonal(-distance - 1).mean()
+- weights[:, distance].mean()
+diagnoses()
++ {'A': 'Rate too high', 'B': 'Overfitting ', 'C': 'RATE TOO LOW'}
+- {'A': 'overfitting', 'B': 'rate too high', 'C': 'rate too low'}
+- {'A': 'rate too high', 'B': 'overfitting'}
+- {'A': 'rate too high', 'B': 'overfitting', 'C': None}
+- ['rate too high', 'overfitting', 'rate too low']
+- dict.fromkeys('ABC', 'overfitting')
 """
 SIGNATURES, BODIES = {}, {}
 for signature, lines in re.findall(r"^(\w.*)\n((?:[+-] .*\n)+)", ANSWERS, re.MULTILINE):
@@ -148,68 +283,188 @@ for signature, lines in re.findall(r"^(\w.*)\n((?:[+-] .*\n)+)", ANSWERS, re.MUL
 each_exercise = pytest.mark.parametrize("name", SIGNATURES)
 
 
-def said(name, body, capsys):
-    """Return the check's output for an answer, given as the body of its function."""
+def answer_of(name, body):
+    """Return an answer, given as the body of its function, whose last line is returned."""
     *lines, last = body.splitlines()
     lines.append(last if last.startswith("raise ") else f"return {last}")
-    return said_of_code(name, "\n    ".join([f"def {SIGNATURES[name]}:", *lines]), capsys)
+    scope = dict(globals())
+    exec("\n    ".join([f"def {SIGNATURES[name]}:", *lines]), scope)
+    return scope[name]
 
 
-def said_of_code(name, code, capsys):
-    scope = {**globals(), "F": torch.nn.functional}
-    exec(code, scope)
-    check(scope[name])
-    return capsys.readouterr().out
+def said(answer, capsys, name=""):
+    """Return the check's verdict, after a look at the function with which the notebook goes on."""
+    kept = check(answer, name)
+    verdict, going_on, solution = capsys.readouterr().out.splitlines()
+    name, _, verdict = verdict.partition(": ")
+    right = verdict == "right."
+    assert kept is (answer if right else EXERCISES[name].solution)
+    assert going_on == f"Going on with {'yours' if right else 'the solution'}."
+    assert solution == "(The solution is in support/lesson/exercises.py.)"
+    return verdict
 
 
-def test_every_exercise_has_a_solution_and_answers():
-    assert set(CHECKS) == set(SOLUTIONS) == set(SIGNATURES)
+def wrapped(name, change):
+    """Return an answer that changes what the solution returns; `change` may take the arguments."""
+
+    def answer(*args):
+        return change(EXERCISES[name].solution(*args), *args)
+
+    answer.__name__ = name
+    return answer
+
+
+def test_every_exercise_has_right_and_wrong_answers():
+    assert set(EXERCISES) == set(SIGNATURES)
 
 
 @each_exercise
 def test_right_answers_pass(name, capsys):
-    assert said_of_code(name, SOLUTIONS[name], capsys) == f"{name}: right.\n"
+    assert said(wrapped(name, lambda result, *args: result), capsys) == "right."
     for body in BODIES[name, "+"]:
-        assert said(name, body, capsys) == f"{name}: right.\n", body
+        assert said(answer_of(name, body), capsys) == "right.", body
 
 
 @each_exercise
 def test_wrong_and_missing_answers_get_a_complaint(name, capsys):
-    for body in [*BODIES[name, "-"], "'clock'"]:
-        assert said(name, body, capsys).startswith(f"{name}: not yet. "), body
-    assert said(name, "None", capsys).startswith(f"{name}: yours to write.")
-    printed = said(name, "raise IndexError('off the end')", capsys)
-    assert printed.startswith(f"{name}: not yet. ")
-    assert "IndexError: off the end" in printed
+    for body in [*BODIES[name, "-"], "'clock'", "[]", "float('nan')", "torch.zeros(7, 1)"]:
+        printed = said(answer_of(name, body), capsys)
+        assert printed.startswith("not yet. "), body
+        assert "NameError" not in printed, body
+    assert said(answer_of(name, "None"), capsys).startswith("yours to write.")
+    printed = said(answer_of(name, "raise IndexError('off the end')"), capsys)
+    assert printed.startswith("not yet. ") and "IndexError: off the end" in printed
 
 
-def test_a_complaint_shows_the_call_and_both_results(capsys):
-    assert said("may_look", "torch.ones(n, 1) > 0", capsys) == (
-        "may_look: not yet. may_look(3) should return [[True, False, False], [True, True, False], "
-        "[True, True, True]], but it returned [[True], [True], [True]] (torch.bool).\n"
+def spoil(result, *args):
+    """Change the arguments in place."""
+    result = copy.deepcopy(result)  # it may be a view of an argument
+    for arg in args:
+        if isinstance(arg, list):
+            arg.append(0)
+        elif isinstance(arg, dict):
+            arg["seen"] = True
+        elif isinstance(arg, torch.Tensor):
+            arg += 1
+    return result
+
+
+@each_exercise
+def test_the_kind_of_the_result_counts(name, capsys):
+    args, right = EXERCISES[name].cases()[0][:-1], EXERCISES[name].cases()[0][-1]
+    changes, same = {"list": lambda r, *_: [r], "text": lambda r, *_: str(r)}, {}
+    if isinstance(right, list):
+        same = {"tuple": tuple, "array": np.array, "tensor": torch.tensor, "generator": iter}
+        same["numbers of NumPy"] = lambda ids: [np.int64(i) for i in ids]
+        same["tensors"] = lambda ids: [torch.tensor(i) for i in ids]
+        changes["floats"] = lambda r, *_: [float(x) for x in r]
+    elif isinstance(right, int):
+        same = {"tensor": torch.tensor, "number of NumPy": np.int64, "array": np.array}
+        changes |= {"float": lambda r, *_: float(r), "off by one": lambda r, *_: r + 1}
+        changes["column"] = lambda r, *_: torch.tensor([r])
+    elif isinstance(right, float) and not EXERCISES[name].trains:
+        same = {"float64": lambda r: torch.tensor(float(r), dtype=torch.float64)}
+        same |= {"float32": np.float32, "array": np.array}
+        changes["column"] = lambda r, *_: torch.tensor([r])
+    if any(isinstance(arg, list | dict | torch.Tensor) for arg in args):
+        changes["changed argument"] = spoil
+        changes["changed argument, no result"] = lambda r, *args: spoil(None, *args)
+    for kind, change in same.items():
+        answer = wrapped(name, lambda r, *_, change=change: change(r))
+        assert said(answer, capsys) == "right.", kind
+    for kind, change in changes.items():
+        printed = said(wrapped(name, change), capsys)
+        assert printed.startswith("not yet. "), kind
+        assert ("changes its argument" in printed) == kind.startswith("changed"), printed
+
+
+@pytest.mark.parametrize(
+    "name, body, complaint",
+    [
+        ("may_look", "torch.ones(n, n) > 0", "may_look(3) is wrong: in row 0, it should be [True, "
+         "False, False], but is [True, True, True]. Token i may look at the tokens 0 to i."),
+        ("may_look", "torch.ones(n, 1) > 0", "may_look(3) should return a tensor of shape (3, 3), "
+         "but it returned [[True], [True], [True]] (Tensor of torch.bool, shape (3, 1)). Token i "
+         "may look at the tokens 0 to i."),
+        ("may_look", "[[j <= i for j in range(n)] for i in range(n)]", "may_look(3) has the right "
+         "values, but its type is list: return a tensor of torch.bool. Token i may look at the "
+         "tokens 0 to i."),
+        ("entropy", "[1.0]", "entropy([0.5, 0.5]) should return 0.6931, but it returned [1.0] "
+         "(list)."),
+        ("num_windows", "10.0", "num_windows(100, 10, 10) should return 10, but it returned 10.0 "
+         "(float)."),
+        ("diagnoses", "dict.fromkeys('ABC', 'overfitting')",
+         "diagnoses() is wrong about A and C: look again."),
+    ],
+)  # fmt: skip
+def test_a_complaint_shows_the_call_and_both_results(name, body, complaint, capsys):
+    assert said(answer_of(name, body), capsys) == f"not yet. {complaint}"
+
+
+def test_a_complaint_about_attention_shows_one_row_and_explains_the_mask(capsys):
+    body = "(q @ k.mT / math.sqrt(q.size(-1))).softmax(-1) @ v"
+    printed = said(answer_of("attend", body), capsys)
+    assert re.search(
+        r"in row 0, it should be (\[[^]]+\]), but is (\[[^]]+\])\. The mask", printed
     )
+    assert len(printed) < 400
+
+
+def test_what_is_not_a_function_of_an_exercise_gets_help(capsys):
+    assert "Check the function itself, as in check(merge), not None" in said(None, capsys, "merge")
+    assert "not [1, 2]" in said([1, 2], capsys, "merge")
+    assert "Check the function itself" in said("merge", capsys)
+    assert said(lambda p: -sum(x * math.log(x) for x in p), capsys, "entropy") == "right."
+    assert said(EXERCISES["merge"].solution, capsys).startswith("this is the solution.")
+    for other in (lambda p: 1.0, torch.zeros(2), {"A": 1}, None, max):
+        assert check(other) is other
+        printed = capsys.readouterr().out
+        assert printed.startswith("Check a function by its name, as in check(attend) or check(")
+        assert "merge, num_windows, " in printed
 
 
 def test_a_check_keeps_the_random_state(capsys):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    said_of_code("continue_text", SOLUTIONS["continue_text"], capsys)
+    said(wrapped("continue_text", lambda result, *args: result), capsys)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_guess_is_compared_with_the_result(capsys):
-    for guess, actual, printed in (
-        (None, 10.82, "10.82 nats. (No guess was written down."),
-        (9, 10.82, "10.82 nats. You guessed 9 nats: off by 1.82 nats."),
-        ("Clock", "clock", "clock. You guessed it."),
-        ("tower", "clock", "clock. You guessed 'tower'."),
-        ("much", 10.82, "10.82 nats. You guessed 'much'."),
-    ):
-        reveal("Loss", guess, actual, " nats")
-        assert capsys.readouterr().out.startswith(f"Loss: {printed}")
+NATS = [  # guesses of 10.82 nats, and what is said of them
+    (9, "You guessed 9 nats: off by 1.82 nats."), (10.8, "You guessed 10.8 nats: spot on!"),
+    ("10,82", "You guessed 10.82 nats: spot on!"), ((10, 82), "You guessed 10.82 nats: spot on!"),
+    ("10 nats", "You guessed 10 nats: very close!"), (np.float32(3), "You guessed 3 nats: off by"),
+    (torch.tensor(3), "You guessed 3 nats: off by"), (-3, "You guessed -3 nats: off by 13.8 nats, "
+     "with the wrong sign."), ("50,257", "You guessed more than 1,000 times as much."),
+    (10**400, "You guessed more than 1,000 times as much."), ("1082%", "You guessed 10.82 nats"),
+    (None, "(No guess was written down."), ("much", "('much' is not a number such as 12.5."),
+    (True, "(True is not a number"), ([10.82], "([10.82] is not a number"), ("", "('' is not"),
+]  # fmt: skip
+WORDS = [
+    ("Clock", "clock", "You guessed it!"), ("tower", "clock", "You guessed 'tower'."),
+    (3, "clock", "You guessed 3."), ("attention block 0", "block 0", "You guessed it!"),
+    ("Attention of block 0", "attention, block 0", "You guessed it!"),
+    ("block 0", "attention, block 0", "You guessed 'block 0', which is partly right."),
+    ("clock or tower", "clock", "You guessed 'clock or tower', which is partly right."),
+    (None, "clock", "(No guess was written down."),
+]  # fmt: skip
 
 
-def test_an_unknown_name_lists_the_exercises(capsys):
-    printed = said_of_code("perplexities", "def perplexities(p): pass", capsys)
-    assert printed.startswith("perplexities: no exercise has this name. The exercises are ")
-    assert "perplexity" in printed
+@pytest.mark.parametrize("guess, actual, verdict", [(g, 10.82, v) for g, v in NATS] + WORDS)
+def test_a_guess_is_compared_with_the_result(guess, actual, verdict, capsys):
+    reveal("Loss", guess, actual, " nats")
+    shown = "10.82 nats" if actual == 10.82 else actual
+    assert capsys.readouterr().out.startswith(f"Loss: {shown}. {verdict}")
+
+
+def test_a_notebook_folds_answers_and_solutions_away(monkeypatch):
+    shown = []
+    monkeypatch.setattr("support.lesson.exercises.display", shown.append)
+    reveal("<Loss>", None, 10.82)
+    check(answer_of("may_look", "None"))
+    answer, solution = (one._repr_html_() for one in shown)
+    assert re.fullmatch(
+        "<details><summary>&lt;Loss&gt;: click .*<pre>10.82</pre></details>", answer
+    )
+    assert "<pre>def may_look(length):\n    position" in solution
+    assert "position[None, :] &lt;= position" in solution

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from test_exercises import MARKDOWN, NOTEBOOK, SOLUTIONS
 
 from gpt import GPT_CONFIG_124M
-from support.lesson.exercises import CHECKS
+from support.lesson.exercises import EXERCISES
 from support.model.weights import load_model
 
 LENGTH = 4000  # characters of each text: long enough for the tiny models, and quick to train on
@@ -104,11 +104,11 @@ def test_a_section_that_runs_again_gives_the_same(twice):
 
 def test_the_solutions_are_right(twice):
     checks = {c.source[6:-1]: printed(c)[0] for c, _ in twice if c.source.startswith("check(")}
-    assert checks == {name: f"{name}: right." for name in CHECKS}
+    assert checks == {name: f"{name}: right." for name in EXERCISES}
 
 
 def test_exercises_and_predictions_are_left_to_the_reader(twice):
-    for name in CHECKS:
+    for name in EXERCISES:
         (line,) = filter(None, printed(tagged(NOTEBOOK, f"check-{name}")))
         assert line.startswith(f"{name}: yours to write.")
     guesses = [name for cell in CODE for name in GUESS.findall(cell.source)]

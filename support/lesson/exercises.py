@@ -1,236 +1,337 @@
-"""The lesson's predictions, compared with the measurements, and the checks of its exercises."""
+"""The lesson's predictions and exercises: each solution stands below the cases that check it."""
 
-import copy
+import inspect
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
+from IPython.display import display
 from torch import Tensor
 from torch.nn import functional as F
 
 from gpt import GPT_CONFIG_124M, GPTModel
+from support.lesson.feedback import (
+    Folded,
+    as_number,
+    find_fault,
+    judge_number,
+    judge_words,
+    outcome,
+    short,
+)  # fmt: skip
 from utils import next_token_probs
-
-Case = tuple[tuple, Any]  # arguments, and the right result or a function that judges the result
 
 
 def reveal(what: str, guess: object, actual: float | str, unit: str = "") -> None:
-    """Print a measured value and, if a guess was written down, how far off the guess was."""
-    shown = actual if isinstance(actual, str) else f"{actual:.4g}{unit}"
-    print(f"{what}: {shown}.", end=" ")
+    """Show a measured value and how near the guess came. Without a guess, the value is folded."""
+    if isinstance(actual, str):
+        shown, number = actual, math.nan
+    else:
+        shown, number = f"{actual:.4g}{unit}", as_number(guess, unit)
     if guess is None:
-        print("(No guess was written down. Write one, and run the cell again.)")
-    elif isinstance(actual, str) or not isinstance(guess, int | float):
-        right = str(guess).strip().lower() == str(actual).strip().lower()
-        print("You guessed it." if right else f"You guessed {guess!r}.")
+        note = "No guess was written down. Write one, and run the cell again."
+    elif isinstance(actual, str):
+        return print(f"{what}: {shown}. {judge_words(guess, actual)}")
+    elif not math.isnan(number):
+        return print(f"{what}: {shown}. {judge_number(number, actual, unit)}")
     else:
-        print(f"You guessed {guess:g}{unit}: off by {abs(guess - actual):.3g}{unit}.")
+        note = f"{guess!r:.60} is not a number such as 12.5. Change it, and run the cell again."
+    display(Folded(f"{what}: click for the answer. ({note})", shown, f"{what}: {shown}. ({note})"))
 
 
-def check(answer: Callable) -> None:
-    """Print that a function solves the exercise of the same name, or a case where it fails."""
-    name = answer.__name__
-    if name not in CHECKS:
-        return print(f"{name}: no exercise has this name. The exercises are {', '.join(CHECKS)}.")
-    with torch.random.fork_rng():  # the lesson's results do not depend on the checks
-        torch.manual_seed(0)
-        print(f"{name}: {find_fault(answer, CHECKS[name]()) or 'right.'}")
+def check(answer: Any, name: str = "") -> Any:
+    """Check a function. Return it if it is right, otherwise the solution of the same name.
 
-
-# Complaints ---------------------------------------------------------------------------------
-
-
-def find_fault(answer: Callable, cases: list[Case]) -> str | None:
-    """Return a complaint about the first case that fails, or None."""
-    for args, right in cases:
-        try:
-            result = answer(*copy.deepcopy(args))  # an answer may change its arguments
-        except Exception as error:
-            result = error
-        if result is None:
-            return "yours to write. (It returns None so far.)"
-        if callable(right):
-            complaint = right(result)
-        elif same(result, right):
-            complaint = None
-        else:
-            call = f"{answer.__name__}({', '.join(map(short, args))})"
-            complaint = f"{call} should return {short(right)}, but it {outcome(result)}."
-        if complaint:
-            return f"not yet. {complaint}"
-    return None
-
-
-def short(value: Any) -> str:
-    """Return a value's text, with rounded numbers, cut after 160 characters."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        inside = ", ".join(map(short, value))
-        shown = f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    Write @check above the function. One of another name, such as a lambda, needs the exercise's
+    `name`. The verdict is printed, and the solution shown, folded away.
+    """
+    name = name or getattr(answer, "__name__", str(answer))
+    if name not in EXERCISES:
+        print('Check a function by its name, as in check(attend) or check(answer, "attend").')
+        print(f"The exercises are {', '.join(EXERCISES)}.")
+        return answer
+    solution = EXERCISES[name].solution
+    if not callable(answer):
+        fault = f"not yet. Check the function itself, as in check({name}), not {answer!r:.60}."
+    elif answer is solution:
+        fault = "this is the solution. To check yours, run the cell with your function first."
     else:
-        shown = repr(value)
-    return shown if len(shown) <= 160 else shown[:160] + " ..."
-
-
-def outcome(result: Any) -> str:
-    """Return a description of what an answer returned or raised."""
-    if isinstance(result, Exception):
-        return f"raised {type(result).__name__}: {result!s:.200}"
-    return f"returned {short(result)} ({getattr(result, 'dtype', type(result).__name__)})"
-
-
-def same(result: Any, right: Any) -> bool:
-    """Return whether a result is right, up to rounding. Tensors must have the right shape."""
-    try:
-        if isinstance(right, list):
-            return list(result) == right
-        if not isinstance(right, Tensor):
-            number = result.detach() if isinstance(result, Tensor) else result
-            return math.isclose(float(number), right, rel_tol=1e-4, abs_tol=1e-6)
-        if right.dtype == torch.bool and result.dtype != torch.bool:
-            return False
-        found, expected = torch.as_tensor(result).detach().double(), right.double()
-        return found.shape == right.shape and torch.allclose(found, expected, 1e-4, 1e-6)
-    except Exception:  # a result of another type, such as a string
-        return False
+        with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+            torch.manual_seed(0)  # the lesson's random numbers do not depend on the checks
+            fault = find_fault(answer, *EXERCISES[name])
+    print(f"{name}: {fault or 'right.'}\nGoing on with {'the solution' if fault else 'yours'}.")
+    source = inspect.getsource(solution)
+    plain = "(The solution is in support/lesson/exercises.py.)"
+    display(Folded(f"Solution: {name}", source[source.index("def ") :], plain))
+    return solution if fault else answer
 
 
 # The exercises ------------------------------------------------------------------------------
 
 
-def merge() -> list[Case]:
-    trials = [([1, 2, 3, 1, 2], (1, 2), [9, 3, 9]), ([5, 1, 1, 1], (1, 1), [5, 9, 1])]
-    trials += [([2, 1, 2, 1], (1, 2), [2, 9, 1]), ([11, 2, 1, 2], (1, 2), [11, 2, 9])]
-    return [((ids, pair, 9), right) for ids, pair, right in [*trials, ([7], (1, 2), [7])]]
+class Exercise(NamedTuple):
+    solution: Callable
+    cases: Callable[[], list[tuple]]  # each the arguments, and the right result or a judge of it
+    hint: str  # what a complaint ends with
+    trains: bool  # whether the notebook trains with the answer, which then needs a gradient
 
 
-def num_windows() -> list[Case]:
-    sizes = [(100, 10, 10), (101, 10, 10), (102, 10, 10), (50, 8, 3), (9, 8, 4)]
-    return [((n, length, stride), -((length + 1 - n) // stride) + 1) for n, length, stride in sizes]
+EXERCISES: dict[str, Exercise] = {}
 
 
-def cross_entropy() -> list[Case]:
-    logits = torch.tensor([[2.0, 1.0, -1.0, 0.5], [0.0, 3.0, 1.0, 1.0], [1.0, 1.0, 4.0, -2.0]])
-    trials = [(logits, [0, 1, 0]), (logits[:1], [3]), (logits[1:] * 2, [2, 2])]
-    pairs = [(rows, torch.tensor(targets)) for rows, targets in trials]
-    return [((rows, ids), F.cross_entropy(rows.double(), ids).item()) for rows, ids in pairs]
+def exercise(cases: Callable[[], list[tuple]], hint: str = "", trains: bool = False) -> Callable:
+    """Return a decorator that registers a solution with its cases."""
+
+    def register(solution: Callable) -> Callable:
+        EXERCISES[solution.__name__] = Exercise(solution, cases, hint, trains)
+        return solution
+
+    return register
 
 
-def perplexity() -> list[Case]:
-    trials = {2: [0.5, 0.5], 4: [0.5, 0.5, 0.0625], 1: [1.0], 100: [0.01] * 5}
-    return [((probs,), right) for right, probs in trials.items()]
+# fmt: off
+@exercise(lambda: [
+    ([1, 2, 3, 1, 2], (1, 2), 256, [256, 3, 256]), ([5, 1, 1, 1], (1, 1), 256, [5, 256, 1]),
+    ([1, 2, 1, 2, 1], (1, 2), 256, [256, 256, 1]), ([1] * 5, (1, 1), 256, [256, 256, 1]),
+    ([2, 1, 2, 1], (1, 2), 99, [2, 99, 1]), ([11, 2, 1, 22], (1, 2), 256, [11, 2, 1, 22]),
+    ([12, 1, 22, 11, 2], (1, 2), 256, [12, 1, 22, 11, 2]), ([7], (1, 2), 256, [7]),
+])
+def merge(ids, pair, new_id):
+    merged, i = [], 0
+    while i < len(ids):
+        if tuple(ids[i : i + 2]) == pair:
+            merged.append(new_id)
+            i += 2
+        else:
+            merged.append(ids[i])
+            i += 1
+    return merged
 
 
-def bigram_probability() -> list[Case]:
-    ids = [1, 2, 1, 3, 1, 2, 2, 3, 1]
-    return [((ids, 1, 2), 2 / 3), ((ids, 2, 1), 1 / 3), ((ids, 3, 1), 1.0), ((ids, 3, 2), 0.0)]
+@exercise(lambda: [
+    (100, 10, 10, 10), (101, 10, 10, 10), (102, 10, 10, 11), (50, 8, 3, 15), (9, 8, 4, 1),
+    (11, 8, 1, 3), (5300, 256, 256, 21), (20, 4, 4, 5),
+])
+def num_windows(num_tokens, length, stride):
+    last_start = num_tokens - length - 1  # of the window that ends with the text
+    return math.ceil(last_start / stride) + 1
 
 
-def attend() -> list[Case]:
-    trials = [tuple(torch.randn(3, *shape)) for shape in ((4, 2), (3, 8))]
-    rows = [(q.double()[None], k.double()[None], v.double()[None]) for q, k, v in trials]
-    right = [F.scaled_dot_product_attention(q, k, v, is_causal=True)[0] for q, k, v in rows]
-    return list(zip(trials, right, strict=True))
+@exercise(lambda: [
+    (logits, targets, F.cross_entropy(logits, targets).item())
+    for T, V in ((3, 4), (1, 4), (4, 4), (40, 30))
+    for logits, targets in [(3 * torch.randn(T, V), torch.randint(V, (T,)))]
+], trains=True)
+def cross_entropy(logits, targets):
+    log_probs = logits.log_softmax(-1)  # (T, V), the logarithms of the softmax
+    return -log_probs[torch.arange(len(targets)), targets].mean()
 
 
-def may_look() -> list[Case]:
-    return [((n,), torch.ones(n, n, dtype=torch.bool).tril()) for n in (3, 1, 5)]
+@exercise(lambda: [
+    ([0.5, 0.5], 2.0), ([0.5, 0.5, 0.0625], 4.0), ([1.0], 1.0), ([0.01] * 200, 100.0),
+])
+def perplexity(probabilities):
+    losses = [-math.log(p) for p in probabilities]
+    return math.exp(sum(losses) / len(losses))
 
 
-def num_parameters() -> list[Case]:
-    tiny = {**GPT_CONFIG_124M, "vocab_size": 100, "context_length": 8, "emb_dim": 12, "n_heads": 3}
-    changes = ({"n_layers": 1}, {"n_layers": 3}, {"n_layers": 2, "qkv_bias": True, "emb_dim": 24})
-    cfgs = [{**tiny, **change} for change in changes]
-    return [((cfg,), sum(p.numel() for p in GPTModel(cfg).parameters())) for cfg in cfgs]
+COUNTED = [1, 2, 11, 2, 1, 22, 1, 1, 1, 2, 2, 3, 1]
 
 
-def descend() -> list[Case]:
-    trials = [(1.0, 2.0, 3.0, 0.1), (0.5, 3.0, 1.0, 0.01), (-1.0, 0.5, 2.0, 0.2)]
-    return [((w, x, y, lr), w - lr * 2 * (w * x - y) * x) for w, x, y, lr in trials]
+@exercise(lambda: [
+    (COUNTED, 1, 2, 0.4), (COUNTED, 2, 1, 0.25), (COUNTED, 3, 1, 1.0), (COUNTED, 3, 2, 0.0),
+    (COUNTED, 1, 1, 0.4), (COUNTED, 2, 11, 0.25),
+])
+def bigram_probability(ids, a, b):
+    followers = [after for before, after in pairwise(ids) if before == a]
+    return followers.count(b) / len(followers)
 
 
-def next_probs() -> list[Case]:
-    logits, settings = torch.tensor([0.5, 3, -1, 2, 1, 2.5]), ((0.5, 3), (1.0, 6), (2.0, 1), (2, 4))
-    return [((logits, *s), next_token_probs(logits[None].double(), *s)[0]) for s in settings]
+@exercise(lambda: [(n, torch.ones(n, n, dtype=torch.bool).tril()) for n in (3, 1, 6)],
+          "Token i may look at the tokens 0 to i.")
+def may_look(length):
+    position = torch.arange(length)
+    return position[None, :] <= position[:, None]
 
 
-def accepted() -> list[Case]:
-    trials = [([4, 5, 6], [4, 5, 6, 7], 3), ([4, 5, 6], [4, 9, 6, 7], 1)]
-    trials += [([4, 5], [9, 5, 6], 0), ([], [3], 0)]
-    return [((draft, choices), right) for draft, choices, right in trials]
+@exercise(lambda: [
+    (q, k, v, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    for shape in ((5, 4), (3, 8), (2, 3, 5, 4), (1, 2, 9, 16))
+    for q, k, v in [torch.randn(3, *shape)]
+], "The mask lets token i look at the tokens 0 to i only: row 0 must be row 0 of v.", trains=True)
+def attend(q, k, v):
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (..., T, T)
+    later = torch.ones_like(scores).triu(1) == 1
+    return scores.masked_fill(later, -math.inf).softmax(-1) @ v
 
 
-def longest_run() -> list[Case]:
-    story = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
-    trials = [([9, 1, 9], 1), ([7, 1, 5, 9, 2, 8], 4), ([6, 5, 7, 4, 1], 2), ([5, 3, 5], 3)]
-    return [((ids, story), right) for ids, right in [*trials, ([7], 0), ([0, *story[2:9], 0], 7)]]
+@exercise(lambda: [
+    (x, scale, shift, F.layer_norm(x, scale.shape, scale, shift))
+    for x in (torch.randn(3, 4), torch.randn(2, 3, 8) * 5 + 2, torch.randn(4, 4) / 500)
+    for scale, shift in [torch.randn(2, x.size(-1))]
+], "(The variance is of the last dimension and divides by n; 1e-5 is added to it.)", trains=True)
+def layer_norm(x, scale, shift):
+    mean = x.mean(-1, keepdim=True)
+    variance = x.var(-1, keepdim=True, correction=0)
+    return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
 
 
-def entropy() -> list[Case]:
-    spread = [[0.5, 0.5], [1.0], [0.25] * 4, [0.7, 0.2, 0.1]]
-    return [((probs,), -sum(p * math.log(p) for p in probs)) for probs in spread]
-
-
-DIAGNOSES = {"A": "rate too high", "B": "overfitting", "C": "rate too low"}
-
-
-def diagnoses() -> list[Case]:
-    def judge(result: Any) -> str | None:
-        if not isinstance(result, dict) or result.keys() != DIAGNOSES.keys():
-            return f"It should return a dict with keys A, B and C, but it {outcome(result)}."
-        wrong = [key for key in DIAGNOSES if result[key] != DIAGNOSES[key]]
-        return f"Look again at {' and '.join(wrong)}." if wrong else None
-
-    return [((), judge)]
-
-
-def continue_text() -> list[Case]:
-    """Try a generation loop on a toy model whose next token depends only on the last one."""
-    table = torch.tensor(
-        [[0.1, 0.5, 0.15, 0.25], [0.54, 0.1, 0.3, 0.06], [0.2, 0.6, 0.1, 0.1], [0.9, 0.05, 0.05, 0]]
+@exercise(lambda: [
+    (x, n, torch.stack(x.chunk(n, dim=-1), dim=1)) for x, n in (
+        (torch.arange(8.0).view(1, 2, 4), 2), (torch.arange(24.0).view(2, 3, 4), 2),
+        (torch.randn(2, 5, 12), 3), (torch.randn(3, 2, 6), 6), (torch.randn(2, 3, 4), 1),
     )
-    top_p, steps, prompt = 0.78, 500, torch.tensor([[3, 0]])
-
-    def judge(result: Any) -> str | None:
-        if not isinstance(result, Tensor):
-            return f"It should return a tensor of ids, but it {outcome(result)}."
-        if result.shape != (1, 2 + steps) or not torch.equal(result[:, :2], prompt):
-            return (
-                f"A prompt of shape (1, 2) and {steps} tokens gave shape {tuple(result.shape)}; "
-                f"it should be (1, {2 + steps}) and begin with the prompt."
-            )
-        return judge_draws(result[0, 1:], table, top_p)
-
-    return [((lambda ids: table.log()[ids], prompt, steps, top_p), judge)]
+], "Head 0 gets the first C // n_heads numbers of each token.", trains=True)
+def split_heads(x, n_heads):
+    B, T, C = x.shape
+    return x.view(B, T, n_heads, C // n_heads).transpose(1, 2)
 
 
-def judge_draws(tokens: Tensor, table: Tensor, top_p: float) -> str | None:
-    """Return a complaint if tokens (T,) do not follow the probabilities `table` (V, V)."""
-    kept = next_token_probs(table.log(), 1.0, None, top_p)
-    counts = torch.zeros_like(table)
-    for before, token in tokens.unfold(0, 2, 1).tolist():
-        counts[before, token] += 1
+def small_configs() -> list[dict]:
+    """Return settings that differ in everything that the number of parameters depends on."""
+    tiny = {**GPT_CONFIG_124M, "vocab_size": 100, "context_length": 8, "emb_dim": 12, "n_heads": 3}
+    changes = ({"n_layers": 1}, {"n_layers": 3, "n_heads": 2}, {"n_layers": 5, "vocab_size": 7},
+               {"n_layers": 2, "n_heads": 4, "emb_dim": 24, "qkv_bias": True})
+    return [{**tiny, **change} for change in changes]
+
+
+@exercise(lambda: [
+    (cfg, sum(p.numel() for p in GPTModel(cfg).parameters())) for cfg in small_configs()
+])
+def num_parameters(cfg):
+    v, t, c = cfg["vocab_size"], cfg["context_length"], cfg["emb_dim"]
+    attention = 4 * c * c + c + 3 * c * cfg["qkv_bias"]
+    feed_forward = 8 * c * c + 5 * c
+    return 2 * v * c + t * c + cfg["n_layers"] * (attention + feed_forward + 4 * c) + 2 * c
+
+
+@exercise(lambda: [
+    (1.0, 2.0, 3.0, 0.1, 1.4), (0.5, 3.0, 1.0, 0.01, 0.47), (-1.0, 0.5, 2.0, 0.2, -0.5),
+])
+def descend(w, x, y, lr):
+    gradient = 2 * (w * x - y) * x
+    return w - lr * gradient
+
+
+@exercise(lambda: [
+    (logits, temperature, top_k, next_token_probs(logits[None], temperature, top_k)[0])
+    for V, temperature, top_k in ((6, 0.5, 3), (6, 1.0, 6), (6, 2, 1), (50, 1.5, 20))
+    for logits in [torch.randn(V)]
+])
+def next_probs(logits, temperature, top_k):
+    smallest = logits.topk(top_k).values[-1]
+    kept = torch.where(logits >= smallest, logits, -math.inf)
+    return (kept / temperature).softmax(-1)
+
+
+@exercise(lambda: [
+    ([4, 5, 6], [4, 5, 6, 7], 3), ([4, 5, 6], [4, 9, 6, 7], 1), ([4, 5], [9, 5, 6], 0),
+    ([], [3], 0), ([4, 4, 4], [4, 4, 5, 4], 2), ([1, 12], [11, 2, 3], 0),
+])
+def accepted(draft, choices):
+    n = 0
+    while n < len(draft) and draft[n] == choices[n]:
+        n += 1
+    return n
+
+
+STORY = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 31, 4]
+
+
+@exercise(lambda: [
+    ([9, 1, 9], STORY, 1), ([7, 1, 5, 9, 2, 8], STORY, 4), ([6, 5, 7, 4, 1], STORY, 2),
+    ([5, 3, 5], STORY, 3), ([], STORY, 0), ([7], STORY, 0), ([0, *STORY[2:9], 0], STORY, 7),
+    ([53, 14], STORY, 0), ([1, 2], [2, 1, 2], 2), ([31, 4, 3, 1], STORY, 2), ([15, 9], STORY, 1),
+])
+def longest_run(text, story_tokens):
+    longest = 0
+    for i in range(len(text)):
+        for j in range(len(story_tokens)):
+            n = 0
+            for token, story_token in zip(text[i:], story_tokens[j:], strict=False):
+                if token != story_token:
+                    break
+                n += 1
+            longest = max(longest, n)
+    return longest
+
+
+@exercise(lambda: [
+    ([0.5, 0.5], 0.693147), ([1.0], 0.0), ([0.25] * 4, 1.386294), ([0.7, 0.2, 0.1], 0.801819),
+])
+def entropy(probabilities):
+    return -sum(p * math.log(p) for p in probabilities)
+
+
+@exercise(lambda: [
+    (weights, distance, weights.diagonal(-distance).mean().item())
+    for T in (4, 9) for distance in (1, 2, 0)
+    for weights in [F.normalize(torch.rand(T, T).tril(), p=1, dim=-1)]
+], "Leave out the first rows, which have no such token.")
+def attention_at_distance(weights, distance):
+    shares = [weights[i, i - distance] for i in range(distance, len(weights))]
+    return sum(shares) / len(shares)
+
+
+def judge_diagnoses(result: Any) -> str:
+    right = diagnoses()
+    if not isinstance(result, dict) or result.keys() != right.keys():
+        return f"should return a dict with the keys A, B and C, but {outcome(result)}"
+    wrong = [key for key in right if str(result[key]).strip().lower() != right[key]]
+    return f"is wrong about {' and '.join(wrong)}: look again" if wrong else ""
+
+
+@exercise(lambda: [(judge_diagnoses,)])
+def diagnoses():
+    return {"A": "rate too high", "B": "overfitting", "C": "rate too low"}
+
+
+PROBS = torch.tensor(
+    [[0.1, 0.5, 0.15, 0.25], [0.54, 0.1, 0.3, 0.06], [0.2, 0.6, 0.1, 0.1], [0.05, 0.9, 0.05, 0]]
+)
+
+
+def toy_model(ids: Tensor) -> Tensor:
+    """Return logits (1, T, 4). They depend on all tokens so far: on their sum modulo 4."""
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        raise ValueError(f"the model takes ids of shape (1, T), not {short(ids)}")
+    return PROBS.log()[ids.cumsum(-1) % 4]
+
+
+def judge_text(prompt: list[int], num_tokens: int, top_p: float, result: Any) -> str:
+    """Return a complaint unless a text continues the prompt by the toy model's probabilities."""
+    shape = (1, len(prompt) + num_tokens)
+    if not isinstance(result, Tensor) or result.is_floating_point() or result.shape != shape:
+        return f"should return ids of shape {shape}, but {outcome(result)}"
+    if result[0, : len(prompt)].tolist() != prompt:
+        return "should begin with the ids that it is given"
+    kept, counts = next_token_probs(PROBS.log(), 1.0, None, top_p), torch.zeros_like(PROBS)
+    sums = result[0].cumsum(0)[len(prompt) - 1 : -1] % 4
+    counts.index_put_((sums, result[0, len(prompt) :]), torch.ones(num_tokens), accumulate=True)
     expected = counts.sum(1, keepdim=True) * kept
     far = (counts - expected).abs() > 5 * (expected * (1 - kept)).sqrt() + 1e-3
-    if far.any():
-        row = int(far.any(1).nonzero()[0])
-        return (
-            f"After token {row}, with top_p {top_p} and probabilities {short(table[row])}, it drew "
-            f"the tokens {short(counts[row].long())} times each; about "
-            f"{short(expected[row].round().long())} would be right."
-        )
-    return None
-
-
-CHECKS: dict[str, Callable[[], list[Case]]] = {
-    cases.__name__: cases
-    for cases in (
-        merge, num_windows, cross_entropy, perplexity, bigram_probability, may_look, attend,
-        num_parameters, descend, next_probs, continue_text, longest_run, accepted, diagnoses,
-        entropy,
+    if not far.any():
+        return ""
+    row = int(far.any(1).nonzero()[0])
+    return (
+        f"drew the tokens 0 to 3 {short(counts[row].long())} times, where their probabilities are "
+        f"{short(PROBS[row])}; about {short(expected[row].round().long())} would be right"
     )
-}  # fmt: skip
+
+
+@exercise(lambda: [
+    (toy_model, torch.tensor([prompt]), n, top_p, partial(judge_text, prompt, n, top_p))
+    for prompt, n, top_p in (([3, 0], 1500, 0.78), ([1, 1, 2], 40, 0.3), ([2], 1, 0.99))
+])
+def continue_text(model, ids, num_tokens, top_p):
+    for _ in range(num_tokens):
+        probs, order = model(ids)[0, -1].softmax(-1).sort(descending=True)
+        before = probs.cumsum(-1) - probs  # the sum of the more probable ones
+        probs[before >= top_p] = 0
+        next_id = order[probs.multinomial(1)]
+        ids = torch.cat([ids, next_id[None]], dim=1)
+    return ids

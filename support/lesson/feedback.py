@@ -1,0 +1,204 @@
+"""Feedback on the guesses and answers of a reader: how near they are, and what is wrong."""
+
+import copy
+import html
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RTOL, ATOL = 1e-3, 1e-5  # generous: a slope by finite differences is near enough
+CHANGED = (
+    "not yet. The result is right, but the function changes its argument, which the caller still "
+    "needs. Work on a copy, such as list(ids) or x.clone()."
+)
+NO_GRADIENT = (
+    "not yet. The result is right, but not its gradient, which training needs. Use only operations "
+    "of tensors: .item(), .detach(), torch.tensor() and the functions of math lose the gradient."
+)
+
+
+class Folded:
+    """A text that a notebook folds away under a summary. A terminal shows `plain` instead."""
+
+    def __init__(self, summary: str, text: str, plain: str) -> None:
+        self.summary, self.text, self.plain = summary, text, plain
+
+    def __repr__(self) -> str:
+        return self.plain
+
+    def _repr_html_(self) -> str:
+        summary, text = html.escape(self.summary), html.escape(self.text)
+        return f"<details><summary>{summary}</summary><pre>{text}</pre></details>"
+
+
+# Guesses ------------------------------------------------------------------------------------
+
+
+def as_number(guess: Any, unit: str) -> float:
+    """Return a guess such as 10.8, "10.8 nats", "10,8" or "45%" as a number, or nan."""
+    if isinstance(guess, tuple):  # what Python makes of 10,8
+        guess = ",".join(map(str, guess))
+    try:
+        if not isinstance(guess, str):
+            return math.nan if isinstance(guess, bool) else float(guess)
+        text = guess.strip().removesuffix(unit.strip()).strip()
+        thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text)
+        text = text.replace(",", "" if thousands else ".")
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        return math.nan
+
+
+def judge_number(guess: float, actual: float, unit: str) -> str:
+    """Return a sentence on how far a guess is from the value."""
+    off = abs(guess - actual)
+    if actual and abs(guess / actual) > 1000:
+        return "You guessed more than 1,000 times as much."
+    said = f"You guessed {guess:.4g}{unit}:"
+    if off <= 0.1 * abs(actual):
+        return f"{said} {'spot on' if off <= 0.01 * abs(actual) else 'very close'}!"
+    sign = ", with the wrong sign" if guess * actual < 0 else ""
+    return f"{said} off by {off:.3g}{unit}{sign}."
+
+
+def judge_words(guess: object, actual: str) -> str:
+    """Return a sentence on whether a guess names the answer, in any order of its words."""
+    given, right = (set(re.findall(r"\w+", str(text).lower())) for text in (guess, actual))
+    if right <= given and not given & {"or", "not"} - right:
+        return "You guessed it!"
+    return f"You guessed {guess!r:.60}{', which is partly right' if given & right else ''}."
+
+
+# Answers ------------------------------------------------------------------------------------
+
+
+def find_fault(
+    answer: Callable, solution: Callable, cases: Callable[[], list[tuple]], hint: str, trains: bool
+) -> str:
+    """Return a complaint about the first case that fails, or an empty string.
+
+    A case has the arguments, and then the right result or a function that judges the result.
+    An answer that `trains` must have the solution's gradient too.
+    """
+    for i, (*args, right) in enumerate(cases()):
+        given = copy.deepcopy(args)
+        result = call(answer, given)
+        changed = not all(map(equal, given, args))
+        if result is None and changed:
+            return "not yet. It changes its argument and returns None. Return the result instead."
+        if result is None and i == 0:
+            return "yours to write. (It returns None so far.)"
+        if complaint := right(result) if callable(right) else difference(result, right):
+            shown = f"{solution.__name__}({', '.join(map(short, args))})"
+            return f"not yet. {shown} {complaint}. {hint}".rstrip()
+        if changed:
+            return CHANGED
+        if trains and (complaint := find_training_fault(answer, solution, args)):
+            return complaint
+    return ""
+
+
+def call(answer: Callable, args: list) -> Any:
+    """Return an answer's result, or the error that it raised. A generator becomes a list."""
+    try:
+        result = answer(*args)
+        return list(result) if isinstance(result, Iterator) else result
+    except Exception as error:
+        return error
+
+
+def equal(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def find_training_fault(answer: Callable, solution: Callable, args: list) -> str:
+    """Return a complaint unless the results of two functions have a dtype and gradients alike."""
+    outcomes = []
+    for function in (answer, solution):
+        given = [x.clone().requires_grad_() if is_float(x) else x for x in args]
+        try:
+            result = function(*given)
+            weights = torch.linspace(1, 2, result.numel()).view_as(result)
+            gradients = torch.autograd.grad(result, [x for x in given if is_float(x)], weights)
+        except Exception:  # no tensor, or without a gradient
+            return NO_GRADIENT
+        outcomes.append((result.dtype, gradients))
+    (dtype, found), (right_dtype, right) = outcomes
+    if dtype != right_dtype and result.dim():
+        return f"not yet. The result is right, but of {dtype}: training needs {right_dtype}."
+    close = (torch.allclose(x, y, RTOL, ATOL) for x, y in zip(found, right, strict=True))
+    return "" if all(close) else NO_GRADIENT
+
+
+def is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def difference(result: Any, right: Any) -> str:
+    """Return what a result should be and is, or an empty string if it is right."""
+    if not isinstance(right, Tensor):
+        return "" if same(result, right) else f"should return {short(right)}, but {outcome(result)}"
+    try:
+        found = torch.as_tensor(result).detach()
+    except Exception:  # an error, or no table of numbers
+        found = torch.empty(0)
+    if found.shape != right.shape:
+        return f"should return a tensor of shape {tuple(right.shape)}, but {outcome(result)}"
+    far = ~found.double().isclose(right.double(), RTOL, ATOL)
+    if far.any():
+        row = tuple(far.any(-1).nonzero()[0].tolist())  # the first that differs
+        place = f"in row {', '.join(map(str, row))}, it " if row else ""
+        return f"is wrong: {place}should be {short(right[row])}, but is {short(found[row])}"
+    if isinstance(result, Tensor) and (right.dtype == torch.bool) == (found.dtype == torch.bool):
+        return ""
+    due = "torch.bool" if right.dtype == torch.bool else "numbers"
+    return f"has the right values, but its type is {kind(result)}: return a tensor of {due}"
+
+
+def same(result: Any, right: list | float) -> bool:
+    """Return whether a list or number is right. Tuples, arrays and tensors will do."""
+    plain = result.tolist() if hasattr(result, "tolist") else result
+    if isinstance(right, list):
+        items = [getattr(x, "tolist", lambda x=x: x)() for x in plain] if is_row(plain) else None
+        return items == right and all(isinstance(x, int) for x in items)
+    if isinstance(right, int) or not isinstance(plain, int | float):
+        return type(plain) is int and plain == right
+    return math.isclose(plain, right, rel_tol=RTOL, abs_tol=ATOL)
+
+
+def is_row(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def short(value: Any) -> str:
+    """Return a value's text, with rounded numbers. A large tensor is described by its shape."""
+    if isinstance(value, Tensor) and value.numel() > 12:
+        return f"<tensor of shape {tuple(value.shape)}>"
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, float):
+        return repr(value) if value.is_integer() else f"{value:.4g}"
+    shown = "model" if callable(value) else repr(value)
+    if is_row(value):
+        inside = ", ".join(map(short, value))
+        shown = f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    return shown if len(shown) <= 160 else shown[:160] + " ..."
+
+
+def kind(value: Any) -> str:
+    """Return a value's type, such as "list" or "Tensor of torch.float32"."""
+    dtype = getattr(value, "dtype", None)
+    return type(value).__name__ + (f" of {dtype}" if dtype else "")
+
+
+def outcome(result: Any) -> str:
+    """Return a description of what an answer returned or raised."""
+    if isinstance(result, Exception):
+        return f"it raised {type(result).__name__}: {result!s:.200}"
+    shape = f", shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
+    return f"it returned {short(result)} ({kind(result)}{shape})"
