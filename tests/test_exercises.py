@@ -404,9 +404,7 @@ def test_a_complaint_shows_the_call_and_both_results(name, body, complaint, caps
 def test_a_complaint_about_attention_shows_one_row_and_explains_the_mask(capsys):
     body = "(q @ k.mT / math.sqrt(q.size(-1))).softmax(-1) @ v"
     printed = said(answer_of("attend", body), capsys)
-    assert re.search(
-        r"in row 0, it should be (\[[^]]+\]), but is (\[[^]]+\])\. The mask", printed
-    )
+    assert re.search(r"in row 0, it should be (\[[^]]+\]), but is (\[[^]]+\])\. The mask", printed)
     assert len(printed) < 400
 
 

@@ -14,31 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt import GPT_CONFIG_124M, GPTModel
-from support.lesson.feedback import (
-    Folded,
-    as_number,
-    find_fault,
-    judge_number,
-    judge_words,
-    outcome,
-    short,
-)  # fmt: skip
+from support.lesson.feedback import Folded, find_fault, judge_guess, outcome, short
 from utils import next_token_probs
 
 
 def reveal(what: str, guess: object, actual: float | str, unit: str = "") -> None:
     """Show a measured value and how near the guess came. Without a guess, the value is folded."""
-    if isinstance(actual, str):
-        shown, number = actual, math.nan
-    else:
-        shown, number = f"{actual:.4g}{unit}", as_number(guess, unit)
-    if guess is None:
-        note = "No guess was written down. Write one, and run the cell again."
-    elif isinstance(actual, str):
-        return print(f"{what}: {shown}. {judge_words(guess, actual)}")
-    elif not math.isnan(number):
-        return print(f"{what}: {shown}. {judge_number(number, actual, unit)}")
-    else:
+    shown = actual if isinstance(actual, str) else f"{actual:.4g}{unit}"
+    if guess is not None and (verdict := judge_guess(guess, actual, unit)):
+        return print(f"{what}: {shown}. {verdict}")
+    note = "No guess was written down. Write one, and run the cell again."
+    if guess is not None:
         note = f"{guess!r:.60} is not a number such as 12.5. Change it, and run the cell again."
     display(Folded(f"{what}: click for the answer. ({note})", shown, f"{what}: {shown}. ({note})"))
 

@@ -38,6 +38,14 @@ class Folded:
 # Guesses ------------------------------------------------------------------------------------
 
 
+def judge_guess(guess: Any, actual: float | str, unit: str) -> str:
+    """Return a sentence on how near a guess is, or an empty string if it is not a number."""
+    if isinstance(actual, str):
+        return judge_words(guess, actual)
+    number = as_number(guess, unit)
+    return "" if math.isnan(number) else judge_number(number, actual, unit)
+
+
 def as_number(guess: Any, unit: str) -> float:
     """Return a guess such as 10.8, "10.8 nats", "10,8" or "45%" as a number, or nan."""
     if isinstance(guess, tuple):  # what Python makes of 10,8
