@@ -1,0 +1,174 @@
+"""A small English-like language whose best possible loss is known exactly.
+
+A paragraph needs three kinds of memory: a verb agrees with a subject some words back, a name or
+its pronoun returns, and a list is repeated in its order.
+"""
+
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Grammar = Mapping[str, Mapping[str, float]]
+
+
+def zipf(words: str) -> dict[str, float]:
+    """Return rules for single words: the second is half as probable as the first, and so on."""
+    weights = {word: 1 / rank for rank, word in enumerate(words.split(), start=1)}
+    return {word: weight / sum(weights.values()) for word, weight in weights.items()}
+
+
+def uniform(*rules: str) -> dict[str, float]:
+    """Return equally probable rules."""
+    return dict.fromkeys(rules, 1 / len(rules))
+
+
+# A symbol, in capitals, becomes one of its rules; the numbers are their probabilities. Each
+# paragraph draws its own NAME, PRONOUN, FIRST, SECOND and THIRD. No rule leads back to its symbol.
+GRAMMAR: Grammar = {
+    "PARAGRAPH": uniform("OPENING REPORT ENDING \n", "OPENING REPORT REPORT ENDING \n"),
+    "OPENING": {"WHEN NAME carried a FIRST , a SECOND and a THIRD ROAD .": 1.0},
+    "REPORT": {"the ONE IS STATE .": 0.35, "the MANY ARE STATE .": 0.35, "DEED .": 0.3},
+    "ENDING": {"at last SOMEBODY put down the FIRST , the SECOND and the THIRD .": 1.0},
+    "ONE": {"PERSON CLAUSE": 0.7, "PERSON": 0.1, "ITEM": 0.2},
+    "MANY": {"PEOPLE CLAUSE": 0.7, "PEOPLE": 0.1, "ITEMS": 0.2},
+    "IS": {"was": 1.0},
+    "ARE": {"were": 1.0},
+    "CLAUSE": {"who DID OBJECT": 1.0},
+    "OBJECT": {"the THING": 0.3, "the LOOK THING": 0.4, "the THING PLACE": 0.3},
+    "THING": {"ITEM": 0.5, "ITEMS": 0.5},
+    "DEED": {"SOMEBODY SAW the PEOPLE": 0.3, "SOMEBODY SAW the PERSON": 0.3,
+             "SOMEBODY SAW OBJECT": 0.4},
+    "SOMEBODY": {"NAME": 0.4, "PRONOUN": 0.6},
+    "PERSON": zipf("keeper sailor fisherman widow baker pilot"),
+    "PEOPLE": zipf("keepers sailors fishermen widows bakers pilots"),
+    "ITEM": zipf("tower boat gate bridge chimney window"),
+    "ITEMS": zipf("towers boats gates bridges chimneys windows"),
+    "DID": zipf("mended guarded painted built found sold forgot"),
+    "LOOK": zipf("old tall grey broken wooden narrow"),
+    "STATE": zipf("cold wet late quiet lost ready asleep"),
+    "SAW": {"looked at": 0.4, "waited for": 0.3, "sang to": 0.2, "drew": 0.1},
+    "PLACE": uniform("by the sea", "on the hill", "in the fog"),
+    "WHEN": uniform("one morning", "one night", "at noon", "after the storm"),
+    "ROAD": uniform("to the harbour", "up the stairs", "along the beach", "home"),
+}  # fmt: skip
+NO_AGREEMENT: Grammar = {**GRAMMAR, "IS": uniform("was", "were"), "ARE": uniform("was", "were")}
+NAMES = {"Ada": "she", "Bridget": "she", "Cora": "she", "Flora": "she",
+         "Amos": "he", "Conrad": "he", "Ezra": "he", "Jonas": "he"}  # fmt: skip
+LOAD = ("lamp", "rope", "bell", "kettle", "hammer", "basket", "blanket", "ladder")
+MEMORIES = len(NAMES) * math.perm(len(LOAD), 3)  # equally probable names and lists
+
+
+def parts(rule: str) -> list[str]:
+    """Return the symbols and words of a rule."""
+    return rule.split(" ")  # and not at the line break, which is a token
+
+
+VOCABULARY = sorted(
+    {*NAMES, *NAMES.values(), *LOAD}
+    | {part for rules in GRAMMAR.values() for rule in rules for part in parts(rule)}
+    - {*GRAMMAR, "NAME", "PRONOUN", "FIRST", "SECOND", "THIRD"}
+)
+IDS = {word: i for i, word in enumerate(VOCABULARY)}
+
+
+def sample(rng: random.Random, grammar: Grammar = GRAMMAR) -> tuple[list[str], float]:
+    """Return the words of a random paragraph, and -ln of its probability, in nats."""
+    name = rng.choice(list(NAMES))
+    memory = dict(zip(("FIRST", "SECOND", "THIRD"), rng.sample(LOAD, 3), strict=True))
+    memory |= {"NAME": name, "PRONOUN": NAMES[name]}
+    words, nats, symbols = [], math.log(MEMORIES), ["PARAGRAPH"]
+    while symbols:
+        symbol = symbols.pop()
+        if symbol not in grammar:
+            words.append(memory.get(symbol, symbol))
+            continue
+        (rule,) = rng.choices(list(grammar[symbol]), list(grammar[symbol].values()))
+        nats -= math.log(grammar[symbol][rule])
+        symbols += reversed(parts(rule))
+    return words, nats
+
+
+def expected(symbol: str, grammar: Grammar = GRAMMAR) -> tuple[float, float]:
+    """Return the entropy in nats of what a symbol becomes, and its mean number of tokens.
+
+    The entropy of the choice, plus those of the chosen rule's parts. It is exact, because no text
+    has two derivations. A paragraph's name and list add ln(MEMORIES).
+    """
+    if symbol not in grammar:
+        return 0.0, 1.0
+    nats = math.log(MEMORIES) if symbol == "PARAGRAPH" else 0.0
+    tokens = 0.0
+    for rule, p in grammar[symbol].items():
+        below = [expected(part, grammar) for part in parts(rule)]
+        nats += p * (sum(n for n, _ in below) - math.log(p))
+        tokens += p * sum(t for _, t in below)
+    return nats, tokens
+
+
+def encode(words: Sequence[str]) -> Tensor:
+    """Return the ids of words, (T,)."""
+    return torch.tensor([IDS[word] for word in words])
+
+
+def spell(words: Sequence[str]) -> str:
+    """Return words as readable text."""
+    text = re.sub(r" ([.,\n])", r"\1", " ".join(words))
+    return re.sub(r"(?:^|(?<=\. )|(?<=\n ))[a-z]", lambda first: first[0].upper(), text).strip()
+
+
+# The parser knows the word lists, but not the rules of the grammar above.
+
+
+def _any(*symbols: str) -> str:
+    return "(?:" + "|".join(rule for symbol in symbols for rule in GRAMMAR[symbol]) + ")"
+
+
+_THING, _LOAD = _any("ITEM", "ITEMS"), "(" + "|".join(LOAD) + ")"
+_OBJECT = rf"the (?:(?:{_any('LOOK')} )?{_THING}|{_THING} {_any('PLACE')})"
+_CLAUSE = rf"(?: who {_any('DID')} {_OBJECT})?"
+_ONE = rf"(?:{_any('PERSON')}{_CLAUSE}|{_any('ITEM')}) was"
+_MANY = rf"(?:{_any('PEOPLE')}{_CLAUSE}|{_any('ITEMS')}) were"
+_REPORT = rf"the (?:{_ONE}|{_MANY}) {_any('STATE')} \."
+_DEED = rf"{_any('SAW')} (?:the {_any('PERSON', 'PEOPLE')}|{_OBJECT}) \."
+_OPENING = (
+    rf"{_any('WHEN')} ({'|'.join(NAMES)}) carried a {_LOAD} , a (?!\2){_LOAD} "
+    rf"and a (?!\2|\3){_LOAD} {_any('ROAD')} \."
+)
+
+
+def sentences(words: Sequence[str]) -> list[list[str]]:
+    """Return the sentences of a text, without line breaks. The last one may lack its full stop."""
+    text = " ".join(word for word in words if word != "\n")
+    return [line.split() for line in re.findall(r"[^.]*\.|[^.]+$", text)]
+
+
+def judge(paragraph: Sequence[str]) -> list[bool]:
+    """Return for each sentence of a paragraph whether it is grammatical where it stands.
+
+    The first has to be an opening, the last an ending with the opening's list in its order, and
+    names and pronouns have to be the opening's.
+    """
+    lines = [" ".join(line) for line in sentences(paragraph)]
+    if not lines:
+        return []
+    opening = re.fullmatch(_OPENING, lines[0])
+    name, *load = opening.groups() if opening else ["(?!)"] * 4  # a pattern that never matches
+    somebody = f"(?:{name}|{NAMES.get(name, name)})"
+    middle = re.compile(rf"{_REPORT}|{somebody} {_DEED}")
+    ending = "at last {} put down the {} , the {} and the {} \\.".format(somebody, *load)
+    verdicts = [bool(middle.fullmatch(line)) for line in lines[1:-1]]
+    return [bool(opening), *verdicts, bool(re.fullmatch(ending, lines[-1]))]
+
+
+def is_grammatical(paragraph: Sequence[str]) -> bool:
+    """Return whether the grammar can produce this paragraph, line break included."""
+    return (
+        paragraph[-1:] == ["\n"]
+        and paragraph.count("\n") == 1
+        and len(verdicts := judge(paragraph)) in (3, 4)
+        and all(verdicts)
+    )
