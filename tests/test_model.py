@@ -173,15 +173,3 @@ def test_a_cache_holds_no_more_than_its_length_and_the_context(tiny_model, max_l
     with pytest.raises(ValueError, match=f"{limit + 1} tokens do not fit: the cache holds {limit}"):
         tiny_model(torch.ones(1, 1, dtype=torch.long), cache)
     assert cache.length == limit
-
-
-def test_forward_reads_no_number_back_from_the_device():
-    """The meta device stores no numbers: reading one raises an error."""
-    with torch.device("meta"):
-        model = GPTModel(TINY_CONFIG)
-        ids = torch.ones(2, 5, dtype=torch.long)
-        assert model(ids).shape == (2, 5, 61)
-        cache = KVCache(model, batch_size=2)
-        for length in (5, 10):
-            assert model(ids, cache).shape == (2, 5, 61)
-            assert cache.length == length
