@@ -52,34 +52,31 @@ LARGE = 50_000_000  # bytes; the tokens of a larger text are memory-mapped from 
 
 def new_model(args: argparse.Namespace) -> GPTModel:
     """Return the initial model: the lesson's untrained one, or that of --start-from."""
-    if args.start_from and args.start_from.is_dir():
-        return model_from_folder(args.start_from, args.config)
-    cfg = full_config(GPT_CONFIG_124M, args.config)
-    torch.manual_seed(SEED)
-    model = GPTModel(cfg).eval()
     if args.start_from:
-        with input_checks():
-            start = load_model(args.start_from, cfg)
-        model.load_state_dict(start.state_dict())  # copied: load_model's layout is for generation
-    elif args.head_start:
+        return started_from(args.start_from, args.config)
+    torch.manual_seed(SEED)
+    model = GPTModel(full_config(GPT_CONFIG_124M, args.config)).eval()
+    if args.head_start:
         give_head_start(model)
     return model
 
 
-def model_from_folder(folder: Path, changes: dict[str, Any]) -> GPTModel:
-    """Return the GPT-2 in `folder`, which is in Hugging Face's format, with `changes` applied."""
+def started_from(path: Path, changes: dict[str, Any]) -> GPTModel:
+    """Return the model in a file, or in a folder in Hugging Face's format, with `changes`."""
     with input_checks():
-        model = load_hugging_face(folder)
+        model = load_hugging_face(path) if path.is_dir() else load_model(path, changes)
     drop_rate = full_config(model.cfg, changes)["drop_rate"]
     for key, value in changes.items():
         shorter = key == "context_length" and value < model.cfg[key]  # only affects the windows
         if value != model.cfg[key] and not shorter and key != "drop_rate":
-            theirs = f"{folder} has {model.cfg[key]}"
+            theirs = f"{path} has {model.cfg[key]}"
             raise InputError(f"--config has {key}={value}, but {theirs}: leave it out")
     model.cfg["drop_rate"] = drop_rate
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = drop_rate
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # load_model's layout is for generation
     return model
 
 

@@ -77,7 +77,7 @@ def read_pieces(path: str | Path, size: int = -1) -> Iterator[str]:
         raise ValueError(f"{path} is empty: write your training text to it")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path | zipfile.Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises ValueError if the file is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

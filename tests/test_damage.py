@@ -49,7 +49,7 @@ def save_legacy(model, path):
     torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
 
 
-load_weights = partial(load_model, cfg=TINY_CONFIG)
+load_weights = partial(load_model, cfg=TINY_CONFIG)  # which not all of these hold
 KINDS = {  # functions to save and to load, and a file name
     "weights": (save_weights, load_weights, "weights.pth"),
     "checkpoint": (save_training, load_training, "training.ckpt"),
@@ -61,12 +61,13 @@ KINDS = {  # functions to save and to load, and a file name
 
 
 def forged(content, rng):
-    """Return a weights file with a damaged pickle and correct checksums."""
+    """Return a weights file with a damaged pickle or configuration and correct checksums."""
     packed = io.BytesIO()
+    target = rng.choice(["data.pkl", "config.json"])
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
         for name in old.namelist():
             data = old.read(name)
-            new.writestr(name, damaged(data, rng) if name.endswith("data.pkl") else data)
+            new.writestr(name, damaged(data, rng) if name.endswith(target) else data)
     return packed.getvalue()
 
 

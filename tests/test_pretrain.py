@@ -16,13 +16,13 @@ from conftest import ROOT
 
 import gpt
 import pretrain
-from gpt import GPT_CONFIG_124M, GPTModel, calc_loss_loader
+from gpt import GPT_CONFIG_124M, GPTModel, TrainState, calc_loss_loader
 from support.files import read_text
 from support.model.hugging_face import save_hugging_face
 from support.model.weights import load_model, save_weights
 from support.training import token_file
 from support.training.arguments import SIZES, model_config
-from support.training.checkpoints import read_checkpoint
+from support.training.checkpoints import read_checkpoint, save_checkpoint
 from support.training.data import eval_loader, split_tokens
 from support.training.devices import best_device
 from utils import text_to_token_ids
@@ -184,7 +184,7 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
     endings = {path.suffix for path in folder.glob("out.*")}
     assert endings == {".pth", ".csv", ".png", ".ckpt", ".lock"}
-    loss = training_loss(load_model("out.pth", CONFIG), tokenizer, 16)
+    loss = training_loss(load_model("out.pth"), tokenizer, 16)
     assert loss == pytest.approx(history[-1][3], abs=0.1)  # except for rounding to 8 bits
 
 
@@ -252,7 +252,7 @@ def test_a_signal_saves_first_and_the_same_command_resumes(
     stop_at(at, lambda run: signal.raise_signal(number))
     assert failure(128 + number) == AGAIN
     assert read_checkpoint("mine.ckpt")["step"] == at
-    load_model("mine.pth", CONFIG)
+    load_model("mine.pth")
     stop_at(0, None)
     train()
     assert everything() == uninterrupted
@@ -489,24 +489,30 @@ def test_nothing_that_is_printed_ends_the_training(folder, monkeypatch, uninterr
 # 5. From other weights ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["weights", "folder"])
+@pytest.mark.parametrize("kind", ["weights", "state dict", "checkpoint", "folder"])
 def test_it_starts_from_other_weights(capsys, kind, tokenizer):
     torch.manual_seed(1)
     start = GPTModel({**CONFIG, "qkv_bias": kind == "folder", "context_length": 24}).eval()
+    source = {"folder": "start", "checkpoint": "start.ckpt"}.get(kind, "start.pth")
+    arguments = ["--start-from", source, "--epochs", "1", "--device", "cpu"]
     if kind == "weights":
-        save_weights(start, "start.pth")
-        start, source = load_model("start.pth", start.cfg), "start.pth"
+        save_weights(start, source)
+        start = load_model(source)
+    elif kind == "state dict":  # which does not hold its configuration
+        torch.save(start.state_dict(), source)
+        arguments += ["--config", f"{SIZE},context_length=24"]
+    elif kind == "checkpoint":
+        save_checkpoint(source, start, TrainState(), {})
     else:
-        save_hugging_face(start, "start")
-        source = "start"
-    size = "context_length=24" if kind == "weights" else "n_layers=1"  # windows may be shorter
-    train("--start-from", source, "--config", size, "--epochs", "1")
+        save_hugging_face(start, source)
+        arguments += ["--config", "context_length=16"]  # windows may be shorter
+    pretrain.main(["mine.txt", *arguments])
     first_loss = float(re.search(r"training loss ([\d.]+)", capsys.readouterr().out)[1])
-    loss = training_loss(start, tokenizer, 24 if kind == "weights" else 16)
+    loss = training_loss(start, tokenizer, 16 if kind == "folder" else 24)
     assert first_loss == pytest.approx(loss, abs=6e-4)
     assert max(line[5] for line in read_checkpoint("mine.ckpt")["history"]) <= 5e-5
     # Embeddings of tokens that the text does not use are no noise here.
-    trained = load_model("mine.pth", start.cfg).tok_emb.weight
+    trained = load_model("mine.pth").tok_emb.weight
     torch.testing.assert_close(trained[50000:], start.tok_emb.weight[50000:], rtol=0.07, atol=0.01)
 
 

@@ -38,7 +38,20 @@ def test_round_trip(tiny_model, saved, tmp_path):
             loaded.state_dict()[name], tensor, rtol=1 / 16, atol=2**-10, msg=name
         )
     save_weights(loaded, tmp_path / "again.pth")
-    assert same_weights(load_model(tmp_path / "again.pth", TINY_CONFIG), loaded)
+    assert same_weights(load_model(tmp_path / "again.pth"), loaded)
+
+
+def test_a_file_knows_its_configuration(saved, tmp_path):
+    config = {**TINY_CONFIG, "n_heads": 2, "drop_rate": 0.3}
+    save_weights(GPTModel(config), saved)
+    save_checkpoint(tmp_path / "1.ckpt", GPTModel(config), TrainState(), {})
+    for path in (saved, tmp_path / "1.ckpt"):
+        assert load_model(path).cfg == config
+        assert load_model(path, {**config, "drop_rate": 0.0}).cfg["drop_rate"] == 0
+        for key, value in {"n_heads": 3, "context_length": 8, "qkv_bias": True}.items():
+            problem = f"configuration: {key} {config[key]}, not {value}"
+            with pytest.raises(ValueError, match=problem):
+                load_model(path, {**config, key: value})
 
 
 def test_plain_torch_opens_the_file(saved):
@@ -84,7 +97,7 @@ def test_a_wrapped_model_is_saved_under_plain_names(tiny_model, saved, tmp_path,
     save_weights(other, tmp_path / "2.pth")
     assert (tmp_path / "2.pth").read_bytes() == saved.read_bytes()
     save_checkpoint(tmp_path / "2.ckpt", other, TrainState(), {})
-    assert same_weights(load_model(tmp_path / "2.ckpt", TINY_CONFIG), tiny_model)
+    assert same_weights(load_model(tmp_path / "2.ckpt"), tiny_model)
     save_hugging_face(other, tmp_path / "2")
     assert same_weights(load_hugging_face(tmp_path / "2"), tiny_model)
 
@@ -144,6 +157,7 @@ UNREADABLE = [
     (weights_of(n_layers=1), r"another configuration: Missing .*trf_blocks\.1"),
     (weights_of(emb_dim=48), "another configuration: size mismatch .*48.*24"),
     ({"weights": weights_of(), "config": {"n_heads": 2}}, "configuration: n_heads 2, not 3"),
+    ({"weights": weights_of(), "config": {"vocab_size": -1}}, "configuration: vocab_size -1, not"),
     (INTEGERS, "another configuration: Missing .*tok_emb"),
     (GPTModel(TINY_CONFIG), r"contains code \(gpt\.GPTModel\), which is never run; use a"),
     ({"model": C_ATTN, "model_args": {}}, "is for nanoGPT's model, .*: use a"),

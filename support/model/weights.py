@@ -1,6 +1,7 @@
 """Save and load trained weights: small files for `torch.load`, refused if damaged."""
 
 import io
+import json
 import re
 import zipfile
 from collections.abc import Callable
@@ -11,14 +12,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gpt import GPT_CONFIG_124M, GPTModel
+from gpt import GPT_CONFIG_124M, GPTModel, check_config
 from support.checks import check_ids
-from support.files import atomic_write, load_archive
+from support.files import atomic_write, load_archive, read_json
 from support.model.quantization import fastest_dtype, quantize
 
 # Prefixes of torch.compile, of DataParallel and DDP, and of PyTorch Lightning
 WRAPPERS = re.compile(r"\b(_orig_mod|module|model)\.")
 KEYS = ("model_state_dict", "state_dict", "weights", "model")  # of the weights in a checkpoint
+CONFIG = "archive/config.json"  # in our files, which torch.load ignores
 INSTEAD = "use a file written by save_weights or torch.save(model.state_dict(), path)"
 
 
@@ -54,7 +56,8 @@ def save_weights(
     Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and compressed, to an eighth of the
     float32 size. Given `used_ids`, the ids of the whole text, the embeddings of all other tokens
     are stored as zeros: they never got a gradient and are noise. `on_tensor()` is called after each
-    tensor, for a progress bar. The model may be compiled or in a wrapper such as DDP.
+    tensor, for a progress bar. The model may be compiled or in a wrapper such as DDP. The file also
+    holds its configuration, which `load_model` finds there.
 
     Raises OSError if the file cannot be written, and ValueError if a weight is not finite or above
     448, the largest 8-bit float.
@@ -75,6 +78,8 @@ def save_weights(
         embeddings.view(torch.uint8)[unused] = 0
     archive = io.BytesIO()
     torch.save(state, archive)
+    with zipfile.ZipFile(archive, "a") as plain:
+        plain.writestr(CONFIG, json.dumps(wrapped_model(model).cfg))
     plain = zipfile.ZipFile(archive)
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as packed:
         for name in plain.namelist():
@@ -87,7 +92,7 @@ def save_weights(
 
 def load_model(
     path: str | Path,
-    cfg: dict[str, Any] = GPT_CONFIG_124M,
+    cfg: dict[str, Any] | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = torch.float32,
 ) -> GPTModel:
@@ -95,7 +100,8 @@ def load_model(
 
     The file was written by `save_weights` or `torch.save(model.state_dict(), path)`. It can also be
     a .safetensors file with the same names, or a training checkpoint of `pretrain.py` or the book.
-    Names may have the prefixes of wrappers.
+    Names may have the prefixes of wrappers. Keys of the configuration that neither the file nor
+    `cfg` has are as in GPT_CONFIG_124M. Where both have one, only `drop_rate` may differ.
 
     `dtype` is torch.float32, bfloat16, float64 or int8. Each generated token reads all weights
     once, so fewer bytes are faster: bfloat16 on some CPUs, int8 on most. Use int8 for generation
@@ -110,17 +116,14 @@ def load_model(
     if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8):
         choice = 'torch.float32, bfloat16, float64 or int8, or "fastest"'
         raise ValueError(f"dtype must be {choice}, not {dtype!r:.60}")
+    state, stored = _read_weights(Path(path))
+    cfg = _merged_config(path, stored, cfg or {})
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
-    state, stored_cfg = _read_weights(Path(path))
     if dtype == torch.float32:
         state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
     state_dtype: Any = torch.float32 if dtype == torch.int8 else dtype
     state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
-    heads = stored_cfg.get("n_heads") if isinstance(stored_cfg, dict) else None
-    if heads not in (None, cfg["n_heads"]):  # shapes do not depend on it
-        problem = f"n_heads {heads!r:.60}, not {cfg['n_heads']}"
-        raise ValueError(f"{path} has weights of another configuration: {problem}")
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -131,7 +134,20 @@ def load_model(
     return model.to(device or "cpu").eval()
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
+def _merged_config(path: str | Path, stored: dict[str, Any], given: dict[str, Any]) -> dict:
+    for key in stored.keys() & given.keys() - {"drop_rate"}:
+        if stored[key] != given[key]:
+            problem = f"{key} {stored[key]!r:.60}, not {given[key]!r:.60}"
+            raise ValueError(f"{path} has weights of another configuration: {problem}")
+    cfg = GPT_CONFIG_124M | stored | given
+    try:
+        check_config(cfg)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return cfg
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # Return the weights in a file under plain names, and the configuration stored with them.
     content = _read_file(path)
     if not isinstance(content, dict):
@@ -150,7 +166,11 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
         )
     # Integer tensors are masks and counters.
     weights = {names[name]: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-    return weights, content.get("config")
+    config = content.get("config")
+    if zipfile.is_zipfile(path) and (entry := zipfile.Path(path, CONFIG)).exists():
+        config = read_json(entry)
+    items = config.items() if isinstance(config, dict) else ()
+    return weights, {k: v for k, v in items if k in GPT_CONFIG_124M and isinstance(v, int | float)}
 
 
 def _read_file(path: Path) -> Any:

@@ -39,8 +39,8 @@ current folder; --weights changes their name and folder:
   mine.lock  an empty file, locked against a second run
 
 The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. Only mine.pth is
-needed after the run. To train longer, use --start-from mine.pth and another name for --weights. If
-a run is killed while it writes, it leaves a *.partial file: delete it.
+needed after the run. To train longer, use --start-from mine.ckpt, or mine.pth, and another name for
+--weights. If a run is killed while it writes, it leaves a *.partial file: delete it.
 
 After Ctrl-C or SIGTERM, the run finishes the current step, saves and stops. Run the same command
 again to resume; the number of processes may differ. Each machine needs the text, and mine.ckpt
@@ -171,8 +171,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256); "
         f"keys: {', '.join(GPT_CONFIG_124M)}")
     add("--start-from", type=start_path, metavar="WEIGHTS",
-        help="weights of this project, for the same --config, or a folder with GPT-2 in Hugging "
-        "Face's format; its drop_rate can be changed, and its context_length shortened")
+        help="weights or a checkpoint of this project, or a folder with GPT-2 in Hugging Face's "
+        "format; --config can change the drop_rate, and shorten the context_length of a folder")
     add("--no-head-start", dest="head_start", action="store_false",
         help="start from random weights only; see support/training/head_start.py")
     add = parser.add_argument_group("training").add_argument
