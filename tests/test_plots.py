@@ -1,11 +1,15 @@
-"""The figures: their curves and bars, and their text in any script."""
+"""The figures: their curves and bars, their text in any script, and those that change."""
 
+import nbformat
 import pytest
 import torch
+from conftest import ROOT
+from nbclient import NotebookClient
 
 from gpt import Evaluation
 from support.inspection.plots import drawable, plot_losses, plot_temperature
-from support.lesson.figures import plot_matrices, plot_shares, plot_windows
+from support.lesson.figures import plot_block, plot_heads, plot_matrices, plot_shares, plot_windows
+from support.lesson.interactive import LiveCurve, show_attention, show_sampling
 
 HISTORY = [
     Evaluation(0, 0.0, 0, 4.0, 4.1, 0.0),
@@ -74,6 +78,7 @@ DRAWINGS = {
     ),
     "windows": lambda tokenizer: plot_windows(TEXTS, length=2),
     "matrices": lambda tokenizer: plot_matrices({"scores": torch.randn(7, 7)}, TEXTS),
+    "heads": lambda tokenizer: plot_heads({"layer 0": torch.rand(2, 7, 7)}, "heads", TEXTS),
     "shares": lambda tokenizer: plot_shares({1: [0.5]}, "".join(TEXTS), "temperature", 0.1),
 }
 
@@ -87,3 +92,95 @@ def test_characters_without_a_font_become_escapes():
     shown, _ = drawable(["a\u0378", *TEXTS])
     assert (shown[0], shown[-1]) == (r"a\u0378", IN_STIX)
     assert len(set(shown)) == len(shown)
+
+
+def test_matrices_share_rows_and_one_colour_scale():
+    scores = torch.tensor([[0.5, -torch.inf], [3.0, 1.0]])
+    figure = plot_matrices({"scores": scores, "values": torch.tensor([[0.1], [0.2]])}, ["a", "b"])
+    figure.draw_without_rendering()
+    tops = [ax.get_window_extent().y1 for ax in figure.axes]
+    bottoms = [ax.get_window_extent().y0 for ax in figure.axes]
+    assert tops == pytest.approx([tops[0]] * 2) and bottoms == pytest.approx([bottoms[0]] * 2)
+    (scores_range, values_range) = (ax.images[0].get_clim() for ax in figure.axes)
+    assert scores_range == values_range
+    assert scores_range[1] > 3
+
+
+def test_arrows_of_a_block_end_at_its_boxes():
+    (ax,) = plot_block().axes
+    ends = {text.xy for text in ax.texts if hasattr(text, "xy")}
+    assert len(ax.patches) == 4
+    for box in ax.patches:
+        assert (box.get_x(), box.get_y() + box.get_height() / 2) in ends
+
+
+def test_many_heads_take_several_rows():
+    figure = plot_heads({"first": torch.rand(12, 5, 5), "last": torch.rand(4, 5, 5)}, "all heads")
+    maps = [ax for ax in figure.axes if ax.images]
+    titles = [f"head {i}" for i in (*range(12), *range(4))]
+    assert [ax.get_title() for ax in maps] == titles
+    assert figure.get_size_inches()[0] / 6 > 1.5
+
+
+def test_the_legend_names_dots_and_median():
+    (legend,) = plot_shares({0.5: [0.1, 0.9], 1.0: [0.2, 0.3]}, "texts", "x", 0.1).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["one text", "median"]
+
+
+CELLS = """%matplotlib inline
+from support.lesson.interactive import LiveCurve, show_with_sliders
+live = LiveCurve()
+for step in (10, 20, 30):
+    live.add(step, {"training": 60 / step}, "The old clock stopped")
+---
+from support.lesson.figures import plot_curves
+drawn = []
+def draw(x):
+    drawn.append(x)
+    return plot_curves({"a": ([0, 1], [0, x])}, ("title", "x", "y"))
+sliders = show_with_sliders(draw, "A line whose end moves", x=(0.0, 2.0, 0.1, 1.0))
+---
+sliders["x"].value = 2.0
+print(drawn)
+---
+import sys
+sys.modules["ipywidgets"] = None  # as if it were not installed
+print(show_with_sliders(draw, "A line whose end moves", x=(0.0, 2.0, 0.1, 1.0)))
+"""
+
+
+def test_figures_change_in_a_notebook():
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS.split("---")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": ROOT}}).execute()
+    live, first, moved, without = (cell.outputs for cell in cells)
+    (curve,) = live  # one picture, the newest
+    assert "step 30: training 2.00" in curve.metadata["image/png"]["alt"]
+    figure, widget = first
+    assert "image/png" in figure.data
+    assert "application/vnd.jupyter.widget-view+json" in widget.data
+    assert widget.data["text/plain"].startswith("(Run this cell in Jupyter for sliders")
+    assert moved[0].text == "[1.0, 2.0]\n"
+    assert ["image/png" in output.get("data", {}) for output in without] == [True, False]
+    assert without[1].text == "{}\n"
+
+
+def test_figures_that_change_stand_still_in_a_terminal(monkeypatch, capsys, tokenizer):
+    live = LiveCurve("epoch")
+    live.add(0.5, {"training": 3, "validation": 4}, "The old\nclock")
+    live.add(1, {"training": 2.5})
+    lines = "epoch 0.5: training 3.00, validation 4.00  'The old\\nclock'\nepoch 1: training 2.50\n"
+    assert capsys.readouterr().out == lines
+    shown = []
+    monkeypatch.setattr("support.lesson.interactive.display", lambda one, **_: shown.append(one))
+    logits = torch.zeros(50257)
+    logits[:3] = torch.tensor([20.0, 19, 18])
+    show_sampling(logits, tokenizer, num_tokens=3)
+    q, k = torch.tensor([[0.0, 1.0], [1.2, 0.0]]), torch.tensor([[1.0, 0.2], [0.3, 0.0]])
+    show_attention(["clock", "it"], q, k)
+    sampling, attention = shown
+    bars, outlines = heights(sampling.axes[0])
+    assert bars == pytest.approx([0.731, 0.269, 0], abs=1e-3)  # top-p 0.9 drops the third
+    assert outlines == pytest.approx([0.665, 0.245, 0.09], abs=1e-3)
+    weights = (k @ q[-1] / 2**0.5).softmax(-1).tolist()
+    assert heights(attention.axes[1])[0] == pytest.approx(weights, abs=1e-5)

@@ -1,6 +1,7 @@
 """Figures and tables of the lesson. Each function returns a figure; `show` displays it."""
 
 import html
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from support.inspection.plots import BLUE, GREEN, ORANGE, drawable, level_line, new_axes
@@ -55,24 +57,26 @@ def plot_windows(labels: Sequence[str], length: int) -> Figure:
 
 
 def plot_matrices(matrices: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
-    """Return a figure of matrices (T, n) side by side, with their numbers."""
-    widths = [matrix.size(1) + 1 for matrix in matrices.values()]
-    figure = Figure(figsize=(9.5, 2.9), layout="constrained")
-    axes = figure.subplots(1, len(matrices), width_ratios=widths, squeeze=False)[0]
+    """Return a figure of matrices (T, n) side by side, with their numbers, on one colour scale."""
+    largest = max(matrix[matrix.isfinite()].abs().max().item() for matrix in matrices.values())
+    widths = [matrix.size(1) for matrix in matrices.values()]
+    figure = Figure(figsize=(9.5, 2.6), layout="constrained")
+    axes = figure.subplots(1, len(matrices), width_ratios=widths, sharey=True, squeeze=False)[0]
     shown, style = drawable(labels)
     for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
-        finite = matrix[matrix.isfinite()].abs().max().item()
-        squares = matrix.clamp(-finite, finite).numpy()
-        ax.imshow(squares, cmap="RdBu_r", vmin=-2 * finite, vmax=2 * finite)
+        squares = matrix.where(matrix.isfinite(), math.nan).numpy()  # infinity stays white
+        scale = {"vmin": -1.5 * largest, "vmax": 1.5 * largest}  # pale, so that numbers stand out
+        ax.imshow(squares, cmap="RdBu_r", aspect="auto", **scale)
         for (i, j), number in np.ndenumerate(matrix.numpy()):
             ax.text(j, i, f"{number:.2f}".replace("inf", "∞"), **{**CENTRED, "fontsize": 8})
         rows, columns = matrix.shape
         ax.set_xticks(range(columns), shown if rows == columns else [""] * columns, **style)
         ax.tick_params(axis="x", rotation=45)
-        ax.set_yticks(range(rows), shown, **style)
+        ax.tick_params(axis="y", left=ax is axes[0])
         ax.set_title(title, fontsize=10)
         if rows == columns:
             ax.set_xlabel("key of")
+    axes[0].set_yticks(range(len(shown)), shown, **style)
     axes[0].set_ylabel("token")
     return figure
 
@@ -82,24 +86,30 @@ def plot_block() -> Figure:
     figure, ax = new_axes(9.5, 2.6)
     ax.axis("off")
     ax.set(xlim=(-0.1, 10.1), ylim=(-0.6, 2.2))
-    arrow = {"arrowstyle": "-|>", "color": BLUE, "lw": 2.5, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", (10, 0), (0, 0), arrowprops=arrow)
+
+    def draw_arrow(start: tuple[float, float], end: tuple[float, float], **look: Any) -> None:
+        arrow = {"arrowstyle": "-|>", "lw": 1.2, "shrinkA": 0, "shrinkB": 0, **look}
+        ax.annotate("", end, start, arrowprops={"color": "black", **arrow})
+
+    draw_arrow((0, 0), (10, 0), color=BLUE, lw=2.5)
     for start, name in (
-        (0.7, "attention:\ntokens gather from\nearlier tokens"),
-        (5.4, "feed-forward:\neach token\nfor itself"),
+        (0.5, "attention:\ntokens gather from\nearlier tokens"),
+        (5.3, "feed-forward:\neach token\nfor itself"),
     ):
-        end = start + 3.6  # the boxes cover parts of the line in between
-        ax.plot([start, start, end, end], [0, 1.5, 1.5, 0.3], color="black", lw=1.2)
-        ax.plot([start + 0.2, start + 1.2, start + 3.2], [1.5] * 3, ">", color="black", ms=5)
-        ax.plot(end, 0.35, "v", color="black", ms=5)
-        for x, label, colour in ((start + 0.55, "norm", "black"), (start + 2.0, name, ORANGE)):
-            box = {"boxstyle": "round", "facecolor": "white", "edgecolor": colour}
-            ax.text(x, 1.5, label, bbox=box, **CENTRED)
+        end = start + 4.0
+        ax.plot([start, start], [0, 1.5], color="black", lw=1.2)
+        for left, right, label, colour in ((0.3, 1.1, "norm", "black"), (1.5, 3.6, name, ORANGE)):
+            corner = (start + left, 1.0)
+            ax.add_patch(Rectangle(corner, right - left, 1.0, fc="white", ec=colour))
+            ax.text(start + (left + right) / 2, 1.5, label, **CENTRED)
+            draw_arrow((start + (left - 0.3 if left < 1 else 1.1), 1.5), (start + left, 1.5))
+        ax.plot([start + 3.6, end], [1.5, 1.5], color="black", lw=1.2)
+        draw_arrow((end, 1.5), (end, 0.22))
         circle = {"boxstyle": "circle,pad=0.15", "facecolor": BLUE, "edgecolor": BLUE}
         ax.text(end, 0, "+", bbox=circle, color="white", **{**CENTRED, "fontsize": 13})
-    ax.text(0, -0.35, "input x", fontsize=9)
-    ax.text(5, -0.3, "residual path: the branches only add to x", color=BLUE, **CENTRED)
-    ax.text(10, -0.35, "output x", fontsize=9, ha="right")
+    ax.text(0, -0.4, "input x", fontsize=9)
+    ax.text(5, -0.35, "residual path: the branches only add to x", color=BLUE, **CENTRED)
+    ax.text(10, -0.4, "output x", fontsize=9, ha="right")
     return figure
 
 
@@ -116,20 +126,32 @@ def plot_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Figure:
     return figure
 
 
-def plot_heads(rows: Mapping[str, Tensor], title: str) -> Figure:
-    """Return a grid of attention maps (heads, T, T): a row per name, a column per head."""
-    columns = max(map(len, rows.values()))
-    size = min(1.5, 9.0 / columns)  # of a map, in inches
-    figsize = (1.4 + size * columns, 0.6 + (size + 0.1) * len(rows))
+def plot_heads(rows: Mapping[str, Tensor], title: str, labels: Sequence[str] = ()) -> Figure:
+    """Return a grid of attention maps: those of each row (heads, T, T) under its name.
+
+    With `labels` for the T tokens, the maps are large enough to show them.
+    """
+    columns = min(3 if labels else 6, max(map(len, rows.values())))
+    size = 3.0 if labels else 1.5  # of a map, in inches
+    lines = [
+        (name, first, weights[first : first + columns])
+        for name, weights in rows.items()
+        for first in range(0, len(weights), columns)
+    ]
+    figsize = (1.4 + size * columns, 0.6 + (size + 0.1) * len(lines))
     figure = Figure(figsize=figsize, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (name, weights) in zip(axes, rows.items(), strict=True):
+    axes = figure.subplots(len(lines), columns, squeeze=False)
+    shown, style = drawable(labels)
+    for line, (name, first, maps) in zip(axes, lines, strict=True):
         line[0].set_ylabel(name, fontsize=9)
-        for ax, (head, matrix) in zip(line, enumerate(weights), strict=False):
+        for ax in line[len(maps) :]:
+            ax.axis("off")
+        for ax, (head, matrix) in zip(line, enumerate(maps, start=first), strict=False):
             image = ax.imshow(matrix.cpu().numpy(), cmap="Blues", vmin=0, vmax=1)
             ax.set_title(f"head {head}", fontsize=8)
-            ax.set(xticks=[], yticks=[])
-    figure.colorbar(image, ax=axes, label="share of attention")
+            ax.set_xticks(range(len(shown)), shown, rotation=90, fontsize=7, **style)
+            ax.set_yticks(range(len(shown)), shown, fontsize=7, **style)
+    figure.colorbar(image, ax=axes, label="share of attention", aspect=40)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -208,7 +230,8 @@ def plot_shares(
     named = any(isinstance(group, str) for group in groups)
     places = list(range(len(groups))) if named else list(groups)
     for x, shares in zip(places, groups.values(), strict=True):
-        ax.plot([x] * len(shares), shares, "o", color=BLUE, alpha=0.35, ms=4)
+        label = "one text" if x == places[0] else None  # one legend entry for all dots
+        ax.plot([x] * len(shares), shares, "o", color=BLUE, alpha=0.35, ms=4, label=label)
     ax.plot(
         places, list(map(statistics.median, groups.values())), "s-", color=ORANGE, label="median"
     )
