@@ -462,7 +462,7 @@ def test_a_notebook_folds_answers_and_solutions_away(monkeypatch):
     check(answer_of("may_look", "None"))
     answer, solution = (one._repr_html_() for one in shown)
     assert re.fullmatch(
-        "<details><summary>&lt;Loss&gt;: click .*<pre>10.82</pre></details>", answer
+        "<details><summary>&lt;Loss&gt;: click .*<pre><code>10.82</code></pre></details>", answer
     )
-    assert "<pre>def may_look(length):\n    position" in solution
+    assert "<pre><code>def may_look(length):\n    position" in solution
     assert "position[None, :] &lt;= position" in solution

@@ -32,7 +32,7 @@ class Folded:
 
     def _repr_html_(self) -> str:
         summary, text = html.escape(self.summary), html.escape(self.text)
-        return f"<details><summary>{summary}</summary><pre>{text}</pre></details>"
+        return f"<details><summary>{summary}</summary><pre><code>{text}</code></pre></details>"
 
 
 # Guesses ------------------------------------------------------------------------------------
