@@ -192,7 +192,8 @@ STARTERS = [
     "The old clock",
 ]
 ELEMENTS = (
-    "Connection", "Start", "Toolbar", "Text", "Token", "Bars", "Compare", "Story", "Settings"
+    "Connection", "Start", "Toolbar", "Text", "Panel", "Word", "Attention", "Layers", "Compare",
+    "Story", "Settings",
 )  # fmt: skip
 
 

@@ -1,13 +1,12 @@
 // Loaded before Chainlit shows anything: code that the elements share, and a few labels.
 import * as configuration from './page/config.js';
 import * as documents from './page/document.js';
-import * as place from './page/place.js';
 import * as sampling from './page/sampling.js';
 import * as settings from './page/settings.js';
 import { page } from './page/store.js';
 
 // The elements in public/elements cannot import from here.
-Object.assign(window, { page: Object.assign(page, configuration, documents, place, sampling, settings) });
+Object.assign(window, { page: Object.assign(page, configuration, documents, sampling, settings) });
 
 // Follow the system's theme; Chainlit's default is dark.
 if (!localStorage.getItem('vite-ui-theme')) localStorage.setItem('vite-ui-theme', 'system');
@@ -22,6 +21,9 @@ function label() {
   }
   for (const element of document.querySelectorAll('#readme-button, [role=dialog] h2, [role=dialog] h2 *, #readme-button *, #session-error *'))
     if (!element.firstElementChild && element.textContent in WORDS) element.textContent = WORDS[element.textContent];
+  // Chainlit's page has no landmarks.
+  document.getElementById('header')?.setAttribute('role', 'banner');
+  document.getElementById('header')?.nextElementSibling?.setAttribute('role', 'main');
   for (const [id, name] of [['chat-submit', 'Generate'], ['stop-button', 'Stop'], ['theme-toggle', 'Theme']])
     document.getElementById(id)?.setAttribute('aria-label', name);
 }

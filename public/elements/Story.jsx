@@ -1,34 +1,51 @@
-// The story, beside the text or, on a narrow screen, over it; with one passage marked.
-import { useEffect, useRef, useSyncExternalStore } from 'react';
+// Tab of the panel: the story, marked where the text copies it.
+import { useEffect, useMemo, useRef, useSyncExternalStore } from 'react';
 
-const BESIDE = '(min-width: 1000px)'; // as in style.css
-
-// The server counts code points; strings here count UTF-16 units, two for an emoji.
-function around({ start, length }) {
-  const characters = [...page.story];
-  return [[0, start], [start, start + length], [start + length]].map((part) => characters.slice(...part).join(''));
+// The story in parts, each with the passages that copy it. Passages may overlap. The server counts
+// code points; strings here count UTF-16 units, two for an emoji.
+function split(story, runs) {
+  const characters = [...story];
+  const spans = runs.map(({ story_text_start: start, story_text, start: token }) => ({ start, end: start + [...story_text].length, token }));
+  const cuts = [...new Set([0, characters.length, ...spans.flatMap(({ start, end }) => [start, end])])].sort((a, b) => a - b);
+  return cuts.slice(1).map((end, i) => ({
+    text: characters.slice(cuts[i], end).join(''),
+    tokens: spans.filter((span) => span.start <= cuts[i] && end <= span.end).map(({ token }) => token)
+  }));
 }
 
 function Story() {
-  const { reading, place } = useSyncExternalStore(page.subscribe, page.get);
-  const dialog = useRef(null);
-  const mark = useRef(null);
+  const { running } = useSyncExternalStore(page.subscribe, page.get);
+  const current = useRef(null);
+  const answer = running === null ? page.copied() : undefined;
+  const looked = page.looked();
+  const run = answer?.runs.find(({ start, length }) => start <= looked && looked < start + length);
+  const parts = useMemo(() => (page.story ? split(page.story, answer?.runs ?? []) : []), [page.story, answer?.runs.length, answer?.share]);
   useEffect(() => {
-    if (!reading) return dialog.current.close();
-    if (!dialog.current.open) matchMedia(BESIDE).matches ? dialog.current.show() : dialog.current.showModal();
-    mark.current?.scrollIntoView({ block: 'center' });
-  }, [reading, place]);
-  const [before, marked, after] = reading && place ? around(place) : [page.story];
-  const onKeyDown = (event) => event.key === 'Escape' && page.closeStory();
+    page.loadStory();
+  }, []);
+  useEffect(() => {
+    current.current?.scrollIntoView({ block: 'center' });
+  }, [run?.start, parts.length]);
+  const first = parts.findIndex(({ tokens }) => tokens.includes(run?.start));
   return (
-    <dialog id="story-panel" aria-label="The story" ref={dialog} onClose={page.closeStory} onKeyDown={onKeyDown}>
-      <div className="row">
-        <h2>The story</h2>
-        <button type="button" aria-label="Close the story" onClick={page.closeStory}>Close</button>
+    <>
+      <p className="legend" aria-live="polite">
+        {run
+          ? `${run.length} tokens, from paragraph ${run.paragraph} of the story.`
+          : 'This is all that the model has ever read. Blue: passages of six tokens or more that your text copies.'}
+      </p>
+      <div id="story-text" className="prose">
+        {parts.map(({ text, tokens }, i) =>
+          tokens.length ? (
+            <mark key={i} ref={i === first ? current : null} className={tokens.includes(run?.start) ? 'current' : ''}>{text}</mark>
+          ) : (
+            text
+          )
+        )}
       </div>
-      {reading && <div id="story-text" className="prose" tabIndex={0}>{before}{marked && <mark ref={mark}>{marked}</mark>}{after}</div>}
-    </dialog>
+    </>
   );
 }
 
-export default page.component('Story', Story);
+page.component('Story', Story);
+export default () => null; // Panel shows it

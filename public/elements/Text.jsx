@@ -3,6 +3,7 @@
 import { useEffect, useRef, useSyncExternalStore } from 'react';
 
 const FOLDED = 120; // of a longer prompt, only so many tokens are shown at first
+const HOVER = 90; // ms until the panel follows the pointer
 
 // The less likely, the more colour; the lines are for readers who cannot see the colours.
 const LEVELS = [
@@ -13,22 +14,26 @@ const LEVELS = [
 ];
 const levelOf = (logprob) => LEVELS.find((level) => Math.exp(logprob) >= level.least);
 
-// Mark line ends, and tokens that have no visible character, so that they can be clicked.
-const visible = (text) => text.replaceAll('\n', '↵\n').replace(/^[\p{Cf}\p{VS}]*$/u, '$&▯');
+const VIEWS = { plain: 'none', probs: 'how likely', copied: 'copied from the story', drafts: 'from drafts', attention: 'attention' };
 
 // The class of a token in each view, or its shade from 0 to 1.
-const VIEWS = {
+const MARKS = {
   plain: () => ({}),
   probs: (token) => ({ className: token.logprob === undefined ? '' : levelOf(token.logprob).className }),
   drafts: (token) => ({ className: token.draft ? 'from-draft' : '' }),
-  copied: (token) => ({ className: token.runs ? 'from-story' : '' }),
+  copied: (token) => ({ className: token.copied ? 'from-story' : '' }),
   attention: (token) => ({ shade: token.share })
 };
 
-// The tokens, with the server's answers for the view: scores of the prompt, copied runs, attention.
-function described(shown, { view, chosen, head }) {
+const isInvisible = (text) => /^[\p{Cf}\p{VS}]*$/u.test(text);
+// Shown before a token, but no part of the text, so that it is not copied with it.
+const markerOf = (text) => (isInvisible(text) ? '▯' : '↵'.repeat(text.split('\n').length - 1));
+
+// The tokens, with the server's answers for the view: scores of the prompt, copied passages, attention.
+function described(shown, view, { head, running }) {
   const tokens = page.tokensOf(shown).map((token) => ({ ...token }));
   const told = { tokens };
+  const looked = page.looked();
   if (view === 'probs') {
     const prompt = tokens.findIndex((token) => token.logprob !== undefined);
     const end = prompt < 0 ? tokens.length : prompt;
@@ -37,167 +42,209 @@ function described(shown, { view, chosen, head }) {
     scores?.tokens.forEach((score, i) => Object.assign(tokens[start + 1 + i], score));
     told.loss = scores?.loss;
   }
-  if (view === 'copied' && page.state.running === null) {
+  if (view === 'copied' && running === null) {
     told.copied = page.copied();
-    told.copied?.runs.forEach((run, number) => {
-      for (let i = run.start; i < run.start + run.length; i++) (tokens[i].runs ??= []).push({ ...run, number: number + 1 });
-    });
+    told.copied?.runs.forEach(({ start, length }) => tokens.slice(start, start + length).forEach((token) => (token.copied = true)));
   }
-  if (view === 'attention' && chosen !== null && chosen < tokens.length) {
-    const read = page.read(chosen, chosen + 1);
-    const weights = page.look('attention', read);
-    const heads = head ? [weights?.[head.layer]?.[head.head]] : weights?.flat();
-    if (heads?.[0]) {
-      const shares = heads[0].map((_, i) => heads.reduce((sum, row) => sum + row[i], 0));
-      const most = Math.max(1, ...shares);
-      shares.forEach((share, i) =>
-        Object.assign(tokens[chosen + 1 - read.length + i], { share: share / most, attention: share / heads.length / 1000 })
-      );
-    }
+  if (view === 'attention' && head && looked !== null && looked < tokens.length) {
+    const read = page.read(looked, looked + 1);
+    const all = page.look('attention', read);
+    const weights = all ? page.headWeights(all, head) : [];
+    const most = Math.max(0.001, ...weights);
+    weights.forEach((weight, i) => Object.assign(tokens[looked + 1 - read.length + i], { share: weight / most, attention: weight }));
   }
   return told;
 }
 
-const Legend = ({ view, loss, copied, chosen }) => {
-  if (view === 'probs')
-    return (
-      <p className="legend">
-        How likely the model found each token:{' '}
-        {LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)}
-        {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
-      </p>
-    );
-  if (view === 'copied')
-    return (
-      <p className="legend">
-        {copied
-          ? `${page.percent(copied.share)} of this text is copied from the story.${copied.runs.length ? ' Click a blue passage to see where.' : ''}`
-          : 'Searching the story…'}
-      </p>
-    );
-  if (view === 'drafts')
-    return <p className="legend"><span className="from-draft">These tokens</span> were drafted from the story, and the model accepted them.</p>;
-  if (view === 'attention') return <Heads chosen={chosen} />;
-  return null;
-};
-
-function Heads({ chosen }) {
-  const { head } = page.state;
-  const { head: number = 0, layer = 0 } = head ?? {};
-  const choose = (name) => (event) => {
-    const value = event.target.value;
-    page.set({ head: value === 'mean' ? null : { layer, head: number, [name]: Number(value) } });
+function Legend({ view, views, told: { loss, copied, tokens }, unread, before }) {
+  const lines = {
+    plain: 'Bold: your own words.',
+    copied: copied
+      ? `${page.percent(copied.share)} of this text is copied from the story.${copied.runs.length ? ' Click a blue passage to see where.' : ''}`
+      : 'Searching the story…',
+    drafts: 'Green: words drafted from the story that the model accepted.',
+    attention: 'The darker a word, the more the chosen word attends to it.'
   };
-  const options = (count) => [...Array(count).keys()].map((i) => <option key={i} value={i}>{i + 1}</option>);
   return (
-    <p className="legend">
-      {chosen === null ? 'Click a token: ' : 'How much the framed token attends to the tokens before it: '}
-      <label>layer <select value={head ? layer : 'mean'} onChange={choose('layer')}><option value="mean">average</option>{options(page.config.layers)}</select></label>{' '}
-      <label>head <select value={head ? number : 'mean'} onChange={choose('head')}><option value="mean">average</option>{options(page.config.heads)}</select></label>
-    </p>
+    <div className="legend">
+      <label>
+        Colours:{' '}
+        <select id="view" value={view} onChange={(event) => page.set({ view: event.target.value })}>
+          {views.map((name) => <option key={name} value={name}>{VIEWS[name]}</option>)}
+        </select>
+      </label>{' '}
+      <span id="legend">
+        {lines[view]}
+        {view === 'probs' && (
+          <>
+            How likely the model found each token:{' '}
+            {LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)}
+            {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
+          </>
+        )}
+        {unread && ' Grey: too far back for the model to read.'}
+        {tokens.some(({ text }) => isInvisible(text)) && ' ▯: a character that has no shape of its own.'}
+        {before > 0 && ` The first ${before.toLocaleString('en')} tokens of the prompt are not kept.`}
+      </span>
+    </div>
   );
 }
 
-// ‹ 2/3 ›: the continuations tried here.
+// ‹ 2/3 ›: the other continuations tried here.
 const Versions = ({ piece }) =>
   piece.children.length > 1 && (
-    <span className="versions" role="group" aria-label="Versions">
-      <button type="button" aria-label="Previous version" disabled={page.state.running !== null} onClick={() => page.show(piece, -1)}>‹</button>
-      <span> {piece.at + 1}/{piece.children.length} </span>
-      <button type="button" aria-label="Next version" disabled={page.state.running !== null} onClick={() => page.show(piece, 1)}>›</button>
+    <span className="versions">
+      {' '}
+      <button type="button" aria-label="Previous version" aria-disabled={page.state.running !== null} onClick={() => page.state.running ?? page.show(piece, -1)}>‹</button>
+      {` ${piece.at + 1}/${piece.children.length} `}
+      <button type="button" aria-label="Next version" aria-disabled={page.state.running !== null} onClick={() => page.state.running ?? page.show(piece, 1)}>›</button>
     </span>
   );
 
-function Token({ token, index, first, isChosen, isPrompt, isUnread, view }) {
-  const { className = '', shade } = VIEWS[view](token);
-  const classes = ['token', isPrompt && 'prompt', isUnread && 'unread', className].filter(Boolean).join(' ');
+function Token({ token, index, canFocus, isLooked, isUnread, hint, view }) {
+  const { className = '', shade } = MARKS[view](token);
+  const classes = ['token', page.isGenerated(token) || 'prompt', isUnread && 'unread', className, hint && 'hinted'];
   const prob = token.logprob === undefined ? '' : `, ${page.percent(Math.exp(token.logprob))}, rank ${token.rank}`;
   const attention = token.attention === undefined ? '' : `, attention ${page.percent(token.attention)}`;
   return (
-    <span
-      className={classes}
-      data-index={index}
-      role="button"
-      aria-label={`${token.label}${prob}${attention}`}
-      title={attention.slice(2) || undefined}
-      aria-pressed={isChosen}
-      tabIndex={isChosen || (first && page.state.chosen === null) ? 0 : -1}
-      style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.7 * Math.sqrt(shade)})` }}
-    >
-      {view === 'plain' ? token.text : visible(token.text)}
-    </span>
+    <>
+      <span
+        className={classes.filter((name) => typeof name === 'string' && name).join(' ')}
+        data-index={index}
+        data-marker={markerOf(token.text) || undefined}
+        role="button"
+        aria-label={`${token.label}${prob}${attention}`}
+        aria-pressed={isLooked}
+        tabIndex={canFocus ? 0 : -1}
+        style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.7 * Math.sqrt(shade)})` }}
+      >
+        {token.text}
+      </span>
+      {hint && <span className="hint">‹ click this word: the model hesitated here</span>}
+    </>
   );
 }
+
+function Editor({ caret }) {
+  const box = useRef(null);
+  useEffect(() => {
+    box.current.focus();
+    box.current.setSelectionRange(caret, caret);
+  }, []);
+  const cancel = () => page.set({ editing: null });
+  const onKeyDown = (event) => event.key === 'Escape' && (event.preventDefault(), cancel());
+  const send = () => {
+    const text = box.current.value.slice(0, box.current.selectionStart);
+    if (text) page.rewrite(text);
+  };
+  return (
+    <div id="editor" onKeyDown={onKeyDown}>
+      <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
+      <div className="row">
+        <span className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</span>
+        <span>
+          <button type="button" id="continue-here" className="primary" onClick={send}>Continue from here</button>{' '}
+          <button type="button" onClick={cancel}>Cancel</button>
+        </span>
+      </div>
+    </div>
+  );
+}
+
+// The index of the token that is nearest in the line above (step -1) or below (1), or undefined.
+function besideLine(index, step) {
+  const boxes = [...document.querySelectorAll('#text .token')].map((token) => ({ index: Number(token.dataset.index), box: token.getClientRects()[0] }));
+  const own = boxes.find((other) => other.index === index).box;
+  const beyond = boxes.filter(({ box }) => box && step * (box.top - own.top) > own.height / 2);
+  const line = step * Math.min(...beyond.map(({ box }) => step * box.top));
+  const near = beyond.filter(({ box }) => Math.abs(box.top - line) < own.height / 2);
+  return near.sort((one, other) => Math.abs(one.box.left - own.left) - Math.abs(other.box.left - own.left))[0]?.index;
+}
+
+let hovering; // timer
 
 function Text() {
   const state = useSyncExternalStore(page.subscribe, page.get);
   const group = useRef(null);
   const shown = page.document();
-  const { chosen, open, view, running } = state;
+  const { chosen, running } = state;
   useEffect(() => {
-    if (open) group.current?.querySelector(`[data-index="${chosen}"]`)?.focus();
-  }, [chosen, open]);
+    if (chosen !== null) group.current?.querySelector(`[data-index="${chosen}"]`)?.scrollIntoView({ block: 'nearest' });
+  }, [chosen, state.sheet]);
   // Keep the end of a growing text in view, unless the reader has scrolled away from it.
   const end = useRef(null);
   const length = shown ? page.tokensOf(shown).length : 0;
   useEffect(() => {
-    if (!running || !end.current) return;
+    if (!running || running === 'compare' || !end.current) return;
     const bottom = end.current.getBoundingClientRect().bottom;
     const above = document.getElementById('settings-line')?.getBoundingClientRect().top ?? innerHeight;
     if (bottom > above - 8 && bottom < above + 160) end.current.scrollIntoView({ block: 'center' });
   }, [length]);
   if (!shown) return null;
 
-  const told = described(shown, state);
+  const views = Object.keys(VIEWS).filter((name) => name !== 'drafts' || page.tokensOf(shown).some((token) => token.draft));
+  const view = views.includes(state.view) ? state.view : 'plain';
+  const told = described(shown, view, state);
   const pieces = page.pieces(shown);
-  const inPrompt = page.promptOf(shown).length;
-  const hidden = state.unfolded ? 0 : Math.max(0, inPrompt - FOLDED);
-  const pick = (event) => {
-    const token = event.target.closest('.token');
-    if (token) page.pick(Number(token.dataset.index));
+  const hidden = state.unfolded ? 0 : Math.max(0, page.promptOf(shown).length - FOLDED);
+  const unread = length - page.config.context_length;
+  const looked = page.looked();
+  const hint = state.hinted || running ? null : page.hint();
+  const indexOf = (event) => Number(event.target.closest('.token')?.dataset.index ?? NaN);
+  const onClick = (event) => Number.isNaN(indexOf(event)) || page.pick(indexOf(event));
+  const onPointerOver = (event) => {
+    clearTimeout(hovering);
+    if (event.pointerType === 'mouse' && !Number.isNaN(indexOf(event))) hovering = setTimeout(page.hover, HOVER, indexOf(event));
+  };
+  const onPointerLeave = () => {
+    clearTimeout(hovering);
+    if (chosen !== null) page.hover(null);
   };
   const onKeyDown = (event) => {
-    const index = Number(event.target.dataset?.index);
-    if (Number.isNaN(index)) return;
-    const to = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: hidden, End: length - 1, Enter: index, ' ': index }[event.key];
+    const index = indexOf(event);
+    if (Number.isNaN(index) || event.ctrlKey || event.metaKey || event.altKey) return;
+    const by = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: hidden, End: length - 1, Enter: index, ' ': index };
+    const to = by[event.key] ?? (/^Arrow/.test(event.key) ? besideLine(index, event.key === 'ArrowDown' ? 1 : -1) ?? index : undefined);
     if (to === undefined) return;
     event.preventDefault();
-    page.pick(Math.min(Math.max(to, hidden), length - 1));
+    const target = Math.min(Math.max(to, hidden), length - 1);
+    page.pick(target);
+    group.current.querySelector(`[data-index="${target}"]`)?.focus();
   };
   const facts = pieces.flatMap((piece) => piece.facts.length ? [piece.facts] : []);
   let index = -1;
   return (
-    <article className="document">
-      <Legend view={view} chosen={chosen} {...told} />
-      {hidden > 0 && (
-        <button type="button" id="unfold" onClick={() => page.set({ unfolded: true })}>
-          … {shown.before + hidden} earlier tokens of the prompt
-        </button>
+    <article className="document" aria-label="Text">
+      <Legend view={view} views={views} told={told} unread={unread > 0} before={shown.before} />
+      {hidden > 0 && <button type="button" id="unfold" onClick={() => page.set({ unfolded: true })}>… {hidden} earlier tokens of the prompt</button>}
+      {state.editing !== null ? (
+        <Editor caret={state.editing} />
+      ) : (
+        <div ref={group} id="text" role="group" aria-label="The text" onClick={onClick} onKeyDown={onKeyDown} onPointerOver={onPointerOver} onPointerLeave={onPointerLeave}>
+          {pieces.map((piece, number) => (
+            <span key={number}>
+              {piece.tokens.map((token) => {
+                index += 1;
+                if (index < hidden) return null;
+                return (
+                  <Token
+                    key={index}
+                    token={told.tokens[index]}
+                    index={index}
+                    canFocus={index === (chosen ?? hidden)}
+                    isLooked={index === looked}
+                    isUnread={index < unread}
+                    hint={index === hint}
+                    view={view}
+                  />
+                );
+              })}
+              <Versions piece={piece} />
+            </span>
+          ))}
+          <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />
+        </div>
       )}
-      <div ref={group} id="text" role="group" aria-label="The text" onClick={pick} onKeyDown={onKeyDown}>
-        {pieces.map((piece, number) => (
-          <span key={number}>
-            {piece.tokens.map((token) => {
-              index += 1;
-              if (index < hidden) return null;
-              return (
-                <Token
-                  key={index}
-                  token={told.tokens[index]}
-                  index={index}
-                  first={index === hidden}
-                  isChosen={index === chosen}
-                  isPrompt={index < inPrompt}
-                  isUnread={index < length - page.config.context_length}
-                  view={view}
-                />
-              );
-            })}
-            <Versions piece={piece} />
-          </span>
-        ))}
-        <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />
-      </div>
       <p className="facts" aria-live="polite">{facts.length > 0 && facts.at(-1).join(' · ')}</p>
     </article>
   );

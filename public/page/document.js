@@ -14,12 +14,14 @@ export function pieces(document) {
 }
 
 export const tokensOf = (document) => pieces(document).flatMap((piece) => piece.tokens);
-// The prompt: the tokens before the first generated one. Only generated tokens have `draft`.
-export const promptOf = (document) => {
+// Only generated tokens have `draft`; a person typed or chose all others.
+export const isGenerated = (token) => token.draft !== undefined;
+// The prompt: the tokens before the first generated one.
+export function promptOf(document) {
   const tokens = tokensOf(document);
-  const drawn = tokens.findIndex((token) => token.draft !== undefined);
-  return drawn < 0 ? tokens : tokens.slice(0, drawn);
-};
+  const end = tokens.findIndex(isGenerated);
+  return end < 0 ? tokens : tokens.slice(0, end);
+}
 export const idsOf = (document) => tokensOf(document).map((token) => token.id);
 export const textOf = (document) => tokensOf(document).map((token) => token.text).join('');
 
@@ -40,11 +42,10 @@ export function pieceAt(document, index) {
 // Cut the text before a token; the rest becomes one of the continuations there. Returns the piece
 // that ends at the cut.
 export function cutBefore(document, index) {
-  const { piece, offset } = pieceAt(document, index);
-  if (offset === 0 && piece !== document.root) {
-    const shown = pieces(document);
-    return shown[shown.indexOf(piece) - 1];
-  }
+  const shown = pieces(document);
+  const { piece, offset } = pieceAt(document, index) ?? {};
+  if (!piece) return shown.at(-1); // the end of the text
+  if (offset === 0 && piece !== document.root) return shown[shown.indexOf(piece) - 1];
   const { children, at, facts, run, settings } = piece;
   const after = { ...newPiece(piece.tokens.slice(offset)), children, at, facts, run, settings };
   Object.assign(piece, { tokens: piece.tokens.slice(0, offset), children: [after], at: 0, facts: [], run: undefined });
@@ -75,6 +76,7 @@ export function readDocument(raw) {
     return { ...newPiece(raw.tokens), children, at, facts, first, settings: raw.settings && readSettings(raw.settings) };
   };
   const root = readPiece(raw?.root);
-  if (!root?.tokens.length || typeof raw.id !== 'string') return undefined;
-  return { id: raw.id, before: Number(raw.before) || 0, changed: Number(raw.changed) || 0, root };
+  if (!root || typeof raw.id !== 'string' || !tokensOf({ root }).length) return undefined;
+  const name = typeof raw.name === 'string' ? raw.name.slice(0, 100) : undefined;
+  return { id: raw.id, name, before: Number(raw.before) || 0, changed: Number(raw.changed) || 0, root };
 }

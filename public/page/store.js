@@ -1,17 +1,20 @@
 // The page's state, and every action on it. The elements show `page.state` and call these actions;
 // nothing else changes the state.
 import { config } from './config.js';
-import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, promptOf, readDocument, textOf, tokensOf } from './document.js';
+import { addPiece, cutBefore, findPiece, idsOf, isGenerated, newDocument, newPiece, pieces, promptOf, readDocument, textOf, tokensOf } from './document.js';
 import { linkTo, readLink, saveAs } from './share.js';
 import { defaults, readSettings } from './settings.js';
 
 const STORE = 'story-page';
 const MAX_DOCUMENTS = 20;
 const MAX_STORED = 2_000_000; // characters; browsers allow five million
+const ABOUT_A_TOKEN = ['word', 'attention', 'layers', 'story']; // tabs
 const PAUSE = 150; // ms before the next question to the server
 
 const newRun = () => crypto.randomUUID?.() ?? `run ${Math.random()}`; // plain HTTP has no crypto
-const nothingOpen = { chosen: null, open: false, bars: null, compared: null };
+const nothingOpen = { chosen: null, hovered: null, editing: null, compared: null, sheet: false };
+const past = []; // for Undo: earlier states of the texts, { id, root }
+const MAX_PAST = 30;
 
 function load() {
   let raw;
@@ -21,17 +24,17 @@ function load() {
   const list = Array.isArray(raw?.documents) ? raw.documents : [];
   const documents = list.slice(0, MAX_DOCUMENTS).map(readDocument).filter(Boolean);
   const shown = documents.some((document) => document.id === raw.shown) ? raw.shown : null;
-  return { documents, shown, settings: readSettings(raw?.settings) };
+  return { documents, shown, settings: readSettings(raw?.settings), hinted: raw?.hinted === true };
 }
 
 function save() {
-  const { shown, settings } = page.state;
+  const { shown, settings, hinted } = page.state;
   const latest = new Map(); // with the texts that other tabs have stored
   for (const document of [...load().documents, ...page.state.documents])
     if (document.changed >= (latest.get(document.id)?.changed ?? 0)) latest.set(document.id, document);
   const documents = [...latest.values()].sort((one, other) => other.changed - one.changed);
   for (let count = Math.min(documents.length, MAX_DOCUMENTS); count >= 0; count--) {
-    const stored = JSON.stringify({ documents: documents.slice(0, count), shown, settings });
+    const stored = JSON.stringify({ documents: documents.slice(0, count), shown, settings, hinted });
     if (stored.length > MAX_STORED) continue;
     try {
       return localStorage.setItem(STORE, stored);
@@ -49,15 +52,21 @@ export const page = {
     shown: null,
     settings: null, // until `start`
     linked: null, // the prompt of the link, until it is sent
-    view: 'plain', // plain, probs, copied, drafts, attention
+    view: 'plain', // the colours of the text: plain, probs, copied, drafts, attention
+    tab: 'word', // of the panel: see Panel.jsx
+    chosen: null, // token of the text, by its index
+    hovered: null, // token under the pointer
+    sheet: false, // on a narrow screen, the panel is open
+    editing: null, // where the cursor begins, while the text is edited
+    compared: null, // the texts of Compare
+    hinted: false, // a person who has once opened a token needs no hint
     running: null, // the generation in progress
-    head: null, // of the attention view: { layer, head }, or null for the average
+    people: 0, // that generate texts now
+    head: null, // of the attention view: { layer, head }, or 'average'; null: not chosen yet
+    problem: null, // what went wrong, in the server's words: { text, fatal }
     unfolded: false,
     known: {}, // the server's answers about the text, by question
-    connected: false,
-    reading: false, // the story
-    place: null, // of the marked passage in the story: { start, length }
-    ...nothingOpen
+    connected: false
   },
 
   subscribe(listener) {
@@ -72,7 +81,10 @@ export const page = {
   },
   // The first component of each name stays, so its state survives when Chainlit loads the element again.
   components: {},
-  component: (name, component) => (page.components[name] ??= component),
+  component(name, component) {
+    setTimeout(page.set, 0, {}); // the panel may wait for it
+    return (page.components[name] ??= component);
+  },
 
   document: () => page.state.documents.find((document) => document.id === page.state.shown),
 
@@ -92,7 +104,7 @@ export const page = {
   connect(socket) {
     page.socket = socket;
     if (!page.state.settings) page.start();
-    const events = { connect: page.onConnect, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd };
+    const events = { connect: page.onConnect, problem: page.onProblem, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd };
     for (const [name, handler] of Object.entries(events)) socket.on(name, handler);
     page.sendSettings();
     page.set({ connected: true });
@@ -111,6 +123,7 @@ export const page = {
     page.onEnd();
   },
   onEnd: () => page.set({ running: null }),
+  onProblem: (problem) => page.set({ problem }),
 
   // The server has read a prompt, which begins a new document.
   onPrompt({ run, tokens, before }) {
@@ -118,20 +131,20 @@ export const page = {
     const document = newDocument(run, tokens, before);
     addPiece(document.root, newPiece([], { run }));
     const documents = [document, ...page.state.documents].slice(0, MAX_DOCUMENTS);
-    page.set({ ...nothingOpen, documents, shown: run, running: run, linked: null, unfolded: false });
+    page.set({ ...nothingOpen, documents, shown: run, running: run, linked: null, unfolded: false, problem: null });
   },
 
-  onTokens({ run, tokens }) {
+  onTokens({ run, tokens, people = 0 }) {
     const compared = page.state.compared?.find((text) => text.run === run);
     if (compared) compared.tokens.push(...tokens);
     page.find(run)?.tokens.push(...tokens);
-    page.set({ running: compared ? 'compare' : run });
+    page.set({ running: compared ? 'compare' : run, people });
   },
 
   // The whole continuation: tokens sent during a disconnect are lost.
-  onFinished({ run, tokens, facts, share, settings }) {
+  onFinished({ run, tokens, facts, settings }) {
     const compared = page.state.compared?.find((text) => text.run === run);
-    if (compared) Object.assign(compared, { tokens, share });
+    if (compared) Object.assign(compared, { tokens, facts, settings, finished: true });
     const piece = page.find(run);
     if (piece) {
       // A piece with children was cut by choosing another token: leave it as it is.
@@ -139,6 +152,7 @@ export const page = {
       Object.assign(piece, { facts, settings });
     }
     page.set({ running: page.state.running === run ? null : page.state.running });
+    if (piece && !page.state.hinted && page.state.hovered === null) page.hover(page.hint());
   },
 
   find(run) {
@@ -150,13 +164,16 @@ export const page = {
 
   // 3. Generation
 
-  generate(parent, ids, more = {}, first = []) {
+  // Continue `ids` in a new piece after `parent`. It begins with the tokens `first`, the last of `ids`.
+  generate(parent, ids, first = [], { new_seed, ...settings } = {}) {
     const run = newRun();
     addPiece(parent, newPiece([...first], { run, first }));
     page.document().changed = Date.now();
-    page.set({ ...nothingOpen, running: run });
-    return page.request('generate', { ids: ids.slice(-config.max_ids), runs: [{ run }], ...more }).then(() => page.state.running === run && page.onEnd());
+    page.set({ running: run, editing: null, hovered: null, problem: null });
+    const payload = { ids: ids.slice(-config.max_ids), runs: [{ run, ...settings }], new_seed };
+    return page.request('generate', payload).then(() => page.state.running === run && page.onEnd());
   },
+  stop: () => page.socket.emit('stop'),
 
   // The server's answer; undefined after an error, which Chainlit shows.
   async request(name, payload) {
@@ -167,42 +184,69 @@ export const page = {
     }
   },
 
-  goOn() {
+  // Change the text such that Undo can take it back.
+  revise(change) {
     const document = page.document();
-    return page.generate(pieces(document).at(-1), idsOf(document));
+    if (page.state.running !== null) return undefined;
+    past.push({ id: document.id, root: structuredClone(document.root) });
+    past.splice(0, past.length - MAX_PAST);
+    return change(document, idsOf(document));
   },
+  undoable: () => past.findLastIndex(({ id }) => id === page.state.shown),
+  undo() {
+    if (page.undoable() < 0 || page.state.running !== null) return;
+    const [{ root }] = past.splice(page.undoable(), 1);
+    Object.assign(page.document(), { root, changed: Date.now() });
+    page.set({ editing: null, hovered: null });
+  },
+
+  goOn: () => page.revise((document, ids) => page.generate(pieces(document).at(-1), ids)),
 
   // Replace the last continuation by another; it stays available behind ‹ ›.
-  again() {
-    const document = page.document();
+  again: () => page.revise((document, ids) => {
     const shown = pieces(document);
     const last = shown.pop();
-    if (!shown.length) return page.generate(last, idsOf(document), { new_seed: true });
-    const { first = [] } = last; // keep a chosen token
-    const ids = [...shown.flatMap((piece) => piece.tokens), ...first].map((token) => token.id);
-    return page.generate(shown.at(-1), ids, { new_seed: true }, first);
-  },
+    if (!shown.length) return page.generate(last, ids, [], { new_seed: true });
+    const { first = [], tokens } = last; // keep a chosen token
+    const kept = ids.slice(0, ids.length - tokens.length + first.length);
+    return page.generate(shown.at(-1), kept, first, { new_seed: true });
+  }),
 
-  // Replace a token by another, and continue from there.
-  choose(index, token) {
-    const document = page.document();
-    const ids = [...idsOf(document).slice(0, index), token.id];
-    return page.generate(cutBefore(document, index), ids, {}, [token]);
+  // Replace a token by another, and continue from there. At the end of the text, add it.
+  choose: (index, token) => page.revise((document, ids) =>
+    page.generate(cutBefore(document, index), [...ids.slice(0, index), token.id], [token])),
+
+  // Change the text to this one, and continue from its end. Tokens at its beginning stay.
+  async rewrite(text) {
+    const old = tokensOf(page.document());
+    let [kept, length] = [0, 0];
+    while (kept < old.length && text.startsWith(old[kept].text, length)) length += old[kept++].text.length;
+    // The tokens of a word depend on the whole word, which begins with a space.
+    while (kept > 0 && length < text.length && !/^\s/.test(text.slice(length))) length -= old[--kept].text.length;
+    const typed = length < text.length ? await page.request('tokens', { text: text.slice(length) }) : [];
+    if (typed) await page.revise((document, ids) =>
+      page.generate(cutBefore(document, kept), [...ids.slice(0, kept), ...typed.map(({ id }) => id)], typed));
   },
 
   show(piece, step) {
     piece.at = (piece.at + step + piece.children.length) % piece.children.length;
     page.document().changed = Date.now();
-    page.set({ ...nothingOpen });
+    page.set(nothingOpen);
   },
 
-  compare() {
+  // Continue the prompt at these temperatures.
+  compare(temperatures) {
     const ids = promptOf(page.document()).map((token) => token.id);
-    const compared = config.compared.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
-    page.set({ ...nothingOpen, compared, running: 'compare' });
+    const compared = temperatures.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
+    page.set({ compared, running: 'compare', problem: null });
     const runs = compared.map(({ run, temperature }) => ({ run, temperature }));
-    return page.request('generate', { ids, runs }).then(() => page.state.running === 'compare' && page.onEnd());
+    return page.request('generate', { ids: ids.slice(-config.max_ids), runs }).then(() => page.state.running === 'compare' && page.onEnd());
   },
+  keep: ({ tokens, facts, settings }) => page.revise((document) => {
+    addPiece(cutBefore(document, promptOf(document).length), newPiece(tokens, { facts, settings }));
+    document.changed = Date.now();
+    page.set({});
+  }),
 
   begin: () => page.set({ ...nothingOpen, shown: null }),
   open: (id) => page.set({ ...nothingOpen, shown: id, unfolded: false }),
@@ -241,23 +285,45 @@ export const page = {
     return answer && { ...answer, runs: answer.runs.map((run) => ({ ...run, start: run.start + skipped })) };
   },
 
-  async openStory(place = null) {
+  async loadStory() {
     page.story ??= await page.request('story', {});
-    page.set({ reading: Boolean(page.story), place, open: false });
+    page.set({});
   },
-  closeStory: () => page.set({ reading: false }),
 
-  pick: (chosen, open = true) => page.set({ chosen, open }),
-  close: () => page.set({ open: false }),
+  // The token that the panel is about: the one under the pointer or the chosen one.
+  looked: () => page.state.hovered ?? page.state.chosen,
+  pick: (chosen) => page.set({
+    chosen, hovered: null, sheet: true, hinted: true, tab: ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.tab : 'word'
+  }),
+  hover: (hovered) => page.set({ hovered }),
+  openTab(tab) {
+    const views = { attention: 'attention', story: 'copied' };
+    const left = views[page.state.tab] === page.state.view ? 'plain' : page.state.view;
+    page.set({ tab, sheet: true, view: views[tab] ?? left });
+  },
+
+  // The weights of one head, or their average, from 0 to 1.
+  headWeights: (all, head) => {
+    const rows = head === 'average' ? all.flat() : [all[head?.layer]?.[head?.head] ?? []];
+    return rows[0].map((_, i) => rows.reduce((sum, row) => sum + row[i], 0) / rows.length / 1000);
+  },
+
+  // A generated word where the model hesitated most, early in the text; null without one.
+  hint() {
+    const words = tokensOf(page.document()).map(({ logprob, text }, index) => ({ logprob, text, index }))
+      .filter(({ logprob, text }) => logprob !== undefined && /^ \p{L}{2}/u.test(text));
+    return words.slice(0, 60).sort((one, other) => one.logprob - other.logprob)[0]?.index ?? null;
+  },
 
   // 5. Sharing
 
   text: () => textOf(page.document()),
+  nameOf: (document) => document.name ?? textOf(document).trim().slice(0, 60),
   // A link that reproduces the first continuation, with its settings and seed.
   link() {
     const document = page.document();
     const prompt = promptOf(document).map((token) => token.text).join('');
-    const made = pieces(document).find((piece) => piece.tokens.some((token) => token.draft !== undefined));
+    const made = pieces(document).find((piece) => piece.tokens.some(isGenerated));
     return linkTo(location.href, prompt, made?.settings ?? page.state.settings);
   },
   save() {

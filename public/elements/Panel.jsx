@@ -1,0 +1,52 @@
+// The panel at the right or, on a narrow screen, a sheet at the bottom. Each tab is a component of its own.
+import { useEffect, useSyncExternalStore } from 'react';
+
+const TABS = {
+  word: { label: 'This word', component: 'Word' },
+  next: { label: 'What comes next', component: 'Word' },
+  attention: { label: 'Attention', component: 'Attention' },
+  layers: { label: 'Layers', component: 'Layers' },
+  compare: { label: 'Compare', component: 'Compare' },
+  story: { label: 'The story', component: 'Story' }
+};
+const NAMES = Object.keys(TABS);
+
+function Panel() {
+  const { tab, sheet, chosen } = useSyncExternalStore(page.subscribe, page.get);
+  const shown = page.document();
+  const close = () => {
+    page.set({ sheet: false });
+    document.querySelector(`#text [data-index="${chosen}"]`)?.focus();
+  };
+  useEffect(() => {
+    const onKey = (event) => event.key === 'Escape' && !event.defaultPrevented && page.state.sheet && close();
+    addEventListener('keydown', onKey);
+    return () => removeEventListener('keydown', onKey);
+  }, [chosen]);
+  if (!shown) return null;
+  const onKeyDown = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const to = NAMES[(NAMES.indexOf(tab) + step + NAMES.length) % NAMES.length];
+    page.openTab(to);
+    document.getElementById(`tab-${to}`).focus();
+  };
+  const Tab = page.components[TABS[tab].component];
+  return (
+    <section id="panel" aria-label="Inside the model" data-open={sheet}>
+      <div className="tabs">
+        <div role="tablist" aria-label="What to look at" onKeyDown={onKeyDown}>
+          {NAMES.map((name) => (
+            <button key={name} id={`tab-${name}`} type="button" role="tab" aria-selected={name === tab} aria-controls="tab-panel" tabIndex={name === tab ? 0 : -1} onClick={() => page.openTab(name)}>
+              {TABS[name].label}
+            </button>
+          ))}
+        </div>
+        <button type="button" id="close-sheet" onClick={close}>Close</button>
+      </div>
+      <div role="tabpanel" id="tab-panel" aria-labelledby={`tab-${tab}`} tabIndex={0}>{Tab && <Tab key={tab} />}</div>
+    </section>
+  );
+}
+
+export default page.component('Panel', Panel);
