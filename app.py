@@ -35,7 +35,7 @@ from support.page import server, views
 from support.page.batch import Batch, TokenInfo
 from support.page.scheduler import Scheduler
 from support.page.server import background_executor, inference_executor, run_in, safely, state
-from support.page.settings import Settings, as_chosen, page_limits, read_number, read_settings
+from support.page.settings import Settings, as_chosen, page_limits, read_settings
 from utils import load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent
@@ -88,7 +88,6 @@ class Continuation:
     seconds: float = 0.0  # can stay 0 with a coarse clock
     stopped: bool = False  # by the user, or by the user's next request
     finished: bool = False
-    share: float = 0.0  # of its tokens that are copied from the story
 
 
 @dataclass
@@ -133,8 +132,6 @@ async def stream_continuation(
     await send_new(continuation)
     continuation.seconds = time.perf_counter() - start
     continuation.stopped = request.stopped
-    ids = [token["id"] for token in continuation.tokens]
-    continuation.share = await run_in(background_executor, views.copied_share, ids, story_ids)
     continuation.finished = True
     if not request.left:
         await show(continuation)
@@ -143,14 +140,16 @@ async def stream_continuation(
 async def send_new(continuation: Continuation) -> None:
     if tokens := continuation.tokens[continuation.sent :]:
         continuation.sent = len(continuation.tokens)
-        await cl.context.emitter.emit("tokens", {"run": continuation.run, "tokens": tokens})
+        people = len(state.scheduler.queues)  # that generate now
+        data = {"run": continuation.run, "tokens": tokens, "people": people}
+        await cl.context.emitter.emit("tokens", data)
 
 
 async def show(continuation: Continuation) -> None:
     """Send a whole continuation, in case the user missed a part while disconnected."""
     data = {
         "run": continuation.run, "tokens": continuation.tokens, "facts": facts(continuation),
-        "share": continuation.share, "settings": as_chosen(continuation.settings),
+        "settings": as_chosen(continuation.settings),
     }  # fmt: skip
     await cl.context.emitter.emit("finished", data)
 
@@ -168,7 +167,6 @@ def facts(continuation: Continuation) -> list[str]:
         f"temperature {settings.temperature:g}",
         random and settings.top_k and f"top-k {settings.top_k}",
         random and settings.top_p and f"top-p {settings.top_p:g}",
-        f"{100 * continuation.share:.0f}% copied from the story",
         len(continuation.context) > CONTEXT and f"only the last {CONTEXT} tokens of the text read",
         continuation.stopped and "stopped",
     ]
@@ -221,13 +219,13 @@ async def find_model() -> GPTModel | None:
         return state.model or await run_in(inference_executor, load)
     except (OSError, ValueError) as error:
         remedy = "This makes the weights in about 8 minutes:\n\n    python -m support.lesson"
-        await cl.ErrorMessage(f"`` {error} ``\n\n{remedy}").send()
+        await server.show_problem(f"{error}\n\n{remedy}", fatal=True)
         return None
 
 
 async def continue_prompt(request: Request, prompt: str, run: str) -> None:
     if not prompt:
-        await cl.ErrorMessage("Type a prompt first. One word is enough.").send()
+        await server.show_problem("Type a prompt first. One word is enough.")
     elif await find_model():
         ids = (await run_in(background_executor, text_to_token_ids, prompt, tokenizer))[0].tolist()
         shown = await run_in(background_executor, views.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
@@ -252,11 +250,9 @@ def settings_now(new_seed: bool = False) -> Settings:
 
 def read_runs(payload: dict[str, Any]) -> list[tuple[str, Settings]]:
     """Return the name (given by the page) and the settings of each requested continuation."""
-    settings, runs = settings_now(payload.get("new_seed") is True), []
-    for run in payload["runs"][: len(COMPARED)]:
-        temperature = read_number(run.get("temperature", settings.temperature), "temperature")
-        runs.append((str(run["run"])[:100], settings._replace(temperature=temperature)))
-    return runs
+    settings = as_chosen(settings_now(payload.get("new_seed") is True))
+    runs = payload["runs"][: len(COMPARED)]
+    return [(str(run["run"])[:100], read_settings({**settings, **run})) for run in runs]
 
 
 async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, Settings]]) -> None:
@@ -270,6 +266,8 @@ def look(what: str, model: GPTModel, ids: list[int]) -> Any:
     read = ids[-CONTEXT:]
     if what == "next":
         return views.next_token(model, tokenizer, read)
+    if what == "layers":
+        return views.layers(model, tokenizer, read)
     return views.scores(model, read) if what == "scores" else views.attention(model, read)
 
 
@@ -278,7 +276,7 @@ async def on_look(action: cl.Action) -> Any:
     what, ids = action.payload.get("what"), read_ids(action.payload)
     if what == "copied":
         return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
-    if what in ("next", "scores", "attention") and (model := await find_model()):
+    if what in ("next", "scores", "attention", "layers") and (model := await find_model()):
         return await state.scheduler.inspect((cl.context.session.id, what), look, what, model, ids)
     return None
 
@@ -286,6 +284,14 @@ async def on_look(action: cl.Action) -> Any:
 @cl.action_callback("generate")
 async def on_generate(action: cl.Action) -> None:
     await start(continue_text, read_ids(action.payload), read_runs(action.payload))
+
+
+@cl.action_callback("tokens")
+async def on_tokens(action: cl.Action) -> Any:
+    """Return the tokens of a text, which a person has typed into another one."""
+    text = str(action.payload["text"])[: server.MAX_PROMPT]
+    ids = (await run_in(background_executor, text_to_token_ids, text, tokenizer))[0].tolist()
+    return await run_in(background_executor, views.plain_tokens, ids, tokenizer)
 
 
 @cl.action_callback("story")

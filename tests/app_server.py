@@ -24,8 +24,6 @@ from packaging.requirements import Requirement
 from playwright.sync_api import Browser, Error, sync_playwright
 
 WEIGHTS = "pretrain-story-model.pth"
-ELEMENTS = ("Connection", "Start", "Toolbar", "Text", "Token", "Bars", "Compare", "Settings")
-
 # On a busy machine, PyTorch threads that wait for each other take ten times as long.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -229,8 +227,8 @@ class Person:
 
     async def __aenter__(self) -> "Person":
         await self.connect()
-        for _ in ELEMENTS:
-            await self.expect("element")
+        while (await self.expect("element"))[1]["name"] != "Settings":  # the last one
+            pass
         return self
 
     async def __aexit__(self, *error: Any) -> None:
@@ -274,19 +272,17 @@ class Person:
     async def continuation(self, run: str | None = None) -> "Shown":
         """Wait for a finished continuation, or for the one with this name."""
         while True:
-            event, data = await self.expect("prompt", "finished", "new_message")
+            event, data = await self.expect("prompt", "finished", "problem")
             if event == "prompt":
                 self.prompt = [token["id"] for token in data["tokens"]]
             elif event == "finished" and run in (None, data["run"]):
                 return Shown(**data)
-            elif event == "new_message" and data["type"] == "assistant_message":
-                assert not data["isError"], data["output"]
+            elif event == "problem":
+                raise AssertionError(data["text"])
 
     async def error(self) -> str:
         """Wait for an error message; return its text."""
-        while not (message := (await self.expect("new_message"))[1])["isError"]:
-            pass
-        return message["output"]
+        return (await self.expect("problem"))[1]["text"]
 
 
 class Shown(NamedTuple):
@@ -295,7 +291,6 @@ class Shown(NamedTuple):
     run: str
     tokens: list[dict[str, Any]]
     facts: list[str]
-    share: float
     settings: dict[str, Any]
 
     @property

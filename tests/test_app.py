@@ -406,7 +406,7 @@ def test_the_app_is_reloaded_after_each_change(tmp_path):
             visit(server, functools.partial(generate_and_save, name=name))
             memory.append(server.memory())
         shown = continued(server, max_new_tokens=4, seed="3")
-    assert len(shown.tokens) == 4 and shown.share == 0
+    assert len(shown.tokens) == 4
     # A second model would take at least 420 MB; first use takes up to 240 MB.
     assert memory[1] < memory[0] + 350 and max(memory) < memory[1] + 300
     first, *others = [ast.literal_eval(line) for line in readings()]

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import tiktoken
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from app_server import copy_app, need_chainlit, running_app, running_browser, serving
 from conftest import ROOT
 from playwright._impl._driver import compute_driver_executable
@@ -25,7 +26,7 @@ from utils import load_model, next_token_probs
 
 expect.set_options(timeout=60_000)
 
-SIZES = {"laptop": (1366, 650), "phone": (390, 844), "zoomed": (683, 325)}  # 200% on the laptop
+SIZES = {"laptop": (1366, 650), "wide": (1920, 1080), "phone": (390, 844), "zoomed": (683, 325)}
 BOTH = pytest.mark.parametrize("size", ["laptop", "phone"])
 PROMPT = "Everyone knew who the Babbingtons were."
 
@@ -108,19 +109,35 @@ def again(page: Page, selector: str = "#again") -> None:
 
 def finished(page: Page) -> None:
     expect(page.locator(".facts")).to_contain_text("per second")
-    expect(page.locator("#continue")).to_be_enabled()
+    expect(page.locator("#continue")).to_be_visible()
 
 
 def text_of(page: Page) -> str:
     return page.evaluate("page.text()")
 
 
+OTHER = ".alternative[aria-disabled=false]"
+
+
 def choose_another(page: Page, index: int) -> str:
     """Replace a token by the most probable other one, and wait for the text; return its label."""
     page.locator("#text .token").nth(index).click()
-    label = page.locator("#token-details .alternative:enabled").first.text_content()
-    again(page, "#token-details .alternative:enabled")
+    expect(page.locator("tr.own")).to_be_visible()
+    label = page.locator(OTHER).first.text_content()
+    again(page, OTHER)
     return label
+
+
+def open_tab(page: Page, name: str) -> None:
+    if not page.locator("#panel").is_visible():  # on a narrow screen
+        click(page, "#look-inside")
+    click(page, f"#tab-{name}")
+
+
+def accessible(page: Page) -> None:
+    """Check the page as it is now with axe."""
+    found = Axe().run(page).response["violations"]
+    assert not [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in found]
 
 
 def box(page: Page, selector: str) -> SimpleNamespace:
@@ -142,73 +159,73 @@ def test_without_a_browser(monkeypatch, ci, outcome):
 @pytest.mark.parametrize(("size", "theme"), [("laptop", "light"), ("phone", "dark")])
 def test_a_visit(open_page, size, theme):
     page = open_page(size, theme)
+    assert ("dark" in page.locator("html").get_attribute("class")) == (theme == "dark")
     expect(page.locator("#chat-input")).to_have_attribute("placeholder", re.compile("^Type the b"))
+    accessible(page)
     click(page, "#readme-button")
     expect(page.get_by_role("heading", name="Help")).to_be_visible()
     page.keyboard.press("Escape")
-    assert ("dark" in page.locator("html").get_attribute("class")) == (theme == "dark")
-    expect(page.locator("#starters button")).to_have_count(4)
-    assert page.locator("#starters button").first.text_content() == PROMPT
+    assert page.locator("#starters button").all_text_contents()[0] == PROMPT
     again(page, "#starters button")
     text = text_of(page)
     assert text.startswith(PROMPT) and len(text) > 200
-    continuation = " ".join(text[len(PROMPT) :].split())[:40]
+    accessible(page)
 
-    tokens, details = page.locator("#text .token"), page.locator("#token-details")
+    tokens, panel = page.locator("#text .token"), page.locator("#tab-panel")
     for view in ("copied", "probs", "plain"):
-        click(page, f"#view-{view}")
-        shown = " ".join(page.evaluate("document.body.innerText").replace("↵", "").split())
-        assert shown.count(PROMPT) == shown.count(continuation) == 1
-
-    click(page, "#view-probs")
+        page.locator("#view").select_option(view)
+        assert "".join(tokens.all_text_contents()) == text
+    page.locator("#view").select_option("probs")
     expect(page.locator("#prompt-loss")).to_contain_text(re.compile(r"\d\.\d\d nats per token"))
-    tokens.nth(40).click()
-    gave = r"gave it [<>]?[\d.]+% \((first choice|rank \d+)\); with your settings"
-    expect(details).to_contain_text(re.compile(gave))
-    expect(details.locator("tbody tr")).to_have_count(8)
-    before = details.inner_text()
-    page.keyboard.press("ArrowRight")
-    expect(tokens.nth(41)).to_be_focused()
-    expect(details).not_to_have_text(before)
-    page.keyboard.press("Escape")
-    expect(details).to_have_count(0)
-
-    click(page, "#view-copied")
-    expect(page.locator(".legend")).to_contain_text("of this text is copied from the story")
-    click(page, ".from-story")
-    expect(details).to_contain_text(re.compile(r"\d+ tokens, from paragraph \d+ of the story"))
-    page.keyboard.press("Escape")
-
-    click(page, "#view-attention")
+    accessible(page)
     tokens.nth(20).click()
-    page.keyboard.press("Escape")
+    expect(page.locator(".hint")).to_have_count(0)  # it has served
+    gave = r"gave it [<>]?[\d.]+% \((first choice|choice number \d+)\); with your settings"
+    expect(panel).to_contain_text(re.compile(gave))
+    expect(panel.locator("tbody tr")).to_have_count(11)
+    page.keyboard.press("ArrowRight")
+    expect(tokens.nth(21)).to_be_focused()
+    top = "document.activeElement.getClientRects()[0].top"
+    before = page.evaluate(top)
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate(top) > before
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate(top) == pytest.approx(before, abs=1)
+    accessible(page)
+
+    open_tab(page, "story")
+    expect(page.locator("#legend")).to_contain_text("of this text is copied from the story")
+    click(page, ".from-story")
+    expect(panel).to_contain_text(re.compile(r"\d+ tokens, from paragraph \d+ of the story"))
+    expect(panel.locator("mark.current").first).to_be_in_viewport()
+    accessible(page)
+
+    open_tab(page, "attention")
+    tokens.nth(20).click()
+    expect(panel).to_contain_text(re.compile(r"Layer \d+, head \d+: .* attends to .* \d+%"))
     shaded = "document.querySelectorAll('#text .token[style*=background]').length"
     page.wait_for_function(f"{shaded} === 21")
-    mean = tokens.nth(0).get_attribute("style")
-    page.get_by_label("layer").select_option("3")
-    expect(tokens.nth(0)).not_to_have_attribute("style", mean)
+    styles = tokens.evaluate_all("all => all.map((e) => e.style.background)")
+    page.locator(".thumbnail[aria-pressed=true]").press("ArrowLeft")
+    assert tokens.evaluate_all("all => all.map((e) => e.style.background)") != styles
+    accessible(page)
 
-    tokens.first.scroll_into_view_if_needed()
-    click(page, "#next-token")
-    third = "document.querySelector('#bars tr:nth-child(3)')?.getBoundingClientRect() ?? {}"
-    below = box(page, "#settings-line").top
-    page.wait_for_function(f"(({{ top, bottom }}) => top > 0 && bottom < {below})({third})")
-    before = page.locator("#bars .number").all_text_contents()
-    page.get_by_label("Temperature", exact=True).first.press("ArrowRight")
+    open_tab(page, "layers")
+    expect(panel.locator("tbody tr")).to_have_count(13)
+    accessible(page)
+
+    open_tab(page, "next")
+    expect(panel.locator("tbody tr")).to_have_count(11)
+    before = panel.locator("td:last-child").all_text_contents()
+    panel.get_by_label("Temperature").press("ArrowRight")
     page.wait_for_function("page.state.settings.temperature === 1.1")  # also for the next text
-    assert page.locator("#bars .number").all_text_contents() != before
-
-    names = page.evaluate(
-        "[...document.querySelectorAll('button, input, select, textarea')].filter("
-        "  (e) => e.checkVisibility() && !e.ariaLabel && !e.textContent.trim()"
-        "    && !e.labels?.length && !e.title && !e.querySelector('.sr-only'))"
-        ".map((e) => e.outerHTML)"
-    )
-    assert names == [], "controls without a name"
+    assert panel.locator("td:last-child").all_text_contents() != before
+    page.keyboard.press("Escape")
+    assert page.locator("#panel").is_visible() == (size == "laptop")
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_popover_is_beside_its_token_and_in_view(open_page, size):
+def test_the_panel_covers_neither_the_token_nor_the_toolbar(open_page, size):
     page = open_page(size)
     generate(page, temperature=0, max_new_tokens=500)
     tokens = page.locator("#text .token")
@@ -216,13 +233,33 @@ def test_the_popover_is_beside_its_token_and_in_view(open_page, size):
     assert count > 500
     for index in (1, 9, 60, 200, 350, count - 30, count - 1):
         tokens.nth(index).click()
-        expect(page.locator("#token-details tbody tr")).to_have_count(8)
+        expect(page.locator("#tab-panel tbody tr")).to_have_count(11)
         page.evaluate("new Promise((seen) => requestAnimationFrame(() => setTimeout(seen)))")
-        token, details = box(page, f"[data-index='{index}']"), box(page, "#token-details")
-        assert details.top >= token.bottom or details.bottom <= token.top
-        assert details.left >= 0 and details.right <= SIZES[size][0]
-        assert details.top >= 0 and details.bottom <= SIZES[size][1]
+        token, panel = box(page, f"[data-index='{index}']"), box(page, "#panel")
+        toolbar = box(page, ".toolbar")
+        if size in ("laptop", "wide"):
+            assert token.right <= box(page, ".document").right <= panel.left
+        assert toolbar.bottom <= token.top and token.bottom <= (
+            panel.top if size in ("phone", "zoomed") else SIZES[size][1]
+        )
+        assert toolbar.top >= 0 and panel.bottom <= SIZES[size][1]
         page.keyboard.press("Escape")
+        if size in ("phone", "zoomed"):
+            expect(page.locator("#panel")).to_be_hidden()
+            expect(tokens.nth(index)).to_be_focused()
+
+
+def test_the_panel_follows_the_pointer(open_page):
+    page = open_page()
+    generate(page, max_new_tokens=20)
+    tokens, gave = page.locator("#text .token"), page.locator("#gave .label")
+    labels = page.evaluate("page.tokensOf(page.document()).map((token) => token.label)")
+    for pinned in (False, True):
+        tokens.nth(12).hover()
+        expect(gave).to_have_text(labels[12])
+        page.mouse.move(600, 10)  # out of the text
+        expect(gave).to_have_text(labels[5 if pinned else 12])
+        tokens.nth(5).click()
 
 
 @BOTH
@@ -267,7 +304,6 @@ def test_a_reload_brings_everything_back(open_page, size):
     expect(page.locator(".versions")).to_contain_text("2/2")
     assert text_of(page) == text
     assert page.evaluate("page.state.settings.seed") == "3"
-    expect(page.locator("#continue")).to_be_enabled()
     page.wait_for_function("page.state.connected")
     click(page, "#continue")
     page.wait_for_function("length => page.text().length > length", arg=len(text))
@@ -292,7 +328,7 @@ def test_streaming_stop_continue_again_and_back(open_page):
     for _ in range(3):  # the text grows while it is generated
         page.wait_for_function("seen => page.document() && page.text().length > seen", arg=seen)
         seen = len(text_of(page))
-    click(page, "#stop-button")
+    click(page, "#stop")
     expect(page.locator(".facts")).to_contain_text("stopped")
     expect(page.locator(".facts")).to_contain_text("seed 11")
 
@@ -340,8 +376,8 @@ def test_unlikely_prompt_tokens_have_a_rank_and_buttons_survive_failures(open_pa
     page = open_page()
     generate(page, "Everyone zebra", max_new_tokens=5)
     page.locator("#text .token").nth(1).click()
-    expect(page.locator("#token-details")).to_contain_text(re.compile(r"<0.1% \(rank \d{3,}\)"))
-    page.keyboard.press("Escape")
+    unlikely = re.compile(r"<0.1% \(choice number \d{3,}\)")
+    expect(page.locator("#gave")).to_contain_text(unlikely)
     for failure in (  # no answer; an action that raised an error
         lambda route: route.abort(),
         lambda route: route.fulfill(json={"success": True}),
@@ -391,28 +427,51 @@ def test_two_tabs_keep_each_others_texts(open_page):
 
 
 @BOTH
-def test_drafts_comparison_and_story(open_page, size):
+def test_drafts_and_comparison(open_page, size):
     page = open_page(size)
     generate(page, temperature=0, max_new_tokens=40)
     expect(page.locator(".facts")).to_contain_text(re.compile(r"\d+ from drafts"))
-    click(page, "#view-drafts")
+    page.locator("#view").select_option("drafts")
     expect(page.locator("#text .from-draft").first).to_be_visible()
-    click(page, "#compare-button")
-    shares = page.locator("#compare .columns .share")
-    expect(shares).to_contain_text(["100% copied from the story"] + ["copied from the story"] * 2)
+    open_tab(page, "compare")
+    page.get_by_label("Temperature").nth(2).press("End")
+    click(page, "#run-compare")
+    shares = page.locator(".compared .legend")
+    expect(shares).to_contain_text(["100% of this text is copied", *["of this text is copied"] * 2])
+    accessible(page)
+    third = page.locator(".compared .prose").nth(2).text_content()
+    page.get_by_role("button", name="Keep this one").nth(2).click()
+    expect(page.locator(".versions")).to_contain_text("2/2")
+    assert text_of(page) == PROMPT + third
+    expect(page.locator(".facts")).to_contain_text("temperature 5")
+    expect(page.locator("#view")).to_have_value("plain")  # this text has no drafts
+    click(page, "#undo")
+    expect(page.locator("#undo")).to_have_attribute("aria-disabled", "true")
+    expect(page.locator(".versions")).to_have_count(0)
 
-    click(page, "#story")
-    panel = page.get_by_role("dialog", name="The story")
-    expect(panel).to_contain_text(PROMPT)
-    if size == "laptop":  # beside the text; on a phone, it covers the text
-        assert box(page, ".document").right <= box(page, "#story-panel").left
-        assert box(page, "#chat-submit").right <= box(page, "#story-panel").left
+
+def test_editing_and_undo(open_page):
+    page = open_page()
+    generate(page, temperature=0, max_new_tokens=12)
+    first = text_of(page)
+    click(page, "#edit")
+    accessible(page)
     page.keyboard.press("Escape")
-    expect(panel).to_be_hidden()
-    expect(page.locator("#story")).to_be_focused()
-    click(page, "#story")
-    page.get_by_role("button", name="Close the story").click()
-    expect(panel).to_be_hidden()
+    expect(page.locator("#edit")).to_be_visible()
+    click(page, "#edit")
+    edited = page.locator("#edited")
+    expect(edited).to_be_focused()
+    edited.press("ControlOrMeta+Home")
+    for _ in "Everyone knew":
+        edited.press("ArrowRight")
+    edited.press_sequentially("able a")
+    click(page, "#continue-here")
+    expect(page.locator(".versions")).to_contain_text("2/2")
+    finished(page)
+    assert text_of(page).startswith("Everyone knewable a")
+    expect(page.locator("#text .prompt")).to_have_count(len(page.evaluate("page.promptOf(page.document())")))
+    page.keyboard.press("ControlOrMeta+z")
+    assert text_of(page) == first
 
 
 def test_copy_download_and_a_link(server, open_page):
@@ -420,7 +479,7 @@ def test_copy_download_and_a_link(server, open_page):
     generate(page, "The old clock", temperature=0.7, max_new_tokens=10)
     text = text_of(page)
     settle(page, temperature=1.1)  # the link keeps the text's own settings and seed
-    click(page, "#copy")
+    click(page, "#share", "#copy")
     expect(page.locator("#copy")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == text
     with page.expect_download() as download:
@@ -495,42 +554,39 @@ def test_the_page_follows_the_apps_context_and_limits(other_app, open_page):
     assert end > 512
     expect(page.locator("#text .token.unread")).to_have_count(len(ids) - context)
 
-    click(page, "#view-probs")
+    page.locator("#view").select_option("probs")
     expect(page.locator("#prompt-loss")).to_be_visible()
     read = ids[end - context : end]
     ranks = [token["rank"] for token in scores(other_app.model, read)["tokens"]]
     shown = numbers(page, r"rank (\d+)", end - context + 1, end)
     assert shown == pytest.approx(ranks, rel=0.1, abs=3)
 
-    click(page, "#view-attention")
-    for name in ("layer", "head"):
-        options = page.get_by_label(name).locator("option")
-        expect(options).to_have_count(1 + other_app.config[f"n_{name}s"])
     page.locator("#text .token").nth(end - 1).click()
+    open_tab(page, "attention")
+    heads = other_app.config["n_layers"] * other_app.config["n_heads"]
+    expect(page.locator(".thumbnail")).to_have_count(heads)
+    click(page, "text=Average")
     weights = attention_weights(other_app.model, torch.tensor([read]))[:, :, -1].mean((0, 1))
-    page.wait_for_function("document.querySelector('#text [title]')")
+    page.wait_for_function("document.querySelector('#text [aria-label*=attention]')")
     shown = numbers(page, r"attention (<?[\d.]+)%", end - context, end)
     assert shown == pytest.approx((100 * weights).tolist(), abs=0.6)
-    page.keyboard.press("Escape")
 
+    open_tab(page, "word")
     for index in (end, end + 10, end + 19):  # at temperature 0
         page.locator("#text .token").nth(index).click()
-        expect(page.locator("#token-details")).to_contain_text("first choice")
-        expect(page.locator("#token-details tbody tr").first).to_have_class("own")
-        page.keyboard.press("Escape")
+        expect(page.locator("#gave")).to_contain_text("first choice")
+        expect(page.locator("#tab-panel tbody tr").first).to_have_class("own")
 
 
 def test_a_story_may_have_any_characters(other_app, open_page):
     page = open_page(server=other_app)
     for passage in (" old clock \U0001f389 had stopped \U0001f570\ufe0f again", STORY[-30:]):
         generate(page, passage, max_new_tokens=1)
-        click(page, "#view-copied", ".from-story")
-        page.get_by_text("Show it in the story").click()
+        click(page, "#tab-story", ".from-story")
         mark = page.locator("#story-text mark")
-        expect(mark).to_be_in_viewport()
-        assert mark.text_content() == passage
-        expect(page.locator("#story-text")).to_have_text(STORY)
-        page.keyboard.press("Escape")
+        expect(mark.first).to_be_in_viewport()
+        assert passage in page.locator("#story-text").text_content() == STORY
+        assert "".join(mark.all_text_contents()) == passage
         click(page, "#new")
     generate(page, STORY, max_new_tokens=1)
     labels = page.evaluate("page.promptOf(page.document()).map((token) => token.label)")

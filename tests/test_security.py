@@ -143,33 +143,32 @@ def test_text_stays_text_and_does_not_reorder_its_surroundings(server, page):
     assert text.text_content() == prompt + said
     assert re.fullmatch(r"\d+ tokens · [\d.]+ per second · .*", as_read(facts))
 
-    page.locator("#view-probs").click()
+    page.locator("#view").select_option("probs")
     expect(page.locator("#prompt-loss")).to_be_visible()
-    assert re.sub("[\u21b5\u25af]", "", text.text_content()) == prompt + said  # without markers
-    details = page.locator("#token-details [aria-live]")
+    assert text.text_content() == prompt + said  # the markers of line ends are no text
+    gave = page.locator("#gave")
     for token in (0, 1, 2):
         page.locator("#text .token:not(.prompt)").nth(token).click()
-        expect(details).to_contain_text("gave it")
+        expect(gave).to_contain_text("gave it")
         # The last space of a line is invisible.
-        assert "".join(as_read(details).split()) == "".join(details.text_content().split())
-        page.keyboard.press("Escape")
+        assert "".join(as_read(gave).split()) == "".join(gave.text_content().split())
+    quote = page.locator("#tab-panel .quote")
+    assert quote.text_content().endswith(said[8:12])
 
-    page.locator("#view-copied").click()
+    page.locator("#tab-story").click()
     # Some of these tokens have no width, so a mouse cannot click them.
     page.locator(".from-story").first.evaluate("token => page.pick(Number(token.dataset.index))")
-    quote = page.locator("#token-details .quote")
-    assert "<i>" in quote.text_content()  # it is a passage of the story
-    beside = page.locator("#token-details .from > div").first
-    assert re.fullmatch(r"\d+ tokens, from paragraph \d+ of the story:", as_read(beside))
-    page.locator("#token-details").get_by_text("Show it in the story").click()
-    story = page.locator("#story-text")
+    story, place = page.locator("#story-text"), page.locator("#tab-panel .legend")
+    expect(place).to_contain_text("tokens, from paragraph")
+    assert re.fullmatch(r"\d+ tokens, from paragraph \d+ of the story\.", as_read(place))
+    assert "<i>" in story.locator("mark.current").first.text_content()  # a passage of the story
     expect(story).to_contain_text("<img src=x>")
-    page.keyboard.press("Escape")
-    page.locator("#next-token").click()
-    bars = page.locator("#bars")
-    expect(bars.locator("tr")).to_have_count(11)
-    assert as_read(bars.locator("h2")) == "What could come after"
-    for element in (text, quote, story, bars):
+    assert story.locator("img, script, i").count() == 0
+    page.locator("#tab-next").click()
+    bars = page.locator("#tab-panel")
+    expect(bars.locator("tr")).to_have_count(12)
+    assert as_read(bars.locator("thead th").first) == "Could come next"
+    for element in (text, bars):
         assert element.locator("img, script, i, a:visible, .loading-cursor").count() == 0
     assert (page.title(), page.errors, page.requests) == (title, [], [])
 
@@ -203,7 +202,7 @@ def test_a_held_arrow_key_asks_for_few_inspections(server, page):
     page.locator("#text .token").first.click()
     page.evaluate(HOLD_AN_ARROW_KEY)
     expect(page.locator("#text [aria-pressed=true]")).to_have_attribute("data-index", "60")
-    expect(page.locator("#token-details tbody tr").first).to_be_visible()
+    expect(page.locator("#tab-panel tbody tr").first).to_be_visible()
     assert len(inspections(server)) - before <= 60  # of 120: two kinds for each token
 
 

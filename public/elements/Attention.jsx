@@ -3,8 +3,14 @@ import { useEffect, useSyncExternalStore } from 'react';
 
 const STRIPES = 24; // of a thumbnail
 
-// The index in `read` of what a head shows: weight on a token other than the first and itself.
-const shows = (weights) => Math.max(...weights.slice(1, -2), 0);
+// The head that attends most clearly to one earlier word. The first layer is left out: its heads see
+// single tokens, not yet what they mean in the text.
+function clearest(all, tokens) {
+  const clarity = (weights) => Math.max(0, ...weights.slice(1, -3).filter((_, i) => /\p{L}/u.test(tokens[i + 1].text)));
+  const heads = all.flatMap((heads, layer) => heads.map((weights, head) => ({ layer, head, value: layer && clarity(weights) })));
+  const { layer, head } = heads.reduce((one, other) => (other.value > one.value ? other : one));
+  return { layer, head };
+}
 
 // A thumbnail: the last tokens from left to right, darker where the head attends more.
 function stripes(weights) {
@@ -17,11 +23,6 @@ function stripes(weights) {
   return { backgroundImage: `linear-gradient(to right, ${colours.join(', ')})` };
 }
 
-function best(all) {
-  const heads = all.flatMap((heads, layer) => heads.map((weights, head) => ({ layer, head, value: shows(weights) })));
-  return heads.reduce((one, other) => (other.value > one.value ? other : one));
-}
-
 function Attention() {
   const { head } = useSyncExternalStore(page.subscribe, page.get);
   const index = page.looked();
@@ -29,10 +30,7 @@ function Attention() {
   const read = index === null || index >= tokens.length ? [] : page.read(index, index + 1);
   const all = page.look('attention', read);
   useEffect(() => {
-    if (all && head === null && read.length > 3) {
-      const { layer, head } = best(all);
-      page.set({ head: { layer, head } });
-    }
+    if (all && head === null) page.set({ head: clearest(all, tokens.slice(index + 1 - read.length)) });
   }, [all, head]);
   if (index === null) return <p>Click or tap a word in the text to see which words before it the model looks at.</p>;
   const weights = all && page.headWeights(all, head);

@@ -20,7 +20,7 @@ function Layers() {
             <tr key={layer} className={id === token.id ? 'own' : ''}>
               <th scope="row">{layer ? `layer ${layer}` : 'the embedding'}</th>
               <td className="label">{label}</td>
-              <td className="bar" aria-hidden="true"><div className="filled" style={{ width: `${100 * prob}%` }} /></td>
+              <td className="bar" aria-hidden="true"><div className="by-settings" style={{ width: `${100 * prob}%` }} /></td>
               <td>{page.percent(prob)}</td>
             </tr>
           ))}

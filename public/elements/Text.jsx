@@ -120,7 +120,7 @@ function Token({ token, index, canFocus, isLooked, isUnread, hint, view }) {
       >
         {token.text}
       </span>
-      {hint && <span className="hint">‹ click this word: the model hesitated here</span>}
+      {hint && <span className="hint" data-hint="‹ click this word: the model hesitated here" />}
     </>
   );
 }

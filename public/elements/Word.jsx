@@ -18,8 +18,8 @@ function Slider({ name, settings }) {
 // A bar: the probability with the settings; its outline: the model's own.
 const Bar = ({ model, prob }) => (
   <td className="bar" aria-hidden="true">
-    <div className="outline" style={{ width: `${100 * model}%` }} />
-    <div className="filled" style={{ width: `${100 * prob}%` }} />
+    <div className="by-model" style={{ width: `${100 * model}%` }} />
+    <div className="by-settings" style={{ width: `${100 * prob}%` }} />
   </td>
 );
 

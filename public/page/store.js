@@ -310,9 +310,11 @@ export const page = {
 
   // A generated word where the model hesitated most, early in the text; null without one.
   hint() {
-    const words = tokensOf(page.document()).map(({ logprob, text }, index) => ({ logprob, text, index }))
-      .filter(({ logprob, text }) => logprob !== undefined && /^ \p{L}{2}/u.test(text));
-    return words.slice(0, 60).sort((one, other) => one.logprob - other.logprob)[0]?.index ?? null;
+    const tokens = tokensOf(page.document());
+    const isWord = ({ text }, index) => /^ \p{L}{2}/u.test(text) && !/^\p{L}/u.test(tokens[index + 1]?.text ?? '');
+    const words = tokens.filter((token, index) => token.logprob !== undefined && isWord(token, index)).slice(0, 40);
+    const least = words.sort((one, other) => one.logprob - other.logprob)[0];
+    return least ? tokens.indexOf(least) : null;
   },
 
   // 5. Sharing

@@ -235,7 +235,12 @@ async def safely(work: Awaitable[None]) -> None:
         await work
     except Exception:
         logger.exception("a continuation failed")
-        await cl.ErrorMessage("Something went wrong here. Your next text may work.").send()
+        await show_problem("Something went wrong here. Your next text may work.")
+
+
+async def show_problem(text: str, fatal: bool = False) -> None:
+    """Show an error on the page. `fatal`: nothing can be generated until it is repaired."""
+    await cl.context.emitter.emit("problem", {"text": text, "fatal": fatal})
 
 
 async def remove_stop_message() -> None:

@@ -9,6 +9,7 @@ from tiktoken import Encoding
 
 from gpt import GPTModel
 from support.inspection.attention import attention_weights
+from support.inspection.logit_lens import logit_lens
 from support.inspection.memorization import story_place, verbatim_share, verbatim_spans
 from support.page.settings import LIMITS
 from utils import token_bytes, token_label
@@ -74,6 +75,15 @@ def attention(model: GPTModel, token_ids: Sequence[int]) -> list[list[list[int]]
     return (weights * 1000).round().int().tolist()
 
 
+def layers(
+    model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return the most probable next token after the embedding and after each layer, with "prob"."""
+    probs, ids = logit_lens(model, torch.tensor([token_ids])).float().softmax(-1).max(-1)
+    pairs = zip(probs.tolist(), ids.tolist(), strict=True)
+    return [{**plain_token(i, tokenizer), "prob": round(prob, 4)} for prob, i in pairs]
+
+
 def copied(
     token_ids: Sequence[int], story_ids: Sequence[int], tokenizer: Encoding
 ) -> dict[str, Any]:
@@ -92,8 +102,3 @@ def copied(
         text = {"story_text_start": start, "story_text": story[start:end]}
         runs.append({**span._asdict(), **place, **text})
     return {"runs": runs, "share": verbatim_share(spans, len(token_ids))}
-
-
-def copied_share(token_ids: Sequence[int], story_ids: Sequence[int]) -> float:
-    """Return the share of a text's tokens that are copied from the story."""
-    return verbatim_share(verbatim_spans(token_ids, story_ids), len(token_ids))
