@@ -469,7 +469,9 @@ def test_editing_and_undo(open_page):
     expect(page.locator(".versions")).to_contain_text("2/2")
     finished(page)
     assert text_of(page).startswith("Everyone knewable a")
-    expect(page.locator("#text .prompt")).to_have_count(len(page.evaluate("page.promptOf(page.document())")))
+    expect(page.locator("#text .prompt")).to_have_count(
+        len(page.evaluate("page.promptOf(page.document())"))
+    )
     page.keyboard.press("ControlOrMeta+z")
     assert text_of(page) == first
 

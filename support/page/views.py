@@ -75,9 +75,7 @@ def attention(model: GPTModel, token_ids: Sequence[int]) -> list[list[list[int]]
     return (weights * 1000).round().int().tolist()
 
 
-def layers(
-    model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+def layers(model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Return the most probable next token after the embedding and after each layer, with "prob"."""
     probs, ids = logit_lens(model, torch.tensor([token_ids])).float().softmax(-1).max(-1)
     pairs = zip(probs.tolist(), ids.tolist(), strict=True)
