@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import tiktoken
 import torch
-from axe_playwright_python.sync_playwright import Axe
 from app_server import copy_app, need_chainlit, running_app, running_browser, serving
+from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT
 from playwright._impl._driver import compute_driver_executable
 from playwright.sync_api import Page, expect
@@ -469,9 +469,8 @@ def test_editing_and_undo(open_page):
     expect(page.locator(".versions")).to_contain_text("2/2")
     finished(page)
     assert text_of(page).startswith("Everyone knewable a")
-    expect(page.locator("#text .prompt")).to_have_count(
-        len(page.evaluate("page.promptOf(page.document())"))
-    )
+    prompt = page.evaluate("page.promptOf(page.document()).length")
+    expect(page.locator("#text .prompt")).to_have_count(prompt)
     page.keyboard.press("ControlOrMeta+z")
     assert text_of(page) == first
 
