@@ -22,10 +22,10 @@ from tiktoken import Encoding
 from torch import Tensor
 
 import tiktoken_ext.offline_gpt2  # noqa: F401  (GPT-2's tokenizer needs no download)
-from gpt import GPTModel, eval_mode
+from gpt import GPTModel, KVCache, eval_mode
 from support.checks import check_ids, check_logits, check_number, check_sampling
 from support.model.drafts import Drafter
-from support.model.quantization import create_cache
+from support.model.quantization import ExactCache
 from support.model.weights import load_model as load_model  # for `from utils import`
 
 # 1. Tokens and text -------------------------------------------------------------------------
@@ -112,31 +112,33 @@ def next_token_probs(
     """
     check_sampling(temperature, top_k, top_p)
     check_logits(logits)
-    probs, ids = _candidates(logits, temperature, top_k, top_p)
-    if ids is None:
-        return probs
+    probs, ids = candidates(logits, temperature, top_k, top_p)
     return torch.zeros_like(logits, dtype=probs.dtype).scatter(-1, ids, probs)
 
 
-def _candidates(
+def candidates(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
-) -> tuple[Tensor, Tensor | None]:
-    # Return probabilities (B, K) and ids (B, K) of the remaining tokens, most probable first. The
-    # ids are None if all tokens remain, in the vocabulary's order.
-    ids = logits.argmax(-1, keepdim=True) if temperature == 0 else None
-    if ids is not None:
+) -> tuple[Tensor, Tensor]:
+    """Return the probabilities and ids (B, K) of the tokens that the settings keep.
+
+    A row's bits do not depend on the other rows. See `next_token_probs`; nothing is checked here.
+    """
+    if temperature == 0:
+        ids = logits.argmax(-1, keepdim=True)
         return torch.ones_like(ids, dtype=torch.float32), ids
     if top_k is not None and top_k < logits.size(-1):
         logits, ids = logits.topk(top_k)
     elif top_p is not None and top_p < 1:
         logits, ids = logits.sort(descending=True, stable=True)
+    else:
+        ids = torch.arange(logits.size(-1), device=logits.device).expand_as(logits)
     # Clamp to avoid overflow: beyond these bounds sampling is greedy or uniform anyway.
-    probs = (logits.float() / min(max(temperature, 1e-6), 1e6)).softmax(-1)
+    logits = logits.float() / min(max(temperature, 1e-6), 1e6)
+    probs = logits.softmax(-1)
     if top_p is not None and top_p < 1:
-        keep = probs.cumsum(-1) - probs < top_p  # the tokens before it do not reach top_p
-        keep[..., 0] = True
-        probs = probs * keep
-        probs = probs / probs.sum(-1, keepdim=True)
+        drop = probs.cumsum(-1) - probs >= top_p  # the tokens before it reach top_p
+        drop[..., 0] = False
+        probs = logits.masked_fill(drop, -torch.inf).softmax(-1)
     return probs, ids
 
 
@@ -232,33 +234,27 @@ def check_prompt(
 
 def draw_token(
     logits: Tensor, generator: torch.Generator | None, temperature: float, **limits: Any
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the next ids (B, 1), and the probabilities and ids (B, K) they were sampled from.
+) -> Tensor:
+    """Return the next ids (B, 1). The settings (see `next_token_probs`) are not checked.
 
-    The latter ids are None if all tokens remain, in the vocabulary's order. The settings (see
-    `next_token_probs`) are not checked. On the CPU, raises ValueError if a row of logits has no
-    finite maximum.
+    On the CPU, raises ValueError if a row of logits has no finite maximum.
     """
     if logits.is_cpu:  # on a GPU, this check would wait for the result
         check_logits(logits)
-    probs, ids = _candidates(logits, temperature, **limits)
-    if temperature == 0:
-        assert ids is not None
-        return ids, probs, ids
-    drawn = sample_next_token(probs, generator)
-    return drawn if ids is None else ids.gather(-1, drawn), probs, ids
+    probs, ids = candidates(logits, temperature, **limits)
+    return ids if temperature == 0 else ids.gather(-1, sample_next_token(probs, generator))
 
 
 @torch.no_grad()
 def _decode(
     model: GPTModel, idx: Tensor, max_new_tokens: int, context_size: int,
-    draw: Callable[[Tensor], tuple[Tensor, Any, Any]], eos_id: int | None, drafter: Drafter | None,
+    draw: Callable[[Tensor], Tensor], eos_id: int | None, drafter: Drafter | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     # A separate function, so that `stream` checks its arguments when it is called. Each token is
     # sampled only when requested, so the random generator is never ahead.
     new_ids = idx = idx.to(model.out_head.weight.device)
     finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
-    cache = create_cache(model, batch_size=idx.size(0), max_length=context_size)
+    cache = KVCache(model, batch_size=idx.size(0), max_length=context_size)
     modules = list(model.modules())  # collecting them at each step would cost 2% of the time
     while max_new_tokens > 0:
         if cache.length + new_ids.size(1) > context_size:
@@ -271,12 +267,13 @@ def _decode(
         # Inference mode is no_grad with cheaper bookkeeping; the clone is a normal tensor again.
         with eval_mode(modules), torch.inference_mode():
             # Compute logits only for the positions from which a token is sampled.
-            x = model.hidden_states(piece, cache)[:, -1 - len(draft) :]
+            step_cache = ExactCache([cache], [piece.size(1)]) if draft else cache
+            x = model.hidden_states(piece, step_cache)[:, -1 - len(draft) :]
             logits = model.out_head(x)  # (B, 1 + draft, V)
         logits = logits.clone()
         cache.length -= len(draft)
         for step_logits, guess in zip(logits.unbind(1), [*draft, None], strict=True):
-            new_ids, *_ = draw(step_logits)
+            new_ids = draw(step_logits)
             if eos_id is not None:
                 new_ids = new_ids.masked_fill(finished, eos_id)
                 finished = finished | (new_ids == eos_id)

@@ -91,7 +91,7 @@ WITHOUT_READS: dict[str, Callable[[GPTModel], Any]] = {
     "generate, sampling": lambda model: utils.generate(model, ids(2), LONG, 16, 1e-6, top_p=0.5),
     "draw_token": lambda model: utils.draw_token(
         model(ids())[:, -1], None, temperature=0.9, top_k=5, top_p=0.9
-    )[1:],
+    ),
     "attention_weights": lambda model: attention_weights(model, ids()),
     "8 bits": with_eight_bits,
 }

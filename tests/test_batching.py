@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 from gpt import GPTModel, train_model
 from support.model.drafts import MAX_DRAFT, MIN_MATCH, Drafter
 from support.model.quantization import Int8Linear, quantize
-from support.page.batch import MAX_STEP, Batch
+from support.page.batch import MAX_PIECE, MAX_STEP, Batch
 from support.page.scheduler import Scheduler
 from support.training.data import create_dataloader
 from utils import generate, next_token_probs, stream, token_label
@@ -167,6 +167,18 @@ def test_a_step_has_a_limit_and_every_text_gets_its_turn(trained, tokenizer):
         assert done and max(waiting) <= 20 * 60 // MAX_STEP + 1
     note.remove()
     assert MAX_STEP / 2 < max(sizes) <= MAX_STEP
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_a_prompt_longer_than_a_piece(tokenizer, eight_bits):
+    torch.manual_seed(0)
+    model, idx = GPTModel({**TINY_CONFIG, "context_length": 200}), TEXT[None, : 2 * MAX_PIECE + 9]
+    if eight_bits:
+        quantize(model)
+    batch = Batch(model, tokenizer)
+    slot = batch.add(idx, 20, 200)
+    new = [token.token_id for token in run(batch)[slot]]
+    assert new == generate(model, idx, 20, 200)[0, idx.size(1) :].tolist()
 
 
 def test_a_text_that_fails_ends_alone(trained, tokenizer):

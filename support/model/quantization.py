@@ -12,50 +12,56 @@ default model.
 import timeit
 from contextlib import suppress
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt import GPTModel, KVCache
+from gpt import KVCache
 
 EXACT = 1024  # float32 adds this many products of 8-bit numbers exactly: 1024 * 127**2 < 2**24
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whole numbers (N, K) and scales (N, 1) whose product approximates x (N, K)."""
+    """Return whole numbers (..., K) and scales (..., 1) whose product approximates x (..., K)."""
     scale = x.abs().amax(-1, keepdim=True) / 127  # 0 only for a row of zeros, where x / 0 is NaN
     return (x / scale).round_(), scale
 
 
 def exact_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """Return rows @ weight.T for whole numbers, in 32 bits: (N, K), (M, K) -> (N, M)."""
-    pieces = zip(rows.split(EXACT, dim=1), weight.split(EXACT, dim=1), strict=True)
+    """Return rows @ weight.T for whole numbers, in 32 bits: (..., K), (M, K) -> (..., M)."""
+    pieces = zip(rows.split(EXACT, dim=-1), weight.split(EXACT, dim=1), strict=True)
     return torch.stack([(x @ y.float().T).int() for x, y in pieces]).sum(0, dtype=torch.int32)
 
 
-def fast_product(
-    rows: Tensor, weight: Tensor, scale: Tensor, packed: Tensor, offset: int
-) -> Tensor:
-    """Return exact_product(rows, weight) * scale, computed by PyTorch's 8-bit operators for CPUs.
+class FastProduct:
+    """`exact_product` with one matrix, times its scales, computed by PyTorch's CPU operators."""
 
-    `packed` is the weight from `qlinear_prepack`; for `offset`, see `fast_offset`.
-    """
-    x = rows.to(torch.int8)
-    if len(rows) == 1:  # _int_mm is faster for one row, qlinear_pointwise for several
-        return torch._int_mm(x, weight.T) * scale
-    if offset:
-        x = x.view(torch.uint8) ^ offset  # adds 128
-    zeros = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, offset, packed, scale, zeros,
-        None, 1.0, 0, torch.float32, "none", [], "",
-    )  # fmt: skip
+    def __init__(self, weight: Tensor, scale: Tensor, offset: int):
+        self.columns, self.scale, self.offset = weight.T, scale, offset
+        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.zeros = torch.zeros_like(scale, dtype=torch.int32)
+
+    def convert(self, rows: Tensor) -> Tensor:
+        """Return whole numbers in the operators' format. For `offset`, see `fast_offset`."""
+        x = rows.to(torch.int8)
+        if rows.numel() == rows.size(-1):
+            return x.view(1, -1)
+        return x.view(torch.uint8) ^ self.offset if self.offset else x  # adds 128
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.numel() == x.size(-1):  # _int_mm is faster for one row, qlinear_pointwise for several
+            return torch._int_mm(x, self.columns) * self.scale
+        return torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, self.offset, self.packed, self.scale, self.zeros,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
 
 
 @cache
 def fast_offset() -> int | None:
-    """Return the input offset with which `fast_product` is exact and fast on this CPU, or None."""
+    """Return the input offset with which `FastProduct` is exact and fast on this CPU, or None."""
     # The operators are private, so a later PyTorch may lack them. Without instructions for 8-bit
     # products, a CPU may saturate sums at 16 bits; with AMX, it rounds sums of inputs with an
     # offset. The largest odd sum detects both. Without AMX, an offset of 0 is 1,000 times as slow.
@@ -65,34 +71,51 @@ def fast_offset() -> int | None:
     exact = exact_product(rows, weight).float()
     for offset in (128, 0) if torch.cpu.get_capabilities().get("amx_int8") else (128,):
         with suppress(AttributeError, RuntimeError):
-            packed = torch.ops.onednn.qlinear_prepack(weight, None)
-            fast = (fast_product(x, weight, scale, packed, offset) for x in (rows[:1], rows))
+            product = FastProduct(weight, scale, offset)
+            fast = (product(product.convert(x)) for x in (rows[:1], rows))
             if all(torch.equal(y, exact[: len(y)]) for y in fast):
                 return offset
     return None
 
 
-class Int8Linear(nn.Module):
-    """`nn.Linear` with 8-bit weights. It cannot be trained or copied."""
+class Inputs:
+    """Quantize an input once for all layers that read it: query, key and value."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self) -> None:
+        self.last: tuple[Tensor | None, Any, Any] = (None, None, None)
+
+    def __call__(self, x: Tensor, product: FastProduct | None) -> tuple[Tensor, Tensor]:
+        """Return `quantize_rows(x)`, the numbers in the format of `product`."""
+        last = self.last  # another thread may replace it
+        if last[0] is not x:
+            rows, scale = quantize_rows(x)
+            last = self.last = x, product.convert(rows) if product else rows, scale
+        return last[1:]
+
+
+class Int8Linear(nn.Module):
+    """`nn.Linear` with 8-bit weights. It cannot be trained or copied.
+
+    Layers that read the same tensor can share `inputs`, if nothing changes that tensor in place.
+    """
+
+    def __init__(self, linear: nn.Linear, inputs: Inputs | None = None):
         super().__init__()
         rows, scale = quantize_rows(linear.weight.detach())
         self.weight = nn.Buffer(rows.to(torch.int8))  # (M, K)
         self.scale = nn.Buffer(scale.flatten())
         bias = torch.zeros_like(self.scale) if linear.bias is None else linear.bias.detach()
         self.bias = nn.Buffer(bias)
+        self.inputs = inputs
         self.fast = None
         if self.weight.is_cpu and (offset := fast_offset()) is not None:
-            self.fast = torch.ops.onednn.qlinear_prepack(self.weight, None), offset
+            self.fast = FastProduct(self.weight, self.scale, offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = quantize_rows(x.flatten(0, -2))
-        if self.fast and x.is_cpu:
-            y = fast_product(rows, self.weight, self.scale, *self.fast)
-        else:
-            y = exact_product(rows, self.weight) * self.scale
-        return torch.addcmul(self.bias, y, scale).unflatten(0, x.shape[:-1])
+        fast = self.fast if x.is_cpu else None
+        rows, scale = (self.inputs or Inputs())(x, fast)
+        y = fast(rows) if fast else exact_product(rows, self.weight) * self.scale
+        return torch.addcmul(self.bias, y, scale)
 
 
 @torch.inference_mode()
@@ -108,33 +131,51 @@ def fastest_dtype() -> torch.dtype:
 
 
 @torch.no_grad()
-def quantize(model: nn.Module) -> None:
+def quantize(model: nn.Module, inputs: Inputs | None = None) -> None:
     """Replace each linear layer of a model with an `Int8Linear`, and freeze the other weights."""
+    inputs = inputs or Inputs()
     for name, child in list(model.named_children()):
         if isinstance(child, nn.Linear):
-            setattr(model, name, Int8Linear(child))
+            setattr(model, name, Int8Linear(child, inputs))
+        elif isinstance(child, nn.Dropout):
+            setattr(model, name, nn.Identity())  # saves a call: the model is for generation only
         else:
-            quantize(child)
+            quantize(child, inputs)
     model.requires_grad_(False)
 
 
-class ExactCache(KVCache):
-    """A cache whose results have the same bits however a text is split into pieces.
+class ExactCache:
+    """The caches of texts whose next pieces follow each other in one row of tokens, for one step.
 
-    A fused attention kernel rounds differently for one token than for several. So, after the first
-    piece of a text, attention is computed token by token.
+    A token's attention has the same bits however its text is split into pieces, and whatever the
+    other texts are. A fused kernel rounds differently for one token than for several, so after the
+    first piece of a text, attention is computed token by token.
     """
 
-    def gather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        T, S = q.size(2), k.size(2)
-        if T in (1, S):
-            return super().gather(q, k, v)
-        ends = zip(q.split(1, dim=2), range(S - T + 1, S + 1), strict=True)
-        sdpa = F.scaled_dot_product_attention
-        return torch.cat([sdpa(x, k[:, :, :end], v[:, :, :end]) for x, end in ends], dim=2)
+    def __init__(self, caches: list[KVCache], sizes: list[int]):
+        self.caches, self.sizes = caches, sizes
 
+    def positions(self, in_idx: Tensor) -> Tensor:
+        # Make the views of all layers at once: where new keys and values go, and what to read.
+        self.written, self.read, self.calls = [], [], []
+        positions: list[int] = []
+        for kv_cache, size in zip(self.caches, self.sizes, strict=True):
+            start, end = kv_cache.length, kv_cache.length + size
+            self.written.append(kv_cache.kv.narrow(4, start, size).unbind())
+            ends = range(start + 1, end + 1) if start else [end]
+            self.calls += [size // len(ends)] * len(ends)
+            self.read += [kv_cache.kv.narrow(4, 0, i).flatten(0, 1).unbind() for i in ends]
+            positions += range(start, end)
+            kv_cache.length = end
+        return torch.tensor(positions, device=in_idx.device)
 
-def create_cache(model: GPTModel, batch_size: int = 1, max_length: int | None = None) -> KVCache:
-    """Return an empty cache: an `ExactCache` if the model has 8-bit weights."""
-    kind = ExactCache if isinstance(model.out_head, Int8Linear) else KVCache
-    return kind(model, batch_size, max_length)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        new = torch.stack((k, v)).split(self.sizes, dim=3)
+        torch._foreach_copy_([views[layer] for views in self.written], new)
+        pieces = zip(q.split(self.calls, dim=2), self.read, strict=True)
+        return torch.cat([
+            F.scaled_dot_product_attention(
+                x, views[2 * layer], views[2 * layer + 1], is_causal=x.size(2) > 1
+            )
+            for x, views in pieces
+        ], dim=2)  # fmt: skip

@@ -13,38 +13,25 @@ has the same bits in any batch, so a text does not depend on the other texts or 
 """
 
 import codecs
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from tiktoken import Encoding
 from torch import Tensor
 
 from gpt import GPTModel, KVCache, eval_mode
-from support.checks import check_sampling
+from support.checks import check_logits, check_sampling
 from support.model.drafts import Drafter
-from support.model.quantization import create_cache
-from utils import check_prompt, draw_token, token_bytes, token_label
+from support.model.quantization import ExactCache
+from utils import candidates, check_prompt, sample_next_token, token_bytes, token_label
 
 MAX_PIECE = 64  # tokens of one text per step
 MAX_STEP = 128  # tokens per step; texts that do not fit come first in the next step
-
-
-class BatchCache:
-    """The caches of texts whose pieces follow each other in one row of tokens."""
-
-    def __init__(self, caches: list[KVCache], sizes: list[int]):
-        self.caches, self.sizes = caches, sizes
-
-    def positions(self, in_idx: Tensor) -> Tensor:
-        sizes = zip(self.caches, self.sizes, strict=True)
-        positions = [cache.length + i for cache, size in sizes for i in range(size)]
-        return torch.tensor(positions, device=in_idx.device)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        pieces = zip(self.caches, *(x.split(self.sizes, dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([cache.attend(layer, *piece) for cache, *piece in pieces], dim=2)
+Row = tuple[Tensor, Tensor, Tensor]  # candidates: probabilities, ids, ln of the model's (K,)
 
 
 class TokenInfo(NamedTuple):
@@ -68,13 +55,18 @@ class Slot:
     pending: list[int]  # the last of these, which are not in the cache yet
     remaining: int  # tokens to generate
     context_size: int
-    settings: dict[str, Any]  # temperature, top_k, top_p
+    settings: tuple[float, int | None, float | None]  # temperature, top_k, top_p
     generator: torch.Generator | None
     cache: KVCache
     drafter: Drafter
     decoder: codecs.IncrementalDecoder
     draft: list[int] = field(default_factory=list)
     error: Exception | None = None
+
+    @property
+    def rows(self) -> int:
+        """The number of positions from which this step may sample: none before a prompt's end."""
+        return 0 if len(self.pending) > MAX_PIECE else 1 + len(self.draft)
 
     def next_piece(self, num_texts: int) -> list[int]:
         """Return the tokens for a step with `num_texts` texts. For long texts, see `stream`."""
@@ -90,23 +82,21 @@ class Slot:
             self.draft = self.drafter.propose(room, 1 + num_texts // 4)
         return piece + self.draft
 
-    def take(self, piece: list[int], logits: Tensor, tokenizer: Encoding) -> list[TokenInfo]:
-        """Sample tokens from the logits (N, V) of the newest token and the draft."""
+    def take(self, piece: list[int], rows: Sequence[Row], tokenizer: Encoding) -> list[TokenInfo]:
+        """Sample tokens from the rows of the newest token and the draft."""
         self.cache.length -= len(self.draft)
         self.pending = self.pending[len(piece) - len(self.draft) :]
         tokens: list[TokenInfo] = []
-        for row, guess in zip(logits, [*self.draft, None][: len(logits)], strict=True):
-            drawn, probs, ids = draw_token(row[None], self.generator, **self.settings)
-            token_id = int(drawn)
-            kept = row if ids is None else row[ids[0]]  # includes all more probable tokens
-            prob = probs[0, token_id] if ids is None else (probs * (ids == token_id)).sum()
+        for (probs, ids, logprobs), guess in zip(rows, [*self.draft, None], strict=False):
+            place = int(sample_next_token(probs, self.generator)) if self.settings[0] else 0
+            token_id, logprob = int(ids[place]), logprobs[place]
             tokens.append(TokenInfo(
                 token_id=token_id,
                 text=self.decoder.decode(token_bytes(token_id, tokenizer)),
                 label=token_label(token_id, tokenizer),
-                rank=1 + int((kept > row[token_id]).sum()),
-                logprob=row.float().log_softmax(-1)[token_id].item(),
-                sampling_prob=prob.item(),
+                rank=1 + int((logprobs > logprob).sum()),  # all more probable tokens are left
+                logprob=logprob.item(),
+                sampling_prob=probs[place].item(),
                 num_read=self.cache.length,
                 from_draft=token_id == guess,
             ))  # fmt: skip
@@ -143,9 +133,8 @@ class Batch:
             decoder.decode(token_bytes(token_id, self.tokenizer))
         ids = idx[0, -context_size:].tolist()
         slot = Slot(
-            ids, ids, max_new_tokens, context_size,
-            {"temperature": temperature, "top_k": top_k, "top_p": top_p}, generator,
-            create_cache(self.model, 1, min(context_size, len(ids) + max_new_tokens)),
+            ids, ids, max_new_tokens, context_size, (temperature, top_k, top_p), generator,
+            KVCache(self.model, 1, min(context_size, len(ids) + max_new_tokens)),
             Drafter(self.draft_ids, ids), decoder,
         )  # fmt: skip
         if max_new_tokens:
@@ -164,24 +153,28 @@ class Batch:
         A text gets no tokens while its prompt is read, and several when a draft is accepted.
         Complete and failed texts leave `slots`. If the model itself fails, all texts fail.
         """
+        if not self.slots:
+            return []
         try:
             pieces = self._next_pieces()
-            turn = list(zip(self.slots, pieces, self._logits(pieces), strict=False))
+            turn = self.slots[: len(pieces)]
+            rows = self._candidates(turn, self._hidden_states(turn, pieces))
         except Exception as error:
             failed, self.slots = self.slots, []
             for slot in failed:
                 slot.error = error
             return [(slot, []) for slot in failed]
-        done: dict[Slot, list[TokenInfo]] = {}
-        for slot, piece, logits in turn:
-            self.slots.remove(slot)
+        self.slots = self.slots[len(turn) :]
+        done: list[tuple[Slot, list[TokenInfo]]] = []
+        for slot, piece in zip(turn, pieces, strict=True):
             try:
-                done[slot] = slot.take(piece, logits, self.tokenizer)
+                tokens = slot.take(piece, list(islice(rows, slot.rows)), self.tokenizer)
             except Exception as error:  # only this text fails
-                slot.error, done[slot] = error, []
+                slot.error, tokens = error, []
+            done.append((slot, tokens))
             if slot.remaining and not slot.error:
                 self.slots.append(slot)
-        return list(done.items())
+        return done
 
     def _next_pieces(self) -> list[list[int]]:
         # Return as many pieces as fit into a step, starting with the longest wait.
@@ -193,16 +186,28 @@ class Batch:
             pieces.append(piece)
         return pieces
 
-    def _logits(self, pieces: list[list[int]]) -> Sequence[Tensor]:
-        # Return, for each piece, the logits of the positions from which a token is sampled.
-        if not pieces:
-            return []
-        slots, sizes = self.slots[: len(pieces)], [len(piece) for piece in pieces]
+    def _hidden_states(self, turn: list[Slot], pieces: list[list[int]]) -> Tensor:
+        # Return the model's states (N, C) at the positions from which a token is sampled.
+        sizes = [len(piece) for piece in pieces]
         row = torch.tensor([[token_id for piece in pieces for token_id in piece]])
-        cache = BatchCache([slot.cache for slot in slots], sizes)
         with eval_mode(self.modules):
+            cache = ExactCache([slot.cache for slot in turn], sizes)
             x = self.model.hidden_states(row, cache)[0]
-        counts = [0 if len(s.pending) > MAX_PIECE else 1 + len(s.draft) for s in slots]
-        parts = zip(x.split(sizes), counts, strict=True)
-        ends = torch.cat([part[len(part) - count :] for part, count in parts])  # (N, C)
-        return self.model.out_head(ends).split(counts)
+        parts = zip(x.split(sizes), turn, strict=True)
+        return torch.cat([part[len(part) - slot.rows :] for part, slot in parts])
+
+    def _candidates(self, turn: list[Slot], x: Tensor) -> Iterator[Row]:
+        # Return the candidates of each row. Rows with the same settings share the operations.
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for i, settings in enumerate(slot.settings for slot in turn for _ in range(slot.rows)):
+            groups[settings].append(i)
+        logits = self.model.out_head(x)
+        rows: dict[int, Row] = {}
+        for settings, group in groups.items():
+            part = logits[group] if len(groups) > 1 else logits
+            if part.is_cpu:  # see `draw_token`
+                check_logits(part)
+            probs, ids = candidates(part, *settings)
+            logprobs = part.float().log_softmax(-1).gather(1, ids)
+            rows |= zip(group, zip(probs, ids, logprobs, strict=True), strict=True)
+        return (rows[i] for i in range(len(x)))
