@@ -204,7 +204,7 @@ class Batch:
         logits = self.model.out_head(x)
         rows: dict[int, Row] = {}
         for settings, group in groups.items():
-            part = logits[group] if len(groups) > 1 else logits
+            part = logits[torch.tensor(group, device=logits.device)]  # (N, V)
             if part.is_cpu:  # see `draw_token`
                 check_logits(part)
             probs, ids = candidates(part, *settings)
