@@ -77,7 +77,7 @@ def damaged_header(content, rng):
     return damaged(content[:end], rng) + content[end:]
 
 
-@pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("kind", "damage"),
     [
@@ -138,7 +138,7 @@ def saved_and_loaded(kind, path):
     return [save(model_of(seed), path) or load(path) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("times", [6, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["weights", "checkpoint", "folder"])
 def test_killed_while_saving(tmp_path, fork, kind, times):
     save, load, name = KINDS[kind]
