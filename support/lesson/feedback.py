@@ -122,7 +122,7 @@ def call(answer: Callable, args: list) -> Any:
 
 
 def equal(one: Any, other: Any) -> bool:
-    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+    return torch.equal(one, other) if isinstance(one, Tensor) else repr(one) == repr(other)
 
 
 def find_training_fault(answer: Callable, solution: Callable, args: list) -> str:
