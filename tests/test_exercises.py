@@ -29,7 +29,7 @@ def causal(scores, fill=-math.inf):
     return scores.masked_fill(torch.ones_like(scores).triu(1) == 1, fill)
 
 
-def count(cfg, tables=2, key_dim=None):
+def count(cfg, tables=2):
     """Return a model's number of parameters, with `tables` matrices of vocabulary size."""
     v, t, c, b = cfg["vocab_size"], cfg["context_length"], cfg["emb_dim"], cfg["qkv_bias"]
     layer = 12 * c * c + 10 * c + 3 * c * b
@@ -131,6 +131,7 @@ attend(q, k, v)
 - (q @ k.mT / math.sqrt(q.size(-1))).softmax(-1) @ v
 - causal((q @ k.mT / math.sqrt(q.size(-1))).softmax(-1), 0) @ v
 - causal(q @ k.mT / math.sqrt(q.size(-1)), 0).softmax(-1) @ v
+- causal(q @ k.mT / math.sqrt(q.size(-1)), -6).softmax(-1) @ v
 - causal(k @ q.mT / math.sqrt(q.size(-1))).softmax(-1) @ v
 - causal(q @ k.mT / math.sqrt(q.size(-1))).softmax(-1)
 - s = q @ k.mT / math.sqrt(q.size(-1))\n(s + torch.ones(4, 4).triu(1) * -1e9).softmax(-1) @ v
@@ -253,6 +254,7 @@ entropy(p)
 - sum(x * math.log(x) for x in p)
 - math.log(len(p))
 - math.exp(-sum(x * math.log(x) for x in p))
+- -sum(x * math.log(x + 0.002) for x in p)
 attention_at_distance(weights, distance)
 + weights.diagonal(-distance).mean()
 + sum(weights.tolist()[i][i - distance] for i in range(distance, len(weights))) / (len(weights) - distance)
