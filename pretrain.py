@@ -15,6 +15,7 @@ import csv
 import io
 import math
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -106,6 +107,16 @@ def make_loaders(texts: tuple, config: RunConfig, vocab_size: int) -> tuple[Any,
     return loaders, eval_loader(train_ids, length, **size), eval_loader(val_ids, length, **size)
 
 
+def check_disk(weights: Path, model: GPTModel, resumed: bool) -> None:
+    """Raise ValueError unless the disk has room for the weights and a new checkpoint."""
+    # Bytes per parameter: 1 for the weights, and 12 for the checkpoint beside an older one.
+    needed = (13 if resumed else 25) * sum(p.numel() for p in model.parameters())
+    free = shutil.disk_usage(weights.parent).free
+    if free < needed:
+        what = f"{needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free on its disk"
+        raise ValueError(f"{weights} and its checkpoint need {what}")
+
+
 # 2. Reports and files -----------------------------------------------------------------------
 
 
@@ -133,11 +144,11 @@ class Run:
 
     @contextmanager
     def saved_on_error(self) -> Iterator[None]:
-        """Save the checkpoint if a `with` block between two steps fails."""
+        """Save everything if a `with` block between two steps fails."""
         try:
             yield
         except Exception:
-            self.save()
+            self.save_all()
             raise
 
     def on_step(self, step: int, num_steps: int) -> None:
@@ -149,9 +160,8 @@ class Run:
             if not distributed.any_process(self.signal > 0, self.args.device):
                 return
             if RANK == 0:
-                self.bar.write("Stopping: saving the checkpoint, then the weights.")
-            self.save()
-            self.save_weights()
+                self.bar.write("Stopping: saving the weights, then the checkpoint.")
+            self.save_all()
         raise Stopped(self.signal or signal.SIGTERM)
 
     def on_eval(self, evaluation: Evaluation) -> None:
@@ -162,7 +172,11 @@ class Run:
                     f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, "
                     f"validation loss {evaluation.val_loss:.3f}. A sample: {self.sample()!r}"
                 )
-            self.write_history()
+            try:
+                self.write_history()
+            except OSError as error:
+                what = f"{error.filename}: {error.strerror}"
+                self.bar.write(f"{what}. Training goes on, and the next evaluation tries again.")
 
     def write_history(self) -> None:
         """Write the history, as a table and as a plot."""
@@ -183,6 +197,13 @@ class Run:
         draw, length = torch.Generator().manual_seed(SEED), self.model.cfg["context_length"]
         ids = generate(self.model, self.prompt, 30, length, 0.8, 50, generator=draw)
         return token_ids_to_text(ids[ids < self.tokenizer.n_vocab], self.tokenizer)
+
+    def save_all(self) -> None:
+        """Write the weights, then the checkpoint, even if the weights cannot be written."""
+        try:
+            self.save_weights()
+        finally:
+            self.save()
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -223,6 +244,7 @@ def pretrain(args: argparse.Namespace) -> None:
         check_ids(str(args.text), token_ids, 1, vocab_size=model.cfg["vocab_size"], packed=True)
         texts = split_tokens(token_ids, length)
         saved = checkpoints.read_checkpoint(path)
+        check_disk(args.weights, model, bool(saved))
     config = run_config_of(args, model, texts, length, saved["run_config"] if saved else {})
     torch.manual_seed(SEED)  # for dropout
     with input_checks():
@@ -234,8 +256,10 @@ def pretrain(args: argparse.Namespace) -> None:
     run = Run(args, model, state, config, token_ids, tokenizer, sum(map(len, loaders)))
     if args.compile:
         model.compile()
-    with signals(run.note_signal, signal.SIGINT, signal.SIGTERM):
+    with signals(run.note_signal):
         try:
+            if not state.step:
+                run.save()  # from now on, the other files are those of this run
             train_model(
                 model, loaders, *eval_loaders, learning_rate=args.learning_rate,
                 evals_per_epoch=args.evals_per_epoch or max(2, len(loaders[0]) // 500),
@@ -247,14 +271,15 @@ def pretrain(args: argparse.Namespace) -> None:
             raise
         finally:
             run.bar.close()
-        run.save()
-        run.save_weights()
-        run.write_history()  # again, in case an earlier run failed to write it
+        run.save_all()
+        run.write_history()  # again, in case this failed before
+        if RANK == 0:
+            print(f"Wrote {args.weights}, and beside it the history (.csv, .png) and a checkpoint.")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the arguments specify. Report expected errors in one line, with an exit status."""
-    with safe_output(), signals(stop, signal.SIGTERM):
+    with safe_output(), signals(stop):
         parser, args = parse_arguments(argv)
         lock = FileLock(args.weights.with_suffix(".lock"), timeout=0)
         again = "run the same command again to resume"

@@ -112,7 +112,7 @@ def test_a_head_start_changes_only_positions_and_the_first_attention():
     assert same_weights(again, model)
 
 
-@pytest.mark.parametrize("pieces", [[16], [1] * 16, [5, 1, 1, 9], [3, 4, 9]])
+@pytest.mark.parametrize("pieces", [[16], [1] * 16, [5, 1, 1, 9], [3, 2, 11]])
 def test_cache_gives_the_same_logits_piece_by_piece(tiny_model, pieces):
     ids = torch.randint(61, (3, 16))
     cache = KVCache(tiny_model, batch_size=3)

@@ -33,6 +33,7 @@ TINY = {"emb_dim": 16, "n_heads": 2, "n_layers": 1, "context_length": 16}
 CONFIG = {**GPT_CONFIG_124M, **TINY}
 SIZE = ",".join(f"{key}={value}" for key, value in TINY.items())
 NUM_STEPS = 34
+STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 def enter(folder, patch, story):
@@ -58,12 +59,12 @@ def failure(capsys):
     """Return a function that trains, checks the exit status, and returns the only error line."""
 
     def fail(status, *arguments, text="mine.txt"):
-        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        handlers = [signal.getsignal(number) for number in STOPPING]
         capsys.readouterr()
         with pytest.raises(SystemExit) as error:
             train(*arguments, text=text)
         assert error.value.code == status
-        assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        assert handlers == [signal.getsignal(number) for number in STOPPING]
         (line,) = re.findall(r"pretrain\.py: (.*)$", capsys.readouterr().err, re.MULTILINE)
         return line
 
@@ -172,9 +173,11 @@ def test_without_arguments_it_is_the_lesson(lesson):
 def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     train("--weights", "out.pth", "--prompt", "The old clock")
     lines = capsys.readouterr().out.splitlines()
+    *lines, end = lines
     assert len(lines) == 3  # before the first step, and after each epoch
     assert all("A sample: 'The old clock" in line for line in lines)
     assert lines[-1].startswith("epoch 2.00: training loss ")
+    assert end.startswith("Wrote out.pth, ")
     with open("out.csv", newline="") as file:
         head, *rows = csv.reader(file)
     assert head == list(gpt.Evaluation._fields)
@@ -245,7 +248,7 @@ def uninterrupted(tmp_path_factory, one_thread, story):
         return everything()
 
 
-@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 1), (signal.SIGINT, 20)])
+@pytest.mark.parametrize(("number", "at"), [*zip(STOPPING, (20, 1, 9), strict=False)])
 def test_a_signal_saves_first_and_the_same_command_resumes(
     failure, stop_at, uninterrupted, number, at
 ):
@@ -260,6 +263,14 @@ def test_a_signal_saves_first_and_the_same_command_resumes(
     assert everything() == uninterrupted
 
 
+def test_an_ignored_signal_stays_ignored(stop_at, uninterrupted):
+    before = signal.signal(STOPPING[-1], signal.SIG_IGN)  # as `nohup` does
+    stop_at(3, lambda run: signal.raise_signal(STOPPING[-1]))
+    train()
+    signal.signal(STOPPING[-1], before)
+    assert everything() == uninterrupted
+
+
 def test_it_resumes_from_its_last_checkpoint(monkeypatch, uninterrupted):
     def crash(model, optimizer, batch, step, *settings):
         if step == at:
@@ -270,9 +281,8 @@ def test_it_resumes_from_its_last_checkpoint(monkeypatch, uninterrupted):
     for at, arguments in ((20, []), (5, ["--save-every", "0"]), (29, ["--save-every", "0"])):
         with pytest.raises(ValueError, match="half updated"):
             train(*arguments)
-        if arguments:  # otherwise it saves only every few minutes
-            assert read_checkpoint("mine.ckpt")["step"] == at - 1
-        assert Path("mine.ckpt").exists() is bool(arguments)
+        # Without the arguments, it saves only at its start and every few minutes.
+        assert read_checkpoint("mine.ckpt")["step"] == (at - 1 if arguments else 0)
     at = 0
     train()
     assert everything() == uninterrupted
@@ -386,23 +396,38 @@ def test_two_runs_on_one_checkpoint(failure, stop_at, uninterrupted):
     assert everything() == uninterrupted
 
 
-def test_weights_that_cannot_be_written_lose_no_step(failure, monkeypatch):
-    def full(*_):
-        raise OSError(28, "not saved", "mine.pth")
+@pytest.mark.parametrize("name", ["mine.pth", "mine.ckpt", "mine.csv", "mine.png"])
+def test_a_file_that_cannot_be_written_loses_no_step(
+    folder, capsys, failure, stop_at, uninterrupted, name
+):
+    def block(run):
+        Path(name).unlink(missing_ok=True)
+        Path(name).mkdir()
 
-    monkeypatch.setattr(pretrain, "save_weights", full)
-    assert failure(1).startswith("mine.pth: not saved; run the same command again")
-    assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
+    stop_at(9, block)
+    assert failure(1).startswith(f"{name}: not saved (Is a directory)")
+    if name == "mine.ckpt":
+        assert Path("mine.pth").read_bytes() == uninterrupted[3]  # whatever can be saved is saved
+    else:
+        assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
+    stop_at(0, None)
+    (folder / name).rmdir()
+    if name != "mine.ckpt":
+        train()
+        assert everything() == uninterrupted
 
 
-def test_a_history_that_cannot_be_written_loses_no_step(folder, failure, uninterrupted):
-    (folder / "mine.csv").mkdir()
-    for step in (0, NUM_STEPS // 2, NUM_STEPS):
-        assert failure(1).startswith("mine.csv: not saved (Is a directory)")
-        assert read_checkpoint("mine.ckpt")["step"] == step
-    (folder / "mine.csv").rmdir()
-    train()
-    assert everything() == uninterrupted
+def test_a_disk_without_room_for_the_files(failure, small_disk):
+    line = failure(2, "--weights", str(small_disk / "mine.pth"))
+    assert re.search(r"mine\.pth and its checkpoint need 40 MB, but only 1 MB are free", line)
+    assert not list(small_disk.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "png", "pth", "lock"])
+def test_files_of_others_are_not_replaced(folder, failure, ending):
+    (folder / f"mine.{ending}").write_text("mine")
+    assert failure(2).startswith(f"mine.{ending} is not of this run: move it, or name other")
+    assert (folder / f"mine.{ending}").read_text() == "mine"
 
 
 def test_a_second_ctrl_c_while_it_saves(folder, failure, stop_at, monkeypatch):

@@ -42,10 +42,11 @@ The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens
 needed after the run. To train longer, use --start-from mine.ckpt, or mine.pth, and another name for
 --weights. If a run is killed while it writes, it leaves a *.partial file: delete it.
 
-After Ctrl-C or SIGTERM, the run finishes the current step, saves and stops. Run the same command
-again to resume; the number of processes may differ. Each machine needs the text, and mine.ckpt
-to resume. When torchrun is stopped, it gives its processes 30 seconds to save. If a machine loses
-its connection, the run ends after ten minutes, and mine.ckpt holds the last checkpoint.
+After Ctrl-C, SIGTERM or SIGHUP, the run finishes the current step, saves and stops. Run the same
+command again to resume; the number of processes may differ. Each machine needs the text, and
+mine.ckpt to resume. When torchrun is stopped, it gives its processes 30 seconds to save. If a
+machine loses its connection, the run ends after ten minutes, and mine.ckpt holds the last
+checkpoint.
 """
 EXAMPLES = """\
 examples:
@@ -56,7 +57,8 @@ examples:
   python pretrain.py dataset/mine.txt --start-from pretrain-story-model.pth
       start from trained weights instead of random ones
   torchrun --nproc-per-node 2 pretrain.py dataset/mine.txt
-      train on two GPUs; each of them takes --batch-size windows in each step
+      train on two GPUs; each of them takes --batch-size windows in each step (if it hangs because
+      the name of this machine cannot be resolved, add --local-addr 127.0.0.1 before pretrain.py)
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
       pretrain.py dataset/mine.txt
       train on two machines that both have the text; HOST is the name of the first
@@ -200,10 +202,14 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         parser.error("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use torchrun")
     args.config = {key: value for changes in args.config for key, value in changes.items()}
     args.weights = args.weights or Path(f"{args.text.stem}.pth")
+    new = not args.weights.with_suffix(".ckpt").exists()
     for ending in (".csv", ".png", ".ckpt", ".lock", ".pth"):
+        output = args.weights.with_suffix(ending)
         for source in (args.text, args.start_from):
-            if source and source.resolve() == args.weights.with_suffix(ending).resolve():
+            if source and source.resolve() == output.resolve():
                 parser.error(f"{source} would be overwritten: name other --weights")
+        if new and output.exists() and (ending != ".lock" or output.stat().st_size):
+            parser.error(f"{output} is not of this run: move it, or name other --weights")
     if args.learning_rate is None:
         args.learning_rate = 5e-5 if args.start_from else 4e-4
     return parser, args

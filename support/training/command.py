@@ -31,9 +31,15 @@ def stop(number: int, frame: Any) -> NoReturn:
 
 
 @contextmanager
-def signals(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
-    """Handle these signals inside a `with` block; restore the earlier handlers after it."""
-    before = {number: signal.signal(number, handler) for number in numbers}
+def signals(handler: Callable[[int, Any], object]) -> Iterator[None]:
+    """Handle SIGINT, SIGTERM and SIGHUP (a closed terminal) inside a `with` block.
+
+    Signals that are ignored, as under `nohup`, stay ignored.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks the last one
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:
