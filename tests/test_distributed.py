@@ -76,8 +76,8 @@ def failed(process):
     return re.findall(r"pretrain\.py: (.*)$", error.replace("\r", "\n"), re.MULTILINE)
 
 
-def wait_for_a_checkpoint(process):
-    while not Path("mine.ckpt").exists():
+def wait_for_a_step(process):
+    while not (read_checkpoint("mine.ckpt") or {}).get("step"):
         assert process.poll() is None
         time.sleep(0.01)
 
@@ -141,7 +141,7 @@ in_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /pro
 @pytest.mark.parametrize("who", [1, "torchrun", pytest.param(0, marks=pytest.mark.long)])
 def test_a_lost_process_ends_the_run_and_one_process_resumes(folder, capsys, one_process, who):
     process = torchrun(*ARGUMENTS, *SLOWLY)
-    wait_for_a_checkpoint(process)
+    wait_for_a_step(process)
     if who == "torchrun":
         process.terminate()
         assert failed(process) == [f"stopped; {AGAIN}"]
@@ -162,7 +162,7 @@ def test_a_lost_process_ends_the_run_and_one_process_resumes(folder, capsys, one
 def test_a_process_that_hangs_ends_the_run(folder):
     impatient = "pretrain.distributed.TIMEOUT = __import__('datetime').timedelta(seconds=5)"
     process = torchrun(*ARGUMENTS, *SLOWLY, first=impatient)
-    wait_for_a_checkpoint(process)
+    wait_for_a_step(process)
     os.kill(processes_of(process)[1], signal.SIGSTOP)
     (line,) = failed(process)
     assert re.match(f"process 0: another process .* its connection; {AGAIN}", line)

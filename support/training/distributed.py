@@ -118,7 +118,8 @@ class SharedStep:
 
     def __init__(self, model: GPTModel) -> None:
         self.share = 1.0  # of the batch, for this process
-        self.model: Any = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        with _with_others():
+            self.model: Any = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.model.register_comm_hook(self, _weighted_sum)
 
     def __call__(
