@@ -19,6 +19,7 @@ from hypothesis import settings
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.files import read_text
+from support.model.weights import save_weights
 from support.training.data import epoch_loaders, eval_loader
 
 # On a busy machine, timings vary too much for a deadline.
@@ -64,6 +65,13 @@ def default_precision():
 def tiny_model() -> GPTModel:
     torch.manual_seed(0)
     return GPTModel(TINY_CONFIG).eval()
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path) -> Path:
+    """Return the path of a file with the weights of `tiny_model`."""
+    save_weights(tiny_model, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
 
 
 @pytest.fixture(scope="module")

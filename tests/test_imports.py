@@ -65,19 +65,19 @@ def test_gpt_imports_torch_and_the_standard_library_alone():
     assert top - sys.stdlib_module_names == {"torch"}
 
 
-def test_imports_and_loading_load_no_library_early():
-    code = """
+def test_imports_and_loading_load_no_library_early(saved):
+    code = f"""
 import sys, gpt
 print(*(name for name in sys.modules if name.split(".")[0] in ("support", "utils", "tiktoken")))
 import utils
-utils.load_model("pretrain-story-model.pth")
+utils.load_model({str(saved)!r})
 print(*(name for name in ("matplotlib", "chainlit", "torch._dynamo") if name in sys.modules))
 """
     assert run_python(code) == "\n\n"
 
 
-def test_library_calls_leave_the_process_as_it_was():
-    code = """
+def test_library_calls_leave_the_process_as_it_was(saved):
+    code = f"""
 import os, torch
 def process():
     precision = torch.get_float32_matmul_precision(), torch.get_default_dtype()
@@ -88,8 +88,8 @@ import tiktoken, utils
 from support.training.checkpoints import run_config
 from support.inspection import memorization, plots
 for dtype in torch.bfloat16, torch.int8, "fastest":
-    model = utils.load_model("pretrain-story-model.pth", dtype=dtype)
-    utils.generate(model, torch.ones(1, 3, dtype=torch.long), 2, 256, 1.0)
+    model = utils.load_model({str(saved)!r}, dtype=dtype)
+    utils.generate(model, torch.ones(1, 3, dtype=torch.long), 2, 16, 1.0)
 tiktoken.get_encoding("gpt2")
 assert process() == before, (process(), before)
 """
