@@ -12,6 +12,7 @@ require_python("torch")  # the imports below fail on other versions
 
 import argparse
 import csv
+import errno
 import io
 import math
 import re
@@ -49,6 +50,13 @@ SEED = 123
 LARGE = 50_000_000  # bytes; the tokens of a larger text are memory-mapped from a file
 
 # 1. Text and model --------------------------------------------------------------------------
+
+
+def load_tokens(path: Path, tokenizer: tiktoken.Encoding) -> torch.Tensor:
+    """Return the token ids of a text, (T,), memory-mapped from a file if the text is large."""
+    if path.stat().st_size >= LARGE:
+        return load_token_file(path, tokenizer)
+    return text_to_token_ids(read_text(path), tokenizer)[0]
 
 
 def new_model(args: argparse.Namespace) -> GPTModel:
@@ -237,10 +245,7 @@ def pretrain(args: argparse.Namespace) -> None:
     path = args.weights.with_suffix(".ckpt")
     with input_checks():
         with distributed.first_of_machine_first():
-            if args.text.stat().st_size >= LARGE:
-                token_ids = load_token_file(args.text, tokenizer)
-            else:
-                token_ids = text_to_token_ids(read_text(args.text), tokenizer)[0]
+            token_ids = load_tokens(args.text, tokenizer)
         check_ids(str(args.text), token_ids, 1, vocab_size=model.cfg["vocab_size"], packed=True)
         texts = split_tokens(token_ids, length)
         saved = checkpoints.read_checkpoint(path)
@@ -303,6 +308,8 @@ def main(argv: list[str] | None = None) -> None:
             checkpoint = args.weights.with_suffix(".ckpt")
             what = f"{error} (--learning-rate); delete {checkpoint} first, if it exists"
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                again = "name other --weights, in a folder where you can write"
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             what += f"; {again}"
         else:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -306,6 +307,7 @@ def test_a_bug_shows_its_traceback_after_the_checkpoint_is_saved(monkeypatch, un
 
 # 3. Bad input -------------------------------------------------------------------------------
 
+no_mps = pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a GPU")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
@@ -330,6 +332,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --device gpu", "argument --device: cannot use 'gpu'"),
         ("mine.txt --device meta", "argument --device: cannot use 'meta'"),
         pytest.param("mine.txt --device cuda", ".*use 'cuda': .*(CUDA|NVIDIA)", marks=no_gpu),
+        pytest.param("mine.txt --device mps", ".*use 'mps': there is no Apple", marks=no_mps),
         ("mine.txt --precision low", "argument --precision: invalid choice"),
         ("mine.txt --colour red", "unrecognized arguments: --colour red"),
         ("mine.txt --start-from gpt2", "argument --start-from: 'gpt2' is not a file or folder"),
@@ -415,6 +418,13 @@ def test_a_file_that_cannot_be_written_loses_no_step(
     if name != "mine.ckpt":
         train()
         assert everything() == uninterrupted
+
+
+def test_a_folder_where_one_may_not_write(failure, small_disk):
+    remount = ["mount", "-o", "remount,ro", small_disk]
+    assert subprocess.run(remount).returncode == 0
+    line = failure(1, "--weights", str(small_disk / "mine.pth"))
+    assert re.match(r"/.*mine\.\w+: .*Read-only file system.*; name other --weights, in a", line)
 
 
 def test_a_disk_without_room_for_the_files(failure, small_disk):

@@ -130,6 +130,8 @@ def device(text: str) -> torch.device:
             place = torch.device("cuda", LOCAL_RANK)
         if place.type == "mps" and WORLD_SIZE > 1:
             raise RuntimeError("it supports only one process: use --device cpu for several")
+        if place.type == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeError("there is no Apple GPU")
         if place.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("must be cpu, cuda or mps")
         torch.zeros(1, device=place)
