@@ -107,12 +107,15 @@ def run_config_of(
     return config | {"processes": processes, "precision": args.precision}
 
 
-def make_loaders(texts: tuple, config: RunConfig, vocab_size: int) -> tuple[Any, Any, Any]:
-    """Return the training loaders, one per epoch, and the loaders for both losses."""
+def make_loaders(texts: tuple, config: RunConfig, vocab_size: int, evals: int | None) -> list[Any]:
+    """Return the evaluations per epoch, a loader for each epoch, and two for the losses."""
     length, size = config["context_length"], {"vocab_size": vocab_size}
     loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
-    train_ids, val_ids = (ids[: 1 + (len(ids) - 1) // length * length] for ids in texts)  # windows
-    return loaders, eval_loader(train_ids, length, **size), eval_loader(val_ids, length, **size)
+    evals = evals or max(2, len(loaders[0]) // 500)
+    # The longer a text, the more windows are worth their time, which stays below a tenth of all.
+    windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
+    whole = [ids[: 1 + (len(ids) - 1) // length * length] for ids in texts]  # whole windows
+    return [evals, loaders, *(eval_loader(ids, length, windows, **size) for ids in whole)]
 
 
 def check_disk(weights: Path, model: GPTModel, resumed: bool) -> None:
@@ -257,7 +260,9 @@ def pretrain(args: argparse.Namespace) -> None:
         distributed.check_same("the text, the checkpoint or --start-from", (config, state.step))
     del saved  # frees a lot of memory
 
-    loaders, *eval_loaders = make_loaders(texts, config, model.cfg["vocab_size"])
+    evals, loaders, *eval_loaders = make_loaders(
+        texts, config, model.cfg["vocab_size"], args.evals_per_epoch
+    )
     run = Run(args, model, state, config, token_ids, tokenizer, sum(map(len, loaders)))
     if args.compile:
         model.compile()
@@ -267,7 +272,7 @@ def pretrain(args: argparse.Namespace) -> None:
                 run.save()  # from now on, the other files are those of this run
             train_model(
                 model, loaders, *eval_loaders, learning_rate=args.learning_rate,
-                evals_per_epoch=args.evals_per_epoch or max(2, len(loaders[0]) // 500),
+                evals_per_epoch=evals,
                 on_step=run.on_step, on_eval=run.on_eval, state=state,
                 take_step=distributed.SharedStep(model) if WORLD_SIZE > 1 else train_step,
             )  # fmt: skip

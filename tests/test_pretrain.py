@@ -192,6 +192,18 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert loss == pytest.approx(history[-1][3], abs=0.1)  # except for rounding to 8 bits
 
 
+@pytest.mark.parametrize(
+    ("num_windows", "evals", "given", "eval_windows"),
+    [(60, 2, None, 4), (1600, 3, None, 66), (1600, 2, 2, 100), (1600, 40, 40, 5)],
+)
+def test_a_longer_text_is_evaluated_on_more_windows(num_windows, evals, given, eval_windows):
+    config = {"context_length": 2, "num_epochs": 1, "batch_size": 1}
+    texts = torch.arange(2 * num_windows + 1), torch.arange(2 * num_windows + 1)
+    found, _, *loaders = pretrain.make_loaders(texts, config, 10_000, given)
+    assert found == evals
+    assert all(abs(len(loader) - eval_windows) <= 2 for loader in loaders)
+
+
 def test_help_is_whole(capsys):
     with pytest.raises(SystemExit):
         pretrain.main(["--help"])

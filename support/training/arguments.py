@@ -29,10 +29,12 @@ HELP = """\
 Train a GPT on your text, starting from random weights with a head start, or from trained weights.
 
 Without arguments it trains on this project's story, like pretrain.ipynb, in minutes on two cores.
-It reports losses and samples of generated text. It writes these files, named after the text, to the
-current folder; --weights changes their name and folder:
+It reads the text in windows of context_length tokens, and keeps the last tenth for the validation
+loss. It reports both losses and samples of generated text. It writes these files, named after the
+text, to the current folder; --weights changes their name and folder:
 
-  mine.pth   the weights, rounded to 8 bits, for load_model; written at the end or when stopped
+  mine.pth   the weights, rounded to 8 bits, for load_model (README.md shows how to generate with
+             them); written at the end or when stopped
   mine.csv   the history: both losses at each evaluation
   mine.png   the history as a plot
   mine.ckpt  the checkpoint, to resume an interrupted run; about 12 bytes per parameter
