@@ -120,11 +120,15 @@ def test_parser_finds_the_wrong_sentences(old, new, wrong):
 def test_parser_rejects_other_texts(words):
     assert is_grammatical([*RIGHT.split(), "\n"])
     assert not is_grammatical(words)
+    assert len(judge(words)) == len(grammar.sentences(words))
 
 
 def test_words_as_ids_and_as_readable_text():
     words = [*RIGHT.split(), "\n"]
     assert [grammar.VOCABULARY[i] for i in grammar.encode(words)] == words
+    first, _ = sample(random.Random(5))
+    assert grammar.text_ids(90, 5).tolist()[: len(first)] == grammar.encode(first).tolist()
+    assert len(grammar.text_ids(90, 5)) == 90
     text = grammar.spell(words)
     assert text.startswith("At noon Cora carried a bell, a rope and a lamp home. The keepers who")
     assert text.endswith(

@@ -72,6 +72,8 @@ VOCABULARY = sorted(
     | {part for rules in GRAMMAR.values() for rule in rules for part in parts(rule)}
     - {*GRAMMAR, "NAME", "PRONOUN", "FIRST", "SECOND", "THIRD"}
 )
+SINGULAR = {*GRAMMAR["PERSON"], *GRAMMAR["ITEM"]}  # nouns
+PLURAL = {*GRAMMAR["PEOPLE"], *GRAMMAR["ITEMS"]}
 IDS = {word: i for i, word in enumerate(VOCABULARY)}
 
 
@@ -100,8 +102,7 @@ def expected(symbol: str, grammar: Grammar = GRAMMAR) -> tuple[float, float]:
     """
     if symbol not in grammar:
         return 0.0, 1.0
-    nats = math.log(MEMORIES) if symbol == "PARAGRAPH" else 0.0
-    tokens = 0.0
+    nats, tokens = math.log(MEMORIES) if symbol == "PARAGRAPH" else 0.0, 0.0
     for rule, p in grammar[symbol].items():
         below = [expected(part, grammar) for part in parts(rule)]
         nats += p * (sum(n for n, _ in below) - math.log(p))
@@ -112,6 +113,14 @@ def expected(symbol: str, grammar: Grammar = GRAMMAR) -> tuple[float, float]:
 def encode(words: Sequence[str]) -> Tensor:
     """Return the ids of words, (T,)."""
     return torch.tensor([IDS[word] for word in words])
+
+
+def text_ids(num_tokens: int, seed: int, grammar: Grammar = GRAMMAR) -> Tensor:
+    """Return the first tokens of a random text, (num_tokens,)."""
+    rng, words = random.Random(seed), list[str]()
+    while len(words) < num_tokens:
+        words += sample(rng, grammar)[0]
+    return encode(words[:num_tokens])
 
 
 def spell(words: Sequence[str]) -> str:
@@ -153,22 +162,16 @@ def judge(paragraph: Sequence[str]) -> list[bool]:
     names and pronouns have to be the opening's.
     """
     lines = [" ".join(line) for line in sentences(paragraph)]
-    if not lines:
-        return []
-    opening = re.fullmatch(_OPENING, lines[0])
+    opening = re.fullmatch(_OPENING, lines[0] if lines else "")
     name, *load = opening.groups() if opening else ["(?!)"] * 4  # a pattern that never matches
     somebody = f"(?:{name}|{NAMES.get(name, name)})"
-    middle = re.compile(rf"{_REPORT}|{somebody} {_DEED}")
+    middle = rf"{_REPORT}|{somebody} {_DEED}"
     ending = "at last {} put down the {} , the {} and the {} \\.".format(somebody, *load)
-    verdicts = [bool(middle.fullmatch(line)) for line in lines[1:-1]]
-    return [bool(opening), *verdicts, bool(re.fullmatch(ending, lines[-1]))]
+    patterns = [_OPENING, *[middle] * (len(lines) - 2), ending]
+    return [bool(re.fullmatch(*pair)) for pair in zip(patterns, lines, strict=False)]
 
 
 def is_grammatical(paragraph: Sequence[str]) -> bool:
     """Return whether the grammar can produce this paragraph, line break included."""
-    return (
-        paragraph[-1:] == ["\n"]
-        and paragraph.count("\n") == 1
-        and len(verdicts := judge(paragraph)) in (3, 4)
-        and all(verdicts)
-    )
+    verdicts, ended = judge(paragraph), list(paragraph[-1:]) == ["\n"]
+    return ended and paragraph.count("\n") == 1 and len(verdicts) in (3, 4) and all(verdicts)
