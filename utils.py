@@ -204,7 +204,7 @@ def stream(
         check_ids("draft_ids", draft_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
         if len(idx) != 1:
             raise ValueError(f"draft_ids need a single prompt, but there are {len(idx)}")
-        drafter = Drafter(draft_ids.flatten().tolist(), idx[0, -context_size:].tolist())
+        drafter = Drafter(model, draft_ids.flatten().tolist(), idx[0, -context_size:].tolist())
     draw = partial(
         draw_token, generator=generator, temperature=temperature, top_k=top_k, top_p=top_p
     )

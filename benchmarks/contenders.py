@@ -1,8 +1,4 @@
-"""The contenders: each function builds one and returns the work of a round.
-
-`run.py` runs each contender in a process of its own, so that none profits from another's threads
-and memory. `WORK` lists them by name.
-"""
+"""The contenders: each function builds one and returns the work of a round. `WORK` lists them."""
 
 import json
 import sys
@@ -66,10 +62,7 @@ def our_step(folder: Path) -> Work:
 
 
 def nanogpt_step(folder: Path) -> Work:
-    """Return a step of nanoGPT's train.py. Raises OSError if its model cannot be downloaded.
-
-    Its embeddings and output head share their weights, so AdamW updates 124 million, not 162.
-    """
+    """Return a step of nanoGPT's train.py. Raises OSError if its model cannot be downloaded."""
     if not (DOWNLOADS / "nanogpt.py").exists():
         url = f"https://raw.githubusercontent.com/karpathy/nanoGPT/{NANOGPT_COMMIT}/model.py"
         with urllib.request.urlopen(url, timeout=30) as answer:
@@ -79,11 +72,8 @@ def nanogpt_step(folder: Path) -> Work:
     sys.path.append(str(DOWNLOADS))
     import nanogpt
 
-    config = nanogpt.GPTConfig(
-        block_size=LENGTH, vocab_size=CONFIG["vocab_size"], n_layer=CONFIG["n_layers"],
-        n_head=CONFIG["n_heads"], n_embd=CONFIG["emb_dim"], dropout=CONFIG["drop_rate"], bias=False,
-    )  # fmt: skip
-    model = nanogpt.GPT(config).train()
+    config = nanogpt.GPTConfig(block_size=LENGTH, vocab_size=50257, dropout=0.1, bias=False)
+    model = nanogpt.GPT(config).train()  # otherwise, its defaults are GPT-2's small shape
     optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
@@ -111,10 +101,7 @@ def book_step(folder: Path) -> Work:
 
 
 def matrix_products(folder: Path) -> Work:
-    """Return the products of a step with the weight matrices alone, into memory allocated before.
-
-    For each matrix: its output, the gradient of its input and its own gradient.
-    """
+    """Return the products of a step: each matrix's output, input gradient and own gradient."""
     with torch.device("meta"):
         parameters = dict(gpt.GPTModel(CONFIG).named_parameters())
     shapes = [p.shape for name, p in parameters.items() if p.dim() == 2 and "emb" not in name]
@@ -178,10 +165,6 @@ def our_rows(model: gpt.GPTModel) -> Callable[[Case, int], list[list[int]]]:
         return ids[:, idx.size(1) :].tolist()
 
     return new_ids
-
-
-def our_float32(folder: Path) -> Work:
-    return generation(our_rows(load_model(WEIGHTS)))
 
 
 def our_int8(folder: Path) -> Work:
@@ -252,7 +235,8 @@ def ctranslate2(folder: Path, compute_type: str) -> Work:
 
 # 3. In the contender's process --------------------------------------------------------------
 
-STEP, FLOAT32, INT8 = "this project", "this project, float32", "this project, 8 bits"
+STEP, FLOAT32 = "this project", "this project, float32"
+INT8, INT4 = "this project, 8 bits", "this project, 4 bits"
 NANOGPT, BOOK, PRODUCTS = "nanoGPT", "llms-from-scratch", "matrix products alone"
 FACE, CT2_FLOAT32, CT2_INT8 = "Hugging Face", "CTranslate2, float32", "CTranslate2, 8 bits"
 PEERS = (NANOGPT, BOOK, FACE, CT2_FLOAT32, CT2_INT8)
@@ -261,8 +245,9 @@ WORK: dict[str, Callable[[Path], Work]] = {
     NANOGPT: nanogpt_step,
     BOOK: book_step,
     PRODUCTS: matrix_products,
-    FLOAT32: our_float32,
+    FLOAT32: lambda folder: generation(our_rows(load_model(WEIGHTS))),
     INT8: our_int8,
+    INT4: lambda folder: generation(our_rows(load_model(WEIGHTS, dtype="int4"))),
     FACE: hugging_face,
     CT2_FLOAT32: lambda folder: ctranslate2(folder, "float32"),
     CT2_INT8: lambda folder: ctranslate2(folder, "int8"),
@@ -285,10 +270,7 @@ def speed(case: Any, seed: int) -> float:
 
 
 def operations(case: Case) -> float:
-    """Return how many PyTorch operations Python calls in a decode step.
-
-    The difference between two lengths leaves out the prompts.
-    """
+    """Return how many PyTorch operations Python calls in a decode step, without the prompts'."""
     counts = []
     for new_tokens in (8, 16):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

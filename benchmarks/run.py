@@ -61,10 +61,7 @@ def started(names: list[str], folder: Path) -> Iterator[Processes]:
 
 
 def compare(processes: Processes, entries: Entries, rounds: int) -> Speeds:
-    """Let the entries take turns, in alternating order; return their speeds.
-
-    The first round warms up and is not counted.
-    """
+    """Let the entries take turns, in alternating order; return their speeds after a warm-up."""
     entries = {label: entry for label, entry in entries.items() if entry[0] in processes}
     speeds: Speeds = {label: [] for label in entries}
     for i in range(1 + rounds):
@@ -94,7 +91,6 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def train(quick: bool) -> None:
-    """Measure a training step on one window of 256 tokens, with two precisions of products."""
     names = [c.STEP, c.NANOGPT, c.BOOK, c.PRODUCTS]
     precisions = ("highest", "medium")  # PyTorch's default, and that of the lesson's training
     entries: Entries = {f"{n}, {p}": (n, p) for n in names for p in precisions}
@@ -126,6 +122,7 @@ def generation_entries(quick: bool) -> dict[str, Entries]:
     for case in cases:
         entries = {name: (name, case) for name in (c.FLOAT32, c.INT8)}
         if case.texts == 1:
+            entries |= {c.INT4: (c.INT4, case)}
             entries |= {f"{c.INT8}, {v}": (c.INT8, case._replace(**variants[v])) for v in variants}
         entries |= {name: (name, case) for name in GENERATION_PEERS}
         groups[f"texts: {case.texts}, tokens in each: {case.new_tokens}"] = entries
@@ -133,12 +130,11 @@ def generation_entries(quick: bool) -> dict[str, Entries]:
 
 
 def generate(quick: bool) -> None:
-    """Measure generation with the shipped weights."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             process.submit(c.convert, folder).result()
-        with started([c.FLOAT32, c.INT8, *GENERATION_PEERS], folder) as processes:
+        with started([c.FLOAT32, c.INT8, c.INT4, *GENERATION_PEERS], folder) as processes:
             for title, entries in generation_entries(quick).items():
                 speeds = compare(processes, entries, 1 if quick else 5)
                 rows = []
@@ -157,7 +153,6 @@ def generate(quick: bool) -> None:
 
 
 def page(quick: bool) -> None:
-    """Measure the page over its socket."""
     from benchmarks import page as page_client  # it imports the tests' tools: in no other process
 
     print("\n".join(page_client.rows(*((1, 10) if quick else (5, 60)))) + "\n")
@@ -171,13 +166,11 @@ def machine() -> str:
     """Return the processor's name and instruction sets, and the versions of what runs on it."""
     cpuinfo = Path("/proc/cpuinfo")
     about = cpuinfo.read_text() if cpuinfo.exists() else ""
-    name = about.split("model name\t: ")[-1].splitlines()[0] if about else platform.processor()
+    cpu = about.split("model name\t: ")[-1].splitlines()[0] if about else platform.processor()
     flags = [flag for flag in INSTRUCTION_SETS if flag in about.split()]
-    versions = [
-        f"{package} {version(package)}" for package in ("torch", "transformers", "ctranslate2")
-    ]
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers", "ctranslate2")]
     return (
-        f"{name}, {torch.get_num_threads()} threads; {', '.join(flags) or 'no AVX2'}; "
+        f"{cpu}, {torch.get_num_threads()} threads; {', '.join(flags) or 'no AVX2'}; "
         f"Python {platform.python_version()}, {', '.join(versions)}; {date.today():%d %B %Y}."
     )
 
@@ -186,8 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    choices = [*SECTIONS, "all"]
-    parser.add_argument("sections", nargs="*", choices=choices, default="all", help="default: all")
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, "all"], default="all")
     parser.add_argument("--quick", action="store_true", help="short rounds, to try it")
     arguments = parser.parse_args()
     print(f"# Speed\n\n{machine()} See [how to read it](README.md).\n")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
 from gpt import GPTModel, train_model
-from support.model.drafts import MAX_DRAFT, MIN_MATCH, Drafter
-from support.model.quantization import Int8Linear, quantize
+from support.model.drafts import MAX_DRAFT, MAX_DRAFT_4_BITS, MIN_MATCH, Drafter
+from support.model.quantization import Int4Linear, Int8Linear, quantize
 from support.page.batch import MAX_PIECE, MAX_STEP, Batch
 from support.page.scheduler import Scheduler
 from support.training.data import create_dataloader
@@ -333,6 +333,32 @@ def test_a_failing_step_fails_its_texts_and_nobody_who_joins_meanwhile(tiny_mode
     assert len(asyncio.run(scene())) == 3
 
 
+def test_inspections_take_turns_with_steps_and_only_the_newest_of_a_person_runs(
+    tiny_model, tokenizer
+):
+    events = []
+    tiny_model.tok_emb.register_forward_pre_hook(lambda *args: events.append("step"))
+
+    def look(number):
+        events.append("look")
+        return number
+
+    async def scene():
+        with ThreadPoolExecutor(1) as executor:
+            scheduler = Scheduler(Batch(tiny_model, tokenizer), executor)
+            async with aclosing(scheduler.tokens(TEXT[None, :5], 10**6, 16)) as tokens:
+                await anext(tokens)
+                requests = [("one", i) for i in range(20)] + [(i, i) for i in range(20, 25)]
+                return await asyncio.gather(
+                    *(scheduler.inspect(person, look, i) for person, i in requests)
+                )
+
+    first, *older, newest = asyncio.run(scene())[:20]
+    assert (first, set(older), newest) == (0, {None}, 19)
+    looks = "".join(event[0] for event in events)
+    assert looks.count("l") == 7 and "ll" not in looks
+
+
 # Drafts for one text ------------------------------------------------------------------------
 
 
@@ -395,13 +421,17 @@ def test_drafts_from_the_own_past(float32_model):
     assert text.equal(generate(float32_model, idx, 12, 64))
 
 
-def test_a_draft_is_as_long_as_its_match():
-    story = list(range(100, 150))
-    drafter = Drafter(story, [7, 8])
+@pytest.mark.parametrize(
+    ("layer", "longest"), [(Int8Linear, MAX_DRAFT), (Int4Linear, MAX_DRAFT_4_BITS)]
+)
+def test_a_draft_is_as_long_as_its_match(layer, longest):
+    story, model = list(range(100, 150)), GPTModel({**TINY_CONFIG, "emb_dim": 64, "n_heads": 4})
+    quantize(model, layer)
+    drafter = Drafter(model, story, [7, 8])
     assert drafter.propose(99) == []
     for n in range(1, 40):
         drafter.append(99 + n)
-        expected = story[n : n + min(n, MAX_DRAFT)] if n >= MIN_MATCH else []
+        expected = story[n : n + min(n, longest)] if n >= MIN_MATCH else []
         assert drafter.propose(99) == expected
         assert drafter.propose(3) == expected[:3]
     drafter.append(0)  # not the draft's token

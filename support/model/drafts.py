@@ -10,8 +10,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from gpt import GPTModel
+from support.model.quantization import Int4Linear
+
 MIN_MATCH = 5  # tokens; after shorter matches, too few drafts are right to save time
 MAX_DRAFT = 31  # tokens
+MAX_DRAFT_4_BITS = 3  # beyond four tokens a step, 4-bit weights take as long for each token
 
 
 class Drafter:
@@ -21,7 +25,9 @@ class Drafter:
     grow while they are right; after a wrong one, none is made until a match is long enough.
     """
 
-    def __init__(self, draft_ids: Iterable[int], prompt: Iterable[int]):
+    def __init__(self, model: GPTModel, draft_ids: Iterable[int], prompt: Iterable[int]):
+        four_bits = isinstance(model.out_head, Int4Linear)
+        self.longest = MAX_DRAFT_4_BITS if four_bits else MAX_DRAFT
         self.text = np.array([*draft_ids, -1])  # no token is -1, so no match crosses it
         # matches[j]: length of the longest common suffix of text[:j] and the sequence so far
         self.matches = np.zeros(len(self.text) + 1, dtype=np.int64)
@@ -43,5 +49,5 @@ class Drafter:
         length = int(self.matches[end])
         if length < MIN_MATCH:
             return []
-        draft = self.text[end : end + min(length // divisor, room, MAX_DRAFT)].tolist()
+        draft = self.text[end : end + min(length // divisor, room, self.longest)].tolist()
         return draft[: draft.index(-1)] if -1 in draft else draft

@@ -1,18 +1,18 @@
-"""8-bit weights: a quarter of the bytes to read per token, and faster products.
+"""8-bit and 4-bit weights: fewer bytes to read per token, and faster products.
 
-Each row of a matrix is stored as whole numbers from -127 to 127 and one scale. The input vectors
-are rounded in the same way (Dettmers et al. 2022, "LLM.int8()", section 2.1,
+With 8 bits, each row of a matrix is stored as whole numbers from -127 to 127 and one scale. The
+input vectors are rounded in the same way (Dettmers et al. 2022, "LLM.int8()", section 2.1,
 https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order, so a token's result
-has the same bits on any machine and in any batch.
+has the same bits on any machine and in any batch. Where a fast product exists, each matrix is
+stored in the layouts of two operators: 250 MB for the default model.
 
-Where a fast product exists, each matrix is stored in the layouts of two operators: 250 MB for the
-default model.
+With 4 bits, matrices have 70 MB, and the other numbers are in bfloat16. A step with one to four
+tokens is faster than with 8 bits, one with more is slower.
 """
 
-import timeit
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
-from typing import Any
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gpt import KVCache
 
 EXACT = 1024  # float32 adds this many products of 8-bit numbers exactly: 1024 * 127**2 < 2**24
+GROUP = 64  # 4-bit numbers with the same scale
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,147 +36,156 @@ def exact_product(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.stack([(x @ y.float().T).int() for x, y in pieces]).sum(0, dtype=torch.int32)
 
 
-class FastProduct:
-    """`exact_product` with one matrix, times its scales, computed by PyTorch's CPU operators."""
+def fast_input(rows: Tensor, offset: int) -> Tensor:
+    """Return whole numbers as `fast_product` reads them. For `offset`, see `fast_offset`."""
+    x = rows.to(torch.int8)
+    if x.numel() == x.size(-1):
+        return x.view(1, -1)
+    return x.view(torch.uint8) ^ offset if offset else x  # adds 128
 
-    def __init__(self, weight: Tensor, scale: Tensor, offset: int):
-        self.columns, self.scale, self.offset = weight.T, scale, offset
-        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        self.zeros = torch.zeros_like(scale, dtype=torch.int32)
 
-    def convert(self, rows: Tensor) -> Tensor:
-        """Return whole numbers in the operators' format. For `offset`, see `fast_offset`."""
-        x = rows.to(torch.int8)
-        if rows.numel() == rows.size(-1):
-            return x.view(1, -1)
-        return x.view(torch.uint8) ^ self.offset if self.offset else x  # adds 128
+def fast_product(x: Tensor, columns: Tensor, scale: Tensor, packed: Tensor, offset: int) -> Tensor:
+    """Return a product with `columns` (K, M), times `scale` (M,), by 8-bit operators for CPUs.
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.numel() == x.size(-1):  # _int_mm is faster for one row, qlinear_pointwise for several
-            return torch._int_mm(x, self.columns) * self.scale
-        return torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, self.offset, self.packed, self.scale, self.zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
+    `packed` is the transpose of `columns` from `qlinear_prepack`.
+    """
+    if x.numel() == x.size(-1):  # _int_mm is faster for one row, qlinear_pointwise for several
+        return torch._int_mm(x, columns) * scale
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, offset, packed, scale, None, None, 1.0, 0, torch.float32, "none", [], ""
+    )
 
 
 @cache
 def fast_offset() -> int | None:
-    """Return the input offset with which `FastProduct` is exact and fast on this CPU, or None."""
-    # The operators are private, so a later PyTorch may lack them. Without instructions for 8-bit
-    # products, a CPU may saturate sums at 16 bits; with AMX, it rounds sums of inputs with an
-    # offset. The largest odd sum detects both. Without AMX, an offset of 0 is 1,000 times as slow.
+    """Return the input offset with which `fast_product` is exact and fast on this CPU, or None."""
+    # The operators are private, so a later PyTorch may lack them. If the 8-bit instructions are
+    # disabled, they saturate sums at 16 bits; with AMX, they round sums of inputs with an offset.
+    # The largest odd sum detects both. Without AMX, an offset of 0 is 1,000 times as slow.
+    cpu = torch.cpu.get_capabilities()
+    if not (cpu.get("avx512_vnni") or cpu.get("avx_vnni")):
+        return None  # slower than float32
     rows, scale = torch.full((30, 768), 127.0), torch.ones(64)
     rows[:, -1] = 126
     weight = torch.full((64, 768), 127, dtype=torch.int8)
     exact = exact_product(rows, weight).float()
-    for offset in (128, 0) if torch.cpu.get_capabilities().get("amx_int8") else (128,):
+    for offset in (128, 0) if cpu.get("amx_int8") else (128,):
         with suppress(AttributeError, RuntimeError):
-            product = FastProduct(weight, scale, offset)
-            fast = (product(product.convert(x)) for x in (rows[:1], rows))
+            matrix = weight.T, scale, torch.ops.onednn.qlinear_prepack(weight, None), offset
+            fast = (fast_product(fast_input(x, offset), *matrix) for x in (rows[:1], rows))
             if all(torch.equal(y, exact[: len(y)]) for y in fast):
                 return offset
     return None
 
 
-class Inputs:
-    """Quantize an input once for all layers that read it: query, key and value."""
+@lru_cache(maxsize=1)  # query, key and value read the same tensor
+def quantize_input(x: Tensor, version: int | None, offset: int | None) -> tuple[Tensor, Tensor]:
+    """Return `quantize_rows(x)`, with an offset as `fast_product` reads it.
 
-    def __init__(self) -> None:
-        self.last: tuple[Tensor | None, Any, Any] = (None, None, None)
-
-    def __call__(self, x: Tensor, product: FastProduct | None) -> tuple[Tensor, Tensor]:
-        """Return `quantize_rows(x)`, the numbers in the format of `product`."""
-        last = self.last  # another thread may replace it
-        if last[0] is not x:
-            rows, scale = quantize_rows(x)
-            last = self.last = x, product.convert(rows) if product else rows, scale
-        return last[1:]
+    `version` counts changes of `x` in place.
+    """
+    rows, scale = quantize_rows(x)
+    return rows if offset is None else fast_input(rows, offset), scale
 
 
 class Int8Linear(nn.Module):
-    """`nn.Linear` with 8-bit weights. It cannot be trained or copied.
+    """`nn.Linear` with 8-bit weights. It cannot be trained or copied."""
 
-    Layers that read the same tensor can share `inputs`, if nothing changes that tensor in place.
-    """
-
-    def __init__(self, linear: nn.Linear, inputs: Inputs | None = None):
+    def __init__(self, linear: nn.Linear):
         super().__init__()
         rows, scale = quantize_rows(linear.weight.detach())
         self.weight = nn.Buffer(rows.to(torch.int8))  # (M, K)
         self.scale = nn.Buffer(scale.flatten())
         bias = torch.zeros_like(self.scale) if linear.bias is None else linear.bias.detach()
         self.bias = nn.Buffer(bias)
-        self.inputs = inputs
-        self.fast = None
-        if self.weight.is_cpu and (offset := fast_offset()) is not None:
-            self.fast = FastProduct(self.weight, self.scale, offset)
+        self.offset = fast_offset() if self.weight.is_cpu else None
+        if self.offset is not None:
+            self.packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+            self.columns = self.weight.T
 
     def forward(self, x: Tensor) -> Tensor:
-        fast = self.fast if x.is_cpu else None
-        rows, scale = (self.inputs or Inputs())(x, fast)
-        y = fast(rows) if fast else exact_product(rows, self.weight) * self.scale
+        offset = self.offset if x.is_cpu else None
+        rows, scale = quantize_input(x, None if x.is_inference() else x._version, offset)
+        if offset is None:
+            y = exact_product(rows, self.weight) * self.scale
+        else:
+            y = fast_product(rows, self.columns, self.scale, self.packed, offset)
         return torch.addcmul(self.bias, y, scale)
 
 
-@torch.inference_mode()
-def fastest_dtype() -> torch.dtype:
-    """Return the faster of int8 and float32 for one token on this CPU, by timing a product."""
-    if fast_offset() is None:  # an exact product in float32 is slower than float32 itself
-        return torch.float32
-    linear = nn.utils.skip_init(nn.Linear, 768, 3072, device="cpu")
-    nn.init.ones_(linear.weight)
-    x, layers = torch.ones(1, 768), (Int8Linear(linear), linear)
-    int8, float32 = (min(timeit.repeat(partial(f, x), number=1, repeat=30)) for f in layers)
-    return torch.int8 if int8 < float32 else torch.float32
+class Int4Linear(nn.Module):
+    """`nn.Linear` with 4-bit weights, for bfloat16 inputs on the CPU. It cannot be trained.
+
+    Each number is stored as one from 0 to 15. In each row, `GROUP` numbers share a scale and the
+    value of 8.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.size = linear.out_features
+        weight = F.pad(linear.weight.detach(), (0, 0, 0, -self.size % 16))  # rows, as packed
+        groups = weight.unflatten(1, (-1, GROUP))
+        low, high = groups.aminmax(dim=-1, keepdim=True)
+        scale = ((high - low).clamp(min=1e-8) / 15).bfloat16()
+        eight = (low + 8 * scale).bfloat16()
+        rows = ((groups - eight) / scale + 8).round().clamp(0, 15).int().flatten(1)
+        self.weight = nn.Buffer(torch.ops.aten._convert_weight_to_int4pack_for_cpu(rows, 1))
+        self.scale = nn.Buffer(torch.cat((scale, eight), dim=-1).transpose(0, 1).contiguous())
+        self.bias = None if linear.bias is None else nn.Buffer(linear.bias.detach().bfloat16())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2).contiguous()
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scale)
+        y = y[:, : self.size].unflatten(0, x.shape[:-1])
+        return y if self.bias is None else y + self.bias
 
 
 @torch.no_grad()
-def quantize(model: nn.Module, inputs: Inputs | None = None) -> None:
-    """Replace each linear layer of a model with an `Int8Linear`, and freeze the other weights."""
-    inputs = inputs or Inputs()
-    for name, child in list(model.named_children()):
-        if isinstance(child, nn.Linear):
-            setattr(model, name, Int8Linear(child, inputs))
-        elif isinstance(child, nn.Dropout):
-            setattr(model, name, nn.Identity())  # saves a call: the model is for generation only
-        else:
-            quantize(child, inputs)
+def quantize(model: nn.Module, layer: Callable[..., nn.Module] = Int8Linear) -> None:
+    """Replace each linear layer of a model with a `layer`, and freeze the other weights."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, layer(child))
+            elif isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())  # saves a call
+    if layer is Int4Linear:
+        model.bfloat16()
     model.requires_grad_(False)
 
 
 class ExactCache:
-    """The caches of texts whose next pieces follow each other in one row of tokens, for one step.
+    """The caches of texts, for one step in which their next pieces follow each other in a row.
 
-    A token's attention has the same bits however its text is split into pieces, and whatever the
-    other texts are. A fused kernel rounds differently for one token than for several, so after the
-    first piece of a text, attention is computed token by token.
+    A fused kernel rounds differently for one token than for several. So, after the first piece of a
+    text, attention is computed token by token: the same bits for any pieces and any other texts.
     """
 
     def __init__(self, caches: list[KVCache], sizes: list[int]):
-        self.caches, self.sizes = caches, sizes
-
-    def positions(self, in_idx: Tensor) -> Tensor:
-        # Make the views of all layers at once: where new keys and values go, and what to read.
-        self.written, self.read, self.calls = [], [], []
-        positions: list[int] = []
-        for kv_cache, size in zip(self.caches, self.sizes, strict=True):
-            start, end = kv_cache.length, kv_cache.length + size
-            self.written.append(kv_cache.kv.narrow(4, start, size).unbind())
+        self.sizes = sizes  # of the pieces
+        self.calls: list[int] = []  # tokens in each call of the kernel
+        self.places: list[int] = []
+        # Views for each layer: where a piece's keys and values go, and what each call reads
+        self.written: list[tuple[Tensor, ...]] = []
+        self.read: list[tuple[Tensor, ...]] = []
+        for cached, size in zip(caches, sizes, strict=True):
+            start, end = cached.length, cached.length + size
             ends = range(start + 1, end + 1) if start else [end]
             self.calls += [size // len(ends)] * len(ends)
-            self.read += [kv_cache.kv.narrow(4, 0, i).flatten(0, 1).unbind() for i in ends]
-            positions += range(start, end)
-            kv_cache.length = end
-        return torch.tensor(positions, device=in_idx.device)
+            self.places += range(start, end)
+            self.written.append(cached.kv.narrow(4, start, size).unbind())
+            self.read += [cached.kv.narrow(4, 0, i).flatten(0, 1).unbind() for i in ends]
+            cached.length = end
+
+    def positions(self, in_idx: Tensor) -> Tensor:
+        return torch.tensor(self.places, device=in_idx.device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         new = torch.stack((k, v)).split(self.sizes, dim=3)
         torch._foreach_copy_([views[layer] for views in self.written], new)
-        pieces = zip(q.split(self.calls, dim=2), self.read, strict=True)
-        return torch.cat([
-            F.scaled_dot_product_attention(
-                x, views[2 * layer], views[2 * layer + 1], is_causal=x.size(2) > 1
-            )
-            for x, views in pieces
-        ], dim=2)  # fmt: skip
+        results = []
+        for x, views in zip(q.split(self.calls, dim=2), self.read, strict=True):
+            keys, values = views[2 * layer : 2 * layer + 2]
+            first = x.size(2) > 1  # else, the only token or one after all that it reads
+            results.append(F.scaled_dot_product_attention(x, keys, values, is_causal=first))
+        return torch.cat(results, dim=2)

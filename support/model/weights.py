@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from gpt import GPT_CONFIG_124M, GPTModel, check_config
 from support.checks import check_ids
 from support.files import atomic_write, load_archive, read_json
-from support.model.quantization import fastest_dtype, quantize
+from support.model.quantization import (
+    GROUP,
+    Int4Linear,
+    Int8Linear,
+    fast_offset,
+    quantize,
+)
 
 # Prefixes of torch.compile, of DataParallel and DDP, and of PyTorch Lightning
 WRAPPERS = re.compile(r"\b(_orig_mod|module|model)\.")
@@ -64,8 +70,8 @@ def save_weights(
     """
     state = {}
     for name, tensor in plain_weights(model).items():
-        if tensor.dtype == torch.int8:
-            raise ValueError(f"{name} has 8-bit weights, for generation only: nothing saved")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is quantized, for generation only: nothing saved")
         if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
             raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
         state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
@@ -103,35 +109,40 @@ def load_model(
     Names may have the prefixes of wrappers. Keys of the configuration that neither the file nor
     `cfg` has are as in GPT_CONFIG_124M. Where both have one, only `drop_rate` may differ.
 
-    `dtype` is torch.float32, bfloat16, float64 or int8. Each generated token reads all weights
-    once, so fewer bytes are faster: bfloat16 on some CPUs, int8 on most. Use int8 for generation
-    only. "fastest" means int8 if it is faster on this CPU, else float32.
+    `dtype` is torch.float32, bfloat16, float64, int8 or "int4". Each generated token reads all
+    weights once, so fewer bytes are faster: bfloat16 on some CPUs, int8 on most, and "int4", on
+    CPUs only, for one text at a time. Use these two for generation only. "fastest" means int8 if it
+    is faster on this CPU, else float32. support/README.md compares them.
 
     Raises FileNotFoundError if there is no such file. Raises ValueError if it is damaged, belongs
     to another configuration or contains no weights, and for any other `dtype`. Code in a file is
     never run.
     """
     if dtype == "fastest":
-        dtype = fastest_dtype()
-    if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8):
-        choice = 'torch.float32, bfloat16, float64 or int8, or "fastest"'
+        dtype = torch.float32 if fast_offset() is None else torch.int8
+    if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8, "int4"):
+        choice = 'torch.float32, bfloat16, float64 or int8, "int4" or "fastest"'
         raise ValueError(f"dtype must be {choice}, not {dtype!r:.60}")
     state, stored = _read_weights(Path(path))
-    cfg = _merged_config(path, stored, cfg or {})
+    cfg, device = _merged_config(path, stored, cfg or {}), torch.device(device or "cpu")
+    if dtype == "int4" and (cfg["emb_dim"] % GROUP or device.type != "cpu"):
+        problem = f"emb_dim {cfg['emb_dim']} on {device}"
+        raise ValueError(f"int4 needs the CPU and an emb_dim divisible by {GROUP}, not {problem}")
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
     if dtype == torch.float32:
         state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
-    state_dtype: Any = torch.float32 if dtype == torch.int8 else dtype
+    layer = {torch.int8: Int8Linear, "int4": Int4Linear}.get(dtype)
+    state_dtype: Any = torch.float32 if layer else dtype
     state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         problem = f"{str(error).splitlines()[1].strip():.150}"  # the first of many tensors
         raise ValueError(f"{path} has weights of another configuration: {problem}") from None
-    if dtype == torch.int8:
-        quantize(model)
-    return model.to(device or "cpu").eval()
+    if layer:
+        quantize(model, layer)
+    return model.to(device).eval()
 
 
 def _merged_config(path: str | Path, stored: dict[str, Any], given: dict[str, Any]) -> dict:

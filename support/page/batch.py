@@ -61,12 +61,8 @@ class Slot:
     drafter: Drafter
     decoder: codecs.IncrementalDecoder
     draft: list[int] = field(default_factory=list)
+    rows: int = 0  # of logits from which the step samples: none before the prompt's end
     error: Exception | None = None
-
-    @property
-    def rows(self) -> int:
-        """The number of positions from which this step may sample: none before a prompt's end."""
-        return 0 if len(self.pending) > MAX_PIECE else 1 + len(self.draft)
 
     def next_piece(self, num_texts: int) -> list[int]:
         """Return the tokens for a step with `num_texts` texts. For long texts, see `stream`."""
@@ -74,12 +70,14 @@ class Slot:
             self.cache.length = 0
             self.pending = self.ids = self.ids[-max(1, self.context_size // 2) :]
         piece, self.draft = self.pending[:MAX_PIECE], []
+        complete = len(piece) == len(self.pending)
         # No draft in the prompt's own step: attention would round the prompt differently.
-        if len(piece) == len(self.pending) and self.cache.length:
+        if complete and self.cache.length:
             space = self.context_size - self.cache.length - len(piece)
             room = min(space, MAX_PIECE - len(piece), self.remaining - 1)
             # The more texts share a step, the less time a draft can save.
             self.draft = self.drafter.propose(room, 1 + num_texts // 4)
+        self.rows = complete * (1 + len(self.draft))
         return piece + self.draft
 
     def take(self, piece: list[int], rows: Sequence[Row], tokenizer: Encoding) -> list[TokenInfo]:
@@ -135,7 +133,7 @@ class Batch:
         slot = Slot(
             ids, ids, max_new_tokens, context_size, (temperature, top_k, top_p), generator,
             KVCache(self.model, 1, min(context_size, len(ids) + max_new_tokens)),
-            Drafter(self.draft_ids, ids), decoder,
+            Drafter(self.model, self.draft_ids, ids), decoder,
         )  # fmt: skip
         if max_new_tokens:
             self.slots.append(slot)
