@@ -36,18 +36,26 @@ def exact_product(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.stack([(x @ y.float().T).int() for x, y in pieces]).sum(0, dtype=torch.int32)
 
 
-def fast_input(rows: Tensor, offset: int) -> Tensor:
-    """Return whole numbers as `fast_product` reads them. For `offset`, see `fast_offset`."""
-    x = rows.to(torch.int8)
-    if x.numel() == x.size(-1):
-        return x.view(1, -1)
-    return x.view(torch.uint8) ^ offset if offset else x  # adds 128
+@lru_cache(maxsize=1)  # query, key and value read the same tensor
+def quantize_input(x: Tensor, offset: int | None, version: int | None = None) -> tuple:
+    """Return `quantize_rows(x)`, with an offset in the format of `fast_product`.
+
+    `version` counts the changes of `x` in place.
+    """
+    rows, scale = quantize_rows(x)
+    if offset is not None:
+        rows = rows.to(torch.int8)
+        if x.numel() == x.size(-1):
+            rows = rows.view(1, -1)
+        elif offset:
+            rows = rows.view(torch.uint8) ^ offset  # adds 128
+    return rows, scale
 
 
 def fast_product(x: Tensor, columns: Tensor, scale: Tensor, packed: Tensor, offset: int) -> Tensor:
     """Return a product with `columns` (K, M), times `scale` (M,), by 8-bit operators for CPUs.
 
-    `packed` is the transpose of `columns` from `qlinear_prepack`.
+    `packed` is from `qlinear_prepack`. For `offset`, see `fast_offset`.
     """
     if x.numel() == x.size(-1):  # _int_mm is faster for one row, qlinear_pointwise for several
         return torch._int_mm(x, columns) * scale
@@ -72,20 +80,11 @@ def fast_offset() -> int | None:
     for offset in (128, 0) if cpu.get("amx_int8") else (128,):
         with suppress(AttributeError, RuntimeError):
             matrix = weight.T, scale, torch.ops.onednn.qlinear_prepack(weight, None), offset
-            fast = (fast_product(fast_input(x, offset), *matrix) for x in (rows[:1], rows))
+            inputs = (quantize_input(x, offset)[0] for x in (rows[:1], rows))  # the scales are 1
+            fast = (fast_product(x, *matrix) for x in inputs)
             if all(torch.equal(y, exact[: len(y)]) for y in fast):
                 return offset
     return None
-
-
-@lru_cache(maxsize=1)  # query, key and value read the same tensor
-def quantize_input(x: Tensor, version: int | None, offset: int | None) -> tuple[Tensor, Tensor]:
-    """Return `quantize_rows(x)`, with an offset as `fast_product` reads it.
-
-    `version` counts changes of `x` in place.
-    """
-    rows, scale = quantize_rows(x)
-    return rows if offset is None else fast_input(rows, offset), scale
 
 
 class Int8Linear(nn.Module):
@@ -105,7 +104,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         offset = self.offset if x.is_cpu else None
-        rows, scale = quantize_input(x, None if x.is_inference() else x._version, offset)
+        rows, scale = quantize_input(x, offset, None if x.is_inference() else x._version)
         if offset is None:
             y = exact_product(rows, self.weight) * self.scale
         else:
