@@ -310,11 +310,10 @@ def main(argv: list[str] | None = None) -> None:
                 raise
             what = f"out of memory on {args.device}: use a smaller --batch-size or --config"
         except FloatingPointError as error:
-            checkpoint = args.weights.with_suffix(".ckpt")
-            what = f"{error} (--learning-rate); delete {checkpoint} first, if it exists"
+            what = f"{error} (--learning-rate), and name other --weights"
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                again = "name other --weights, in a folder where you can write"
+                again = "change its permissions, or name other --weights"
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             what += f"; {again}"
         else:

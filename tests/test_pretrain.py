@@ -436,7 +436,7 @@ def test_a_folder_where_one_may_not_write(failure, small_disk):
     remount = ["mount", "-o", "remount,ro", small_disk]
     assert subprocess.run(remount).returncode == 0
     line = failure(1, "--weights", str(small_disk / "mine.pth"))
-    assert re.match(r"/.*mine\.\w+: .*Read-only file system.*; name other --weights, in a", line)
+    assert re.match(r"/.*mine\.\w+: .*Read-only file system.*; change its permissions, or", line)
 
 
 def test_a_disk_without_room_for_the_files(failure, small_disk):
@@ -448,7 +448,7 @@ def test_a_disk_without_room_for_the_files(failure, small_disk):
 @pytest.mark.parametrize("ending", ["csv", "png", "pth", "lock"])
 def test_files_of_others_are_not_replaced(folder, failure, ending):
     (folder / f"mine.{ending}").write_text("mine")
-    assert failure(2).startswith(f"mine.{ending} is not of this run: move it, or name other")
+    assert failure(2).startswith(f"mine.{ending} exists, but not from this run: name other")
     assert (folder / f"mine.{ending}").read_text() == "mine"
 
 
@@ -500,7 +500,7 @@ def test_each_config_adds_to_those_before():
 )
 def test_a_learning_rate_that_is_too_high(folder, failure, rate, message):
     line = failure(1, "--learning-rate", rate, "--save-every", "0")
-    assert re.search(rf"{message}.*lower rate \(--learning-rate\); delete mine\.ckpt", line)
+    assert re.search(rf"{message}.*lower rate \(--learning-rate\), and name other --weights", line)
     assert not (folder / "mine.pth").exists()
     if rate == "1e30":  # otherwise the weights are only too large for 8 bits
         saved = read_checkpoint("mine.ckpt")

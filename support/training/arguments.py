@@ -213,7 +213,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
             if source and source.resolve() == output.resolve():
                 parser.error(f"{source} would be overwritten: name other --weights")
         if new and output.exists() and (ending != ".lock" or output.stat().st_size):
-            parser.error(f"{output} is not of this run: move it, or name other --weights")
+            parser.error(f"{output} exists, but not from this run: name other --weights")
     if args.learning_rate is None:
         args.learning_rate = 5e-5 if args.start_from else 4e-4
     return parser, args
