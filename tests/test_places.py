@@ -40,18 +40,20 @@ from pathlib import Path
 from test_places import first_continuation, serving
 print("interfaces:", [name for _, name in socket.if_nameindex()])
 with serving(Path(sys.argv[1]), "app.py") as server:
-    print("tokens:", len(first_continuation(server).tokens))
+    print("tokens:", len(first_continuation(server)[0].tokens))
 """
 
 
 def first_continuation(server):
-    """Return a person's continuation, which is greedy."""
+    """Return a person's continuation, which is greedy, and the passages that it copies."""
 
     async def scene():
         async with Person(server) as person:
             await person.set(max_new_tokens=40, temperature=0)
             await person.send(PROMPT)
-            return await person.continuation()
+            shown = await person.continuation()
+            _, answer = await person.act("look", what="copied", ids=shown.ids)
+            return shown, answer["response"]
 
     return asyncio.run(scene())
 
@@ -150,10 +152,10 @@ def test_the_snippet_from_another_folder_without_a_home_or_a_place_to_write(
 
 
 def test_the_app_analyses_a_story_from_windows_alike(server, story, tokenizer):
-    shown = first_continuation(server)
+    shown, copied = first_continuation(server)
     assert f"{PROMPT}{shown.text}"[:100] in story  # the model has memorized it
     story_ids = text_to_token_ids(story, tokenizer)[0].tolist()
-    assert shown.share == verbatim_share(verbatim_spans(shown.ids, story_ids), 40) > 0.5
+    assert copied["share"] == verbatim_share(verbatim_spans(shown.ids, story_ids), 40) > 0.5
     assert b"<title>A small GPT</title>" in server.call("GET", "/").content  # its own settings
     script = "public/elements/Text.jsx"
     assert server.call("GET", f"/{script}").content == (ROOT / script).read_bytes()
@@ -165,9 +167,9 @@ def test_a_second_app_may_end(server, tmp_path):
     elsewhere.mkdir()
     root = {"CHAINLIT_APP_ROOT": str(tmp_path / "link")}
     with serving(elsewhere, str(server.folder / "app.py"), **root) as beside:
-        assert first_continuation(beside).share > 0.5
+        assert first_continuation(beside)[1]["share"] > 0.5
     assert not (server.folder / ".files").exists()  # the other app deleted them
-    assert first_continuation(server).share > 0.5
+    assert first_continuation(server)[1]["share"] > 0.5
 
 
 def test_started_elsewhere_the_app_says_where_to_start_it(place, tmp_path):
