@@ -54,8 +54,7 @@ def training(step: Callable[[torch.Tensor, torch.Tensor], object]) -> Work:
 
 
 def our_step(folder: Path) -> Work:
-    """Return a step of `train_model`, with the allocator tuned as in the lesson."""
-    tune_malloc()
+    tune_malloc()  # as in the lesson
     model = gpt.GPTModel(CONFIG)
     optimizer = gpt.create_optimizer(model, weight_decay=0.1)
     return training(lambda *batch: gpt.train_step(model, optimizer, batch, 1, 4e-4, 1.0))
