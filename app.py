@@ -190,7 +190,7 @@ STARTERS = [
     "The old clock",
 ]
 ELEMENTS = (
-    "Connection", "Start", "Toolbar", "Text", "Panel", "Word", "Attention", "Layers", "Compare",
+    "Connection", "Start", "Toolbar", "Text", "Panel", "Word", "Guess", "Attention", "Layers", "Compare",
     "Story", "Settings",
 )  # fmt: skip
 
@@ -288,9 +288,12 @@ async def on_generate(action: cl.Action) -> None:
 
 @cl.action_callback("tokens")
 async def on_tokens(action: cl.Action) -> Any:
-    """Return the tokens of a text, which a person has typed into another one."""
-    text = str(action.payload["text"])[: server.MAX_PROMPT]
-    ids = (await run_in(background_executor, text_to_token_ids, text, tokenizer))[0].tolist()
+    """Return the tokens of a typed text, or those with a link's token ids."""
+    if "ids" in action.payload:
+        ids = read_ids(action.payload)
+    else:
+        text = str(action.payload["text"])[: server.MAX_PROMPT]
+        ids = (await run_in(background_executor, text_to_token_ids, text, tokenizer))[0].tolist()
     return await run_in(background_executor, views.plain_tokens, ids, tokenizer)
 
 
@@ -305,7 +308,7 @@ async def on_chat_start() -> None:
     if not getattr(cl.context.session, "restored", False):
         props = {
             "context_length": CONTEXT, "layers": CONFIG["n_layers"], "heads": CONFIG["n_heads"],
-            "max_ids": MAX_IDS, "compared": COMPARED, "starters": STARTERS, **page_limits(),
+            "vocabulary": CONFIG["vocab_size"], "max_ids": MAX_IDS, "compared": COMPARED, "starters": STARTERS, **page_limits(),
         }  # fmt: skip
         # Elements with fixed ids replace those on the page. With a URL, Chainlit writes no file.
         elements: list[Any] = [
@@ -322,6 +325,7 @@ async def on_chat_start() -> None:
         for continuation in request.continuations:
             if continuation.finished:
                 await show(continuation)
+    await cl.context.emitter.emit("ready", {})  # the page continues what was interrupted
 
 
 @cl.on_message

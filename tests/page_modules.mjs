@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 
 import { config } from '../public/page/config.js';
-import { addPiece, cutBefore, findPiece, idsOf, newDocument, newPiece, pieces, readDocument, textOf } from '../public/page/document.js';
+import { addPiece, cutBefore, findPiece, idsOf, isGenerated, newDocument, newPiece, pieces, readDocument, textOf } from '../public/page/document.js';
 import { percent } from '../public/page/sampling.js';
 import { clamp, defaults, readSettings, seedIsUsable, summary } from '../public/page/settings.js';
 import { linkTo, readLink } from '../public/page/share.js';
@@ -57,7 +57,7 @@ test('settings of any kind are clamped to the limits', () => {
     assert.deepEqual(readSettings(junk), DEFAULTS);
   const read = readSettings({ temperature: 99, top_k: -5, top_p: 0, max_new_tokens: '1e9', seed: ' 12 ' });
   assert.deepEqual(read, { temperature: 4, top_k: 0, top_p: 0.1, max_new_tokens: 300, seed: '12' });
-  assert.deepEqual([clamp('temperature', 0.30000001), clamp('top_k', ''), clamp('top_k', 7.4)], [0.3, 40, 7]);
+  assert.deepEqual([clamp('temperature', 0.30000001), clamp('top_k', ''), clamp('top_k', 7.4), clamp('temperature', '0,7')], [0.3, 40, 7, 0.7]);
   assert.deepEqual(['', '123456', 'x', '1234567'].map(seedIsUsable), [true, true, false, false]);
 });
 
@@ -71,10 +71,26 @@ test('a percentage is as exact as it need be', () => {
   assert.deepEqual([1, 0.999, 0.5, 0.031, 0.0001, 0].map(percent), ['100%', '>99%', '50%', '3.1%', '<0.1%', '0%']);
 });
 
-test('a link holds prompt, settings and seed', () => {
-  const settings = { ...DEFAULTS, temperature: 0.4, seed: '7' };
-  const prompt = 'Wörter & #5\n“x” 🕰 + %';
-  assert.deepEqual(readLink(linkTo('http://127.0.0.1:8000/?a=b#old', prompt, settings)), { prompt, settings });
+test('a link holds a text, its versions and what is shown', () => {
+  const text = newDocument('a', tokens(1, 2));
+  addPiece(text.root, newPiece(tokens(3).map((token) => ({ ...token, draft: true }))));
+  addPiece(text.root, newPiece([...tokens(4), ...tokens(5).map((token) => ({ ...token, draft: false }))]));
+  const more = { settings: { ...DEFAULTS, temperature: 0.4, seed: '7' }, view: 'probs', tab: 'word', chosen: 2 };
+  const { ids, build, ...read } = readLink(linkTo('http://127.0.0.1:8000/?a=b#old', text, more));
+  assert.deepEqual(read, more);
+  assert.deepEqual(ids, [1, 2, 3, 4, 5]);
+  const back = build('b', tokens(...ids));
+  assert.deepEqual([textOf(back), back.root.children.length, idsOf(back)], [textOf(text), 2, [1, 2, 4, 5]]);
+  assert.deepEqual(pieces(back)[1].tokens.map(isGenerated), [false, true]);
+  for (let i = 0; i < 30; i++) addPiece(text.root, newPiece(tokens(...Array(300).keys())));
+  const long = linkTo('http://127.0.0.1:8000/', text, more); // only what is shown
+  assert.ok(long.length < 5000);
+  assert.deepEqual(idsOf(readLink(long).build('c', tokens(...readLink(long).ids))), idsOf(text));
+});
+
+test('a link without a text, and junk', () => {
   assert.equal(readLink('http://127.0.0.1:8000/'), undefined);
-  assert.deepEqual(readLink('http://x/#prompt=a&temperature=hot').settings, DEFAULTS);
+  const junk = ['', 'x', 5, null, [], {}, [[1.5], 0, [], 0], [[1], 0, [], 3], [[1], 0, [5], 0], [['1'], 1, [], 0]];
+  for (const root of junk) assert.equal(readLink(`http://x/#text=${btoa(JSON.stringify({ root }))}`), null);
+  assert.equal(readLink('http://x/#text=%%%'), null);
 });

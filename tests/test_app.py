@@ -325,7 +325,7 @@ def test_forged_requests_are_refused(server):
         for payload in BAD_PAYLOADS:
             await person.act("generate", **payload)
             if "runs" not in payload:
-                for what in ("next", "scores", "attention", "copied"):
+                for what in ("next", "scores", "attention", "layers", "copied"):
                     _, answer = await person.act("look", what=what, **payload)
                     assert answer is None or not answer["response"], payload
         assert (await person.act("delete everything"))[0] >= 400

@@ -211,7 +211,7 @@ async def again(visitor):
 
 async def look(visitor):
     await visitor.ask()
-    for what in ("next", "scores", "attention", "copied"):
+    for what in ("next", "scores", "attention", "layers", "copied"):
         status, answer = await visitor.act("look", what=what, ids=[464, 1468, 8801])
         assert status == 200 and answer["response"]
     await visitor.whole()

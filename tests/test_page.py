@@ -52,7 +52,9 @@ def open_page(browser, request):
     """
     pages = []
 
-    def open_page(size="laptop", theme="light", link="", server=None) -> Page:
+    def open_page(
+        size="laptop", theme="light", link="", server=None, wait="#starters button", script=""
+    ) -> Page:
         server = server or request.getfixturevalue("server")
         width, height = SIZES[size]
         context = browser.new_context(
@@ -69,8 +71,9 @@ def open_page(browser, request):
             lambda route: page.errors.append(route.request.url),  # and never answer
         )
         page.set_default_timeout(60_000)
+        page.add_init_script(script)
         page.goto(server.url + link, wait_until="commit")
-        expect(page.locator("#starters button").first).to_be_visible()
+        expect(page.locator(wait).first).to_be_visible()
         return page
 
     yield open_page
@@ -158,26 +161,27 @@ def test_without_a_browser(monkeypatch, ci, outcome):
 
 @pytest.mark.parametrize(("size", "theme"), [("laptop", "light"), ("phone", "dark")])
 def test_a_visit(open_page, size, theme):
+    """Every state of the page, each checked with axe."""
     page = open_page(size, theme)
     assert ("dark" in page.locator("html").get_attribute("class")) == (theme == "dark")
     expect(page.locator("#chat-input")).to_have_attribute("placeholder", re.compile("^Type the b"))
     accessible(page)
     click(page, "#readme-button")
     expect(page.get_by_role("heading", name="Help")).to_be_visible()
+    accessible(page)
     page.keyboard.press("Escape")
-    assert page.locator("#starters button").all_text_contents()[0] == PROMPT
-    again(page, "#starters button")
+    click(page, "#card-write")
+    finished(page)
     text = text_of(page)
     assert text.startswith(PROMPT) and len(text) > 200
+    expect(page.locator(".hint")).to_have_count(1)
     accessible(page)
 
     tokens, panel = page.locator("#text .token"), page.locator("#tab-panel")
-    for view in ("copied", "probs", "plain"):
+    for view in ("copied", "plain", "probs"):
         page.locator("#view").select_option(view)
         assert "".join(tokens.all_text_contents()) == text
-    page.locator("#view").select_option("probs")
     expect(page.locator("#prompt-loss")).to_contain_text(re.compile(r"\d\.\d\d nats per token"))
-    accessible(page)
     tokens.nth(20).click()
     expect(page.locator(".hint")).to_have_count(0)  # it has served
     gave = r"gave it [<>]?[\d.]+% \((first choice|choice number \d+)\); with your settings"
@@ -203,8 +207,7 @@ def test_a_visit(open_page, size, theme):
     open_tab(page, "attention")
     tokens.nth(20).click()
     expect(panel).to_contain_text(re.compile(r"Layer \d+, head \d+: .* attends to .* \d+%"))
-    shaded = "document.querySelectorAll('#text .token[style*=background]').length"
-    page.wait_for_function(f"{shaded} === 21")
+    page.wait_for_function("document.querySelectorAll('#text [style*=background]').length === 21")
     styles = tokens.evaluate_all("all => all.map((e) => e.style.background)")
     page.locator(".thumbnail[aria-pressed=true]").press("ArrowLeft")
     assert tokens.evaluate_all("all => all.map((e) => e.style.background)") != styles
@@ -217,16 +220,44 @@ def test_a_visit(open_page, size, theme):
     open_tab(page, "next")
     expect(panel.locator("tbody tr")).to_have_count(11)
     before = panel.locator("td:last-child").all_text_contents()
-    panel.get_by_label("Temperature").press("ArrowRight")
+    panel.get_by_label("Temperature, slider").press("ArrowRight")
     page.wait_for_function("page.state.settings.temperature === 1.1")  # also for the next text
     assert panel.locator("td:last-child").all_text_contents() != before
+    accessible(page)
     page.keyboard.press("Escape")
     assert page.locator("#panel").is_visible() == (size == "laptop")
+    click(page, "#share", "#settings-button")
+    accessible(page)
+
+
+@BOTH
+def test_guess_the_next_word(open_page, size):
+    page = open_page(size)
+    settle(page, temperature=0)
+    click(page, "#card-guess", ".options button", "#reveal")
+    expect(page.locator("#score")).to_have_text(
+        re.compile(r"The model gave .* bits\. It wrote \w+")
+    )
+    expect(page.locator("#tab-panel tbody tr")).to_have_count(11)
+    accessible(page)
+    hidden = page.evaluate("page.textOf(page.document(), page.state.pause)")
+    shown = "".join(page.locator("#text .token").all_text_contents())
+    assert shown + hidden == text_of(page) and len(hidden) > 50
+    click(page, "#next-guess")
+    word = page.evaluate("page.wordAt(page.state.pause)")  # at temperature 0, it is certain of it
+    page.locator("#guess").fill(word)
+    accessible(page)
+    page.keyboard.press("Enter")
+    expect(page.locator("#score")).to_contain_text(
+        re.compile(rf"{word} (>?\d\d|100)%: a surprise of 0")
+    )
+    open_tab(page, "word")
+    assert "".join(page.locator("#text .token").all_text_contents()) == text_of(page)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_panel_covers_neither_the_token_nor_the_toolbar(open_page, size):
-    page = open_page(size)
+    page, narrow = open_page(size), size in ("phone", "zoomed")
     generate(page, temperature=0, max_new_tokens=500)
     tokens = page.locator("#text .token")
     count = tokens.count()
@@ -237,16 +268,18 @@ def test_the_panel_covers_neither_the_token_nor_the_toolbar(open_page, size):
         page.evaluate("new Promise((seen) => requestAnimationFrame(() => setTimeout(seen)))")
         token, panel = box(page, f"[data-index='{index}']"), box(page, "#panel")
         toolbar = box(page, ".toolbar")
-        if size in ("laptop", "wide"):
+        if not narrow:
             assert token.right <= box(page, ".document").right <= panel.left
-        assert toolbar.bottom <= token.top and token.bottom <= (
-            panel.top if size in ("phone", "zoomed") else SIZES[size][1]
-        )
-        assert toolbar.top >= 0 and panel.bottom <= SIZES[size][1]
+        assert 0 <= toolbar.top < toolbar.bottom <= token.top
+        assert token.bottom <= (panel.top if narrow else SIZES[size][1])
+        assert panel.bottom <= SIZES[size][1]
         page.keyboard.press("Escape")
-        if size in ("phone", "zoomed"):
+        if narrow:
             expect(page.locator("#panel")).to_be_hidden()
             expect(tokens.nth(index)).to_be_focused()
+    if size == "phone":
+        heights = "all => all.filter((e) => e.checkVisibility()).map((e) => e.offsetHeight)"
+        assert min(page.locator(".toolbar button").evaluate_all(heights)) >= 40
 
 
 def test_the_panel_follows_the_pointer(open_page):
@@ -277,14 +310,15 @@ def test_changed_settings_apply_and_reset_resets(open_page, size):
     for unusable in ("eleven", "-1", "9" * 19):
         page.locator("#set-seed").fill(unusable)
         expect(page.locator("#seed-note")).to_contain_text("Using a random seed")
+    accessible(page)
     click(page, "#reset")
     expect(page.locator("#set-seed")).to_have_value("")
     page.locator("#set-max_new_tokens").fill("5")
-    page.locator("#set-temperature").fill("0.25")
+    page.locator("#set-temperature").fill("0,7")
     page.locator("#set-seed").fill("9" * 18)
     expect(page.locator("#seed-note")).to_have_text("")
     generate(page, "The old clock")
-    for fact in ("5 tokens", "temperature 0.25", "seed " + "9" * 18):
+    for fact in ("5 tokens", "temperature 0.7", "seed " + "9" * 18):
         expect(page.locator(".facts")).to_contain_text(fact)
     page.get_by_role("button", name="Most likely").click()
     expect(page.locator("#set-top_k, #set-top_p, #set-seed")).to_have_count(0)  # without effect
@@ -292,11 +326,13 @@ def test_changed_settings_apply_and_reset_resets(open_page, size):
     expect(page.locator(".facts")).to_contain_text("temperature 0")
     click(page, "#reset")
     assert page.locator("#settings-button").text_content()[:-1] == default[:-1]
+    page.keyboard.press("Escape")
+    expect(page.locator("#settings")).to_have_count(0)
+    expect(page.locator("#settings-button")).to_be_focused()
 
 
-@BOTH
-def test_a_reload_brings_everything_back(open_page, size):
-    page = open_page(size)
+def test_a_reload_brings_everything_back(open_page):
+    page = open_page()
     generate(page, temperature=0, max_new_tokens=20, seed="3")
     again(page)
     text = text_of(page)
@@ -337,6 +373,7 @@ def test_streaming_stop_continue_again_and_back(open_page):
     click(page, "#continue")
     # The line of the stopped text may begin with the same number.
     expect(page.locator(".facts")).to_have_text(re.compile("^5 tokens(?!.*stopped)"))
+    expect(page.locator("#continue")).to_be_focused()
     longer = text_of(page)
     assert longer.startswith(text) and len(longer) > len(text)
     click(page, "#again")
@@ -369,7 +406,31 @@ def test_another_token_can_be_chosen(open_page, size):
     assert page.locator("#text .prompt").count() == 4  # three, and the chosen one
     page.get_by_label("Next version").first.click()
     assert page.locator("#text .prompt").count() == count
-    assert PROMPT in page.evaluate("decodeURIComponent(page.link().replaceAll('+', ' '))")
+
+
+def test_changing_one_word_editing_and_undo(open_page):
+    page = open_page()
+    settle(page, temperature=1.5, seed="1", max_new_tokens=30)
+    click(page, "#card-change")
+    expect(page.locator("tr.own, tr:has-text('all others')").first).to_be_visible()  # of the hint
+    finished(page)
+    first = text_of(page)
+    click(page, "#edit")
+    accessible(page)
+    page.keyboard.press("Escape")
+    expect(page.locator("#edit")).to_be_focused()
+    page.locator("#text .token").nth(1).press("x")  # typing into the text
+    expect(page.locator("#edited")).to_have_value(re.compile("^Everyone knewx who"))
+    page.keyboard.type("able a")
+    click(page, "#continue-here")
+    expect(page.locator(".versions")).to_contain_text("2/2")
+    finished(page)
+    assert text_of(page).startswith("Everyone knewxable a")
+    assert page.locator("#text .prompt").all_text_contents()[0] == "Everyone"
+    page.locator("#text .token").first.press("ControlOrMeta+z")
+    assert text_of(page) == first
+    page.locator("#text .token").nth(1).dblclick()
+    assert page.evaluate("getSelection().toString()").strip() == "knew"
 
 
 def test_unlikely_prompt_tokens_have_a_rank_and_buttons_survive_failures(open_page):
@@ -396,19 +457,33 @@ def test_after_a_restart_of_the_app_the_page_has_each_part_once(open_page, tmp_p
         page = open_page(server=server)
         generate(page, max_new_tokens=5)
         server.process.kill()
-        expect(page.locator("#session-error")).to_have_text("Connection lost. Trying again …")
+        expect(page.locator("#offline")).to_contain_text("Connection lost. Trying again …")
+        accessible(page)
     with serving(tmp_path, port=int(server.url.rsplit(":")[-1])):
         page.wait_for_function("page.socket.connected")
         page.errors.clear()
         click(page, "#continue")
         page.wait_for_function("page.tokensOf(page.document()).filter((t) => t.seen).length >= 10")
-        for part in ("#text", ".toolbar", "#settings-line"):
+        for part in ("#text", ".toolbar", "#settings-line", "#panel"):
             expect(page.locator(part)).to_have_count(1)
         assert page.errors == []
         page.close()  # before the server ends, which the page would report
 
 
-def test_two_tabs_keep_each_others_texts(open_page):
+def test_a_text_goes_on_after_a_lost_connection(open_page):
+    page = open_page()
+    settle(page, temperature=5, top_k=0, max_new_tokens=300)
+    page.locator("#chat-input").fill("The old clock")
+    click(page, "#chat-submit")
+    page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
+    page.evaluate("page.socket.io.engine.close()")
+    expect(page.locator("#offline")).to_contain_text("Your text goes on")
+    expect(page.locator("#offline")).to_have_count(0)
+    finished(page)
+    page.wait_for_function("page.tokensOf(page.document()).filter(page.isGenerated).length === 300")
+
+
+def test_two_tabs_and_the_list_of_texts(open_page):
     page = open_page()
     other = page.context.new_page()
     other.goto(page.url)
@@ -422,8 +497,55 @@ def test_two_tabs_keep_each_others_texts(open_page):
     page.evaluate("page.onEnd(); dispatchEvent(new Event('pagehide'))")  # stores its own again
     other.reload()
     click(other, "#new")
-    expect(other.locator("#earlier button")).to_have_count(20)
-    expect(other.locator("#earlier")).to_contain_text("On Thursday there was fog.")
+    expect(other.locator("#chat-input")).to_be_focused()
+    expect(other.locator("#earlier li")).to_have_count(20)
+    accessible(other)
+    other.once("dialog", lambda dialog: dialog.accept("My text"))
+    other.get_by_label("Rename “On Thursday").click()
+    expect(other.locator("#earlier")).to_contain_text("My text")
+    other.on("dialog", lambda dialog: dialog.accept())
+    other.get_by_label("Delete “My text”").click()
+    expect(other.locator("#earlier li")).to_have_count(19)
+    click(other, "#clear")
+    expect(other.locator("#earlier")).to_have_count(0)
+    other.wait_for_function("JSON.parse(localStorage['story-page']).documents.length === 0")
+    page.evaluate("page.set({}); dispatchEvent(new Event('pagehide'))")
+    other.reload()  # the first tab does not bring them back
+    expect(other.locator("#starters button")).to_have_count(4)
+    expect(other.locator("#earlier")).to_have_count(0)
+
+
+def test_without_storage_the_page_works_and_says_so(open_page):
+    page = open_page(
+        script="""Object.defineProperty(window, 'localStorage', {
+      configurable: true, get() { throw new DOMException('no', 'SecurityError') } })"""
+    )
+    generate(page, max_new_tokens=5)
+    click(page, "#new")
+    expect(page.locator("#earlier li")).to_have_count(1)
+    expect(page.locator("#not-stored")).to_contain_text("does not store your texts")
+
+
+def test_what_is_typed_while_the_page_loads_stays(open_page):
+    page = open_page()
+    page.locator("#chat-input").fill("The old cl")
+    page.evaluate("""() => { // as Chainlit does: another element in its place
+      const old = document.getElementById('chat-input'), now = old.cloneNode();
+      old.replaceWith(now);
+    }""")
+    expect(page.locator("#chat-input")).to_have_value("The old cl")
+    expect(page.locator("#chat-input")).to_be_focused()
+
+
+def test_without_weights_the_start_says_what_to_do(open_page, tmp_path):
+    with running_app(tmp_path, weights=None) as server:
+        page = open_page(server=server)
+        expect(page.locator(".problem")).to_contain_text("python -m support.lesson")
+        assert box(page, ".problem").bottom < SIZES["laptop"][1]
+        for button in page.locator(".card, .starter").all():
+            expect(button).to_be_disabled()
+        accessible(page)
+        page.close()
 
 
 @BOTH
@@ -434,7 +556,7 @@ def test_drafts_and_comparison(open_page, size):
     page.locator("#view").select_option("drafts")
     expect(page.locator("#text .from-draft").first).to_be_visible()
     open_tab(page, "compare")
-    page.get_by_label("Temperature").nth(2).press("End")
+    page.get_by_label("Temperature, slider").nth(2).press("End")
     click(page, "#run-compare")
     shares = page.locator(".compared .legend")
     expect(shares).to_contain_text(["100% of this text is copied", *["of this text is copied"] * 2])
@@ -450,51 +572,36 @@ def test_drafts_and_comparison(open_page, size):
     expect(page.locator(".versions")).to_have_count(0)
 
 
-def test_editing_and_undo(open_page):
+def test_copy_download_and_a_link_to_exactly_this(server, open_page):
     page = open_page()
-    generate(page, temperature=0, max_new_tokens=12)
-    first = text_of(page)
-    click(page, "#edit")
-    accessible(page)
-    page.keyboard.press("Escape")
-    expect(page.locator("#edit")).to_be_visible()
-    click(page, "#edit")
-    edited = page.locator("#edited")
-    expect(edited).to_be_focused()
-    edited.press("ControlOrMeta+Home")
-    for _ in "Everyone knew":
-        edited.press("ArrowRight")
-    edited.press_sequentially("able a")
-    click(page, "#continue-here")
-    expect(page.locator(".versions")).to_contain_text("2/2")
-    finished(page)
-    assert text_of(page).startswith("Everyone knewable a")
-    prompt = page.evaluate("page.promptOf(page.document()).length")
-    expect(page.locator("#text .prompt")).to_have_count(prompt)
-    page.keyboard.press("ControlOrMeta+z")
-    assert text_of(page) == first
-
-
-def test_copy_download_and_a_link(server, open_page):
-    page = open_page()
-    generate(page, "The old clock", temperature=0.7, max_new_tokens=10)
+    generate(page, "The old clock \U0001f570", temperature=2, max_new_tokens=30)
+    again(page)
     text = text_of(page)
-    settle(page, temperature=1.1)  # the link keeps the text's own settings and seed
     click(page, "#share", "#copy")
     expect(page.locator("#copy")).to_have_text("Copied")
-    assert page.evaluate("navigator.clipboard.readText()") == text
+    clipboard = "navigator.clipboard.readText()"
+    assert page.evaluate(clipboard) == text
     with page.expect_download() as download:
         click(page, "#save")
     assert Path(download.value.path()).read_text(encoding="utf-8") == text
-    click(page, "#link")
+    page.evaluate("getSelection().selectAllChildren(document.getElementById('text'))")
+    page.keyboard.press("ControlOrMeta+c")
+    assert page.evaluate(clipboard) == text  # without ‹ 2/2 › and ↵
+    page.locator("#text .token").nth(6).click()
+    open_tab(page, "attention")
+    click(page, "#share", "#link")
     expect(page.locator("#link")).to_have_text("Link copied")
-    link = page.evaluate("navigator.clipboard.readText()")
-    other = open_page("phone", link=link.removeprefix(server.url))
-    other.get_by_role("button", name="The old clock").click()
-    finished(other)
+    other = open_page(link=page.evaluate(clipboard).removeprefix(server.url), wait="#text")
+    expect(other.locator("#tab-attention")).to_have_attribute("aria-selected", "true")
+    expect(other.locator("[data-index='6']")).to_have_attribute("aria-pressed", "true")
     assert text_of(other) == text
-    click(page, "#new")
-    expect(page.locator("#earlier button")).to_have_count(1)
+    other.get_by_label("Previous version").click()
+    page.get_by_label("Previous version").click()
+    assert text_of(other) == text_of(page) != text
+    for junk in ("junk", "W10", "e30", "eyJyb290IjpbWzk5OTk5OV0sMSxbXSwwXX0"):
+        damaged = open_page(link=f"/#text={junk}")
+        expect(damaged.locator(".problem")).to_contain_text("This link is damaged")
+        damaged.errors.clear()  # the server refuses unknown ids
 
 
 # 3. Other models and stories ----------------------------------------------------------------
@@ -549,6 +656,7 @@ def test_the_page_follows_the_apps_context_and_limits(other_app, open_page):
     expect(page.locator("#set-max_new_tokens")).to_have_value("30")
     prompt = " ".join(f"The clock struck {i} and" for i in range(110))
     generate(page, prompt, temperature=0, max_new_tokens=20)
+    expect(page.locator("#legend")).to_contain_text("Grey: too far back for the model to read")
     click(page, "#unfold")
     ids = page.evaluate("page.idsOf(page.document())")
     end = len(ids) - 20

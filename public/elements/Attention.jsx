@@ -2,6 +2,7 @@
 import { useEffect, useSyncExternalStore } from 'react';
 
 const STRIPES = 24; // of a thumbnail
+const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 
 // The head that attends most clearly to one earlier word. The first layer is left out: its heads see
 // single tokens, not yet what they mean in the text.
@@ -16,78 +17,55 @@ function clearest(all, tokens) {
 function stripes(weights) {
   const shown = weights.slice(-STRIPES);
   const most = Math.max(...shown, 1);
-  const colours = shown.map((weight, i) => {
-    const colour = `rgba(0, 114, 178, ${(weight / most).toFixed(2)})`;
-    return `${colour} ${(100 * i) / shown.length}% ${(100 * (i + 1)) / shown.length}%`;
-  });
-  return { backgroundImage: `linear-gradient(to right, ${colours.join(', ')})` };
+  const place = (i) => `${((100 * i) / shown.length).toFixed(1)}%`;
+  const colours = shown.map((weight, i) => `rgba(0, 114, 178, ${(weight / most).toFixed(2)}) ${place(i)} ${place(i + 1)}`);
+  return { backgroundImage: `linear-gradient(to right, ${colours})` };
+}
+
+const nameOf = (head) => (head === 'average' ? 'The average of all heads' : `Layer ${head.layer + 1}, head ${head.head + 1}`);
+
+function Head({ layer, head, weights, chosen }) {
+  const isChosen = chosen?.layer === layer && chosen?.head === head;
+  const canFocus = isChosen || (!(chosen?.layer >= 0) && layer + head === 0);
+  const name = nameOf({ layer, head });
+  return (
+    <button type="button" id={`head-${layer}-${head}`} className="thumbnail" aria-label={name} title={name} aria-pressed={isChosen} tabIndex={canFocus ? 0 : -1} style={stripes(weights)} onClick={() => page.set({ head: { layer, head } })} />
+  );
 }
 
 function Attention() {
   const { head } = useSyncExternalStore(page.subscribe, page.get);
+  const { layers, heads } = page.config;
   const index = page.looked();
-  const tokens = page.tokensOf(page.document());
-  const read = index === null || index >= tokens.length ? [] : page.read(index, index + 1);
+  const read = page.read(index, index + 1);
+  const tokens = page.tokensOf(page.document()).slice(index + 1 - read.length, index + 1);
   const all = page.look('attention', read);
   useEffect(() => {
-    if (all && head === null) page.set({ head: clearest(all, tokens.slice(index + 1 - read.length)) });
+    if (all && head === null) page.set({ head: clearest(all, tokens) });
   }, [all, head]);
-  if (index === null) return <p>Click or tap a word in the text to see which words before it the model looks at.</p>;
-  const weights = all && page.headWeights(all, head);
-  const start = index + 1 - read.length;
-  const most = weights?.map((weight, i) => ({ weight, token: tokens[start + i] })).sort((a, b) => b.weight - a.weight).slice(0, 3);
-  const choose = (layer, head) => {
-    page.set({ head: { layer, head } });
-    document.getElementById(`head-${layer}-${head}`)?.focus();
-  };
+  if (!all || !head) return <p>Asking the model…</p>;
+  const most = page.headWeights(all, head).map((weight, i) => ({ weight, label: tokens[i].label })).sort((a, b) => b.weight - a.weight).slice(0, 3);
   const onKeyDown = (event) => {
-    const [down, right] = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key] ?? [];
-    if (down === undefined || !head?.head?.toFixed) return;
+    if (!(event.key in STEPS) || head === 'average') return;
     event.preventDefault();
-    const { layers, heads } = page.config;
-    choose((head.layer + down + layers) % layers, (head.head + right + heads) % heads);
+    const to = { layer: (head.layer + STEPS[event.key][0] + layers) % layers, head: (head.head + STEPS[event.key][1] + heads) % heads };
+    page.set({ head: to });
+    document.getElementById(`head-${to.layer}-${to.head}`).focus();
   };
-  const name = head === 'average' ? 'The average of all heads' : head && `Layer ${head.layer + 1}, head ${head.head + 1}`;
   return (
     <>
       <p aria-live="polite">
-        {most && name ? (
-          <>
-            {name}: <b className="label">{tokens[index].label}</b> attends to{' '}
-            {most.map(({ weight, token }, i) => (
-              <span key={i}>{i > 0 && ', '}<b className="label">{token.label}</b> {page.percent(weight)}</span>
-            ))}
-          </>
-        ) : (
-          'Asking the model…'
-        )}
+        {nameOf(head)}: <b className="label">{tokens.at(-1).label}</b> attends to{' '}
+        {most.map(({ weight, label }, i) => <span key={i}>{i > 0 && ', '}<b className="label">{label}</b> {page.percent(weight)}</span>)}
       </p>
-      <div id="heads" role="group" aria-label="Heads" style={{ gridTemplateColumns: `auto repeat(${page.config.heads}, minmax(0, 1fr))` }} onKeyDown={onKeyDown}>
-        {all?.map((heads, layer) => [
+      <div id="heads" role="group" aria-label="Heads" style={{ gridTemplateColumns: `auto repeat(${heads}, minmax(0, 1fr))` }} onKeyDown={onKeyDown}>
+        {all.map((row, layer) => [
           <span key={layer} className="legend">{layer + 1}</span>,
-          ...heads.map((weights, number) => {
-            const pressed = head?.layer === layer && head?.head === number;
-            return (
-              <button
-                key={`${layer} ${number}`}
-                type="button"
-                id={`head-${layer}-${number}`}
-                className="thumbnail"
-                aria-label={`Layer ${layer + 1}, head ${number + 1}`}
-                title={`Layer ${layer + 1}, head ${number + 1}`}
-                aria-pressed={pressed}
-                tabIndex={pressed || (!head?.layer && !layer && !number) ? 0 : -1}
-                style={stripes(weights)}
-                onClick={() => choose(layer, number)}
-              />
-            );
-          })
+          ...row.map((weights, number) => <Head key={`${layer} ${number}`} layer={layer} head={number} weights={weights} chosen={head} />)
         ])}
       </div>
       <div className="row">
-        <span className="legend">
-          A row for each layer, a cell for each head. A cell’s stripes are the last {STRIPES} tokens; the right end is the word itself.
-        </span>
+        <span className="legend">Rows: layers. Cells: heads. The stripes are the last {STRIPES} tokens; at the right end is the word itself.</span>
         <button type="button" aria-pressed={head === 'average'} onClick={() => page.set({ head: 'average' })}>Average</button>
       </div>
     </>

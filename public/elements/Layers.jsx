@@ -3,17 +3,14 @@ import { useSyncExternalStore } from 'react';
 
 function Layers() {
   useSyncExternalStore(page.subscribe, page.get);
-  const tokens = page.tokensOf(page.document());
   const index = page.looked();
-  if (index === null || index >= tokens.length) return <p>Click or tap a word in the text to see how the model arrived at it.</p>;
-  if (index === 0) return <p>The first token has no prediction, because nothing comes before it.</p>;
-  const token = tokens[index];
+  const token = page.tokensOf(page.document())[index];
   const layers = page.look('layers', page.read(index));
-  if (!layers) return <p>Asking the model…</p>;
+  if (!layers) return <p>{index === 0 ? 'The first token has no prediction, because nothing comes before it.' : 'Asking the model…'}</p>;
   return (
     <>
-      <p>Before <b className="label">{token.label}</b>, the model could stop after each layer and guess. This is what it would say:</p>
-      <table className="bars" id="layers">
+      <p>The model could stop after each layer and guess. Before <b className="label">{token.label}</b>, it would say:</p>
+      <table className="bars">
         <thead><tr><th scope="col">After</th><th scope="col">first choice</th><td /><th scope="col">probability</th></tr></thead>
         <tbody>
           {layers.map(({ id, label, prob }, layer) => (

@@ -1,11 +1,13 @@
 // The panel at the right or, on a narrow screen, a sheet at the bottom. Each tab is a component of its own.
 import { useEffect, useSyncExternalStore } from 'react';
 
+// `asks`: why a person should click a word, in a tab that is about one.
 const TABS = {
-  word: { label: 'This word', component: 'Word' },
+  word: { label: 'This word', component: 'Word', asks: 'to see what else it could have been' },
   next: { label: 'What comes next', component: 'Word' },
-  attention: { label: 'Attention', component: 'Attention' },
-  layers: { label: 'Layers', component: 'Layers' },
+  guess: { label: 'Guess', component: 'Guess' },
+  attention: { label: 'Attention', component: 'Attention', asks: 'to see which words before it the model looks at' },
+  layers: { label: 'Layers', component: 'Layers', asks: 'to see how the model arrived at it' },
   compare: { label: 'Compare', component: 'Compare' },
   story: { label: 'The story', component: 'Story' }
 };
@@ -31,11 +33,14 @@ function Panel() {
     page.openTab(to);
     document.getElementById(`tab-${to}`).focus();
   };
-  const Tab = page.components[TABS[tab].component];
+  const { component, asks } = TABS[tab];
+  const Tab = page.components[component];
+  const looked = page.looked();
+  const hasToken = looked !== null && looked < page.tokensOf(shown).length;
   return (
     <section id="panel" aria-label="Inside the model" data-open={sheet}>
       <div className="tabs">
-        <div role="tablist" aria-label="What to look at" onKeyDown={onKeyDown}>
+        <div role="tablist" className="chips" aria-label="What to look at" onKeyDown={onKeyDown}>
           {NAMES.map((name) => (
             <button key={name} id={`tab-${name}`} type="button" role="tab" aria-selected={name === tab} aria-controls="tab-panel" tabIndex={name === tab ? 0 : -1} onClick={() => page.openTab(name)}>
               {TABS[name].label}
@@ -44,7 +49,9 @@ function Panel() {
         </div>
         <button type="button" id="close-sheet" onClick={close}>Close</button>
       </div>
-      <div role="tabpanel" id="tab-panel" aria-labelledby={`tab-${tab}`} tabIndex={0}>{Tab && <Tab key={tab} />}</div>
+      <div role="tabpanel" id="tab-panel" className="column" aria-labelledby={`tab-${tab}`} tabIndex={0}>
+        {asks && !hasToken ? <p>Click or tap a word in the text {asks}.</p> : Tab && <Tab key={tab} />}
+      </div>
     </section>
   );
 }

@@ -1,24 +1,26 @@
-// The line above the input: settings that apply immediately.
+// The line at the bottom: settings that apply immediately, and the state of the connection.
 import { useState, useSyncExternalStore } from 'react';
 
-// A number field. A typed value applies once it is valid, and is clamped when the field loses focus.
-function Field({ name, value }) {
+const MANY = 6; // people who write at the same time, from which on the page says so
+
+// A setting as a number and a slider. A typed value applies once it is valid, and is clamped when the field loses focus.
+function Field({ name, id = name, value, change = (value) => page.change({ [name]: value }) }) {
   const { label, min, max, step, help } = page.field(name);
   const [typed, setTyped] = useState(null);
   const type = (event) => {
     setTyped(event.target.value);
-    const number = Number(event.target.value);
-    if (event.target.value !== '' && number >= min && number <= max) page.change({ [name]: page.clamp(name, number) });
+    const number = page.readNumber(event.target.value);
+    if (number >= min && number <= max) change(page.clamp(name, number));
   };
   const leave = () => {
-    if (typed !== null && typed !== '') page.change({ [name]: page.clamp(name, typed) });
+    if (!Number.isNaN(page.readNumber(typed ?? ''))) change(page.clamp(name, typed));
     setTyped(null);
   };
   return (
-    <div className="field">
-      <label htmlFor={`set-${name}`}>{label}</label>
-      <input id={`set-${name}`} type="number" min={min} max={max} step={step} value={typed ?? value} title={help} onChange={type} onBlur={leave} />
-      <input type="range" aria-label={`${label}, slider`} min={min} max={max} step={step} value={value} onChange={(event) => page.change({ [name]: page.clamp(name, event.target.value) })} />
+    <div className="field" title={help}>
+      <label htmlFor={`set-${id}`}>{label}</label>
+      <input id={`set-${id}`} inputMode="decimal" autoComplete="off" value={typed ?? value} onChange={type} onBlur={leave} />
+      <input type="range" aria-label={`${label}, slider`} min={min} max={max} step={step} value={value} onChange={(event) => change(page.clamp(name, event.target.value))} />
     </div>
   );
 }
@@ -27,48 +29,56 @@ function Seed({ seed }) {
   const [typed, setTyped] = useState(null);
   const shown = typed ?? seed;
   const usable = page.seedIsUsable(shown.trim());
-  const type = (event) => {
-    const value = event.target.value;
-    setTyped(page.seedIsUsable(value.trim()) ? null : value);
-    page.change({ seed: page.seedIsUsable(value.trim()) ? value.trim() : '' });
+  const type = ({ target: { value } }) => {
+    const ok = page.seedIsUsable(value.trim());
+    setTyped(ok ? null : value);
+    page.change({ seed: ok ? value.trim() : '' });
   };
   return (
     <div className="field">
       <label htmlFor="set-seed">Seed</label>
       <input id="set-seed" value={shown} placeholder="random" inputMode="numeric" aria-invalid={!usable} aria-describedby="seed-note" onChange={type} />
-      <span id="seed-note" role="alert">{usable ? '' : `Digits only, at most ${page.config.seed_digits}. Using a random seed.`}</span>
+      <span id="seed-note" className="problem" role="alert">{usable ? '' : `Digits only, at most ${page.config.seed_digits}. Using a random seed.`}</span>
     </div>
   );
 }
 
 function Settings() {
-  const { settings } = useSyncExternalStore(page.subscribe, page.get);
+  const { settings, offline, running, people } = useSyncExternalStore(page.subscribe, page.get);
   const [open, setOpen] = useState(false);
   const [resets, setResets] = useState(0); // a reset also clears a seed that is not valid
   if (!settings) return null;
-  const sampled = settings.temperature > 0;
+  const names = ['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : []), 'max_new_tokens'];
+  const onKeyDown = (event) => {
+    if (event.key !== 'Escape' || !open) return;
+    event.preventDefault();
+    setOpen(false);
+    document.getElementById('settings-button').focus();
+  };
   return (
-    <div id="settings-line">
+    <div id="settings-line" onKeyDown={onKeyDown}>
+      {offline && (
+        <p id="offline" role="alert" className="problem">
+          Connection lost. Trying again … Your text goes on when the connection is back. If it does not come back, check that the app is running.
+        </p>
+      )}
+      {running && people >= MANY && <p className="legend" role="status">{people} people are writing, so it takes longer.</p>}
       <button type="button" id="settings-button" aria-expanded={open} onClick={() => setOpen(!open)}>
         {page.summary(settings)} <span aria-hidden="true">{open ? '▾' : '▴'}</span>
       </button>
       {open && (
-        <div id="settings" role="group" aria-label="Settings">
+        <div id="settings" className="column" role="group" aria-label="Settings">
           <div className="row">
-            {Object.entries(page.presets()).map(([name, preset]) => (
-              <button key={name} type="button" onClick={() => page.change(preset)}>{name}</button>
-            ))}
+            {Object.entries(page.presets()).map(([name, preset]) => <button key={name} type="button" onClick={() => page.change(preset)}>{name}</button>)}
             <button type="button" id="reset" onClick={() => (page.reset(), setResets(resets + 1))}>Reset all</button>
           </div>
-          <Field name="temperature" value={settings.temperature} />
-          {sampled && <Field name="top_k" value={settings.top_k} />}
-          {sampled && <Field name="top_p" value={settings.top_p} />}
-          <Field name="max_new_tokens" value={settings.max_new_tokens} />
-          {sampled && <Seed key={resets} seed={settings.seed} />}
+          {names.map((name) => <Field key={name} name={name} value={settings[name]} />)}
+          {settings.temperature > 0 && <Seed key={resets} seed={settings.seed} />}
         </div>
       )}
     </div>
   );
 }
 
+page.component('Field', Field); // also of the panel
 export default page.component('Settings', Settings);

@@ -5,12 +5,10 @@ import { useEffect, useMemo, useRef, useSyncExternalStore } from 'react';
 // code points; strings here count UTF-16 units, two for an emoji.
 function split(story, runs) {
   const characters = [...story];
-  const spans = runs.map(({ story_text_start: start, story_text, start: token }) => ({ start, end: start + [...story_text].length, token }));
+  const spans = runs.map((run) => ({ run: run.start, start: run.story_text_start, end: run.story_text_start + [...run.story_text].length }));
   const cuts = [...new Set([0, characters.length, ...spans.flatMap(({ start, end }) => [start, end])])].sort((a, b) => a - b);
-  return cuts.slice(1).map((end, i) => ({
-    text: characters.slice(cuts[i], end).join(''),
-    tokens: spans.filter((span) => span.start <= cuts[i] && end <= span.end).map(({ token }) => token)
-  }));
+  const copies = (from, to) => spans.filter(({ start, end }) => start <= from && to <= end).map(({ run }) => run);
+  return cuts.slice(1).map((end, i) => ({ text: characters.slice(cuts[i], end).join(''), runs: copies(cuts[i], end) }));
 }
 
 function Story() {
@@ -19,14 +17,10 @@ function Story() {
   const answer = running === null ? page.copied() : undefined;
   const looked = page.looked();
   const run = answer?.runs.find(({ start, length }) => start <= looked && looked < start + length);
-  const parts = useMemo(() => (page.story ? split(page.story, answer?.runs ?? []) : []), [page.story, answer?.runs.length, answer?.share]);
-  useEffect(() => {
-    page.loadStory();
-  }, []);
-  useEffect(() => {
-    current.current?.scrollIntoView({ block: 'center' });
-  }, [run?.start, parts.length]);
-  const first = parts.findIndex(({ tokens }) => tokens.includes(run?.start));
+  const parts = useMemo(() => split(page.story ?? '', answer?.runs ?? []), [page.story, JSON.stringify(answer?.runs)]);
+  const first = parts.findIndex(({ runs }) => runs.includes(run?.start));
+  useEffect(() => void page.loadStory(), []);
+  useEffect(() => void current.current?.scrollIntoView({ block: 'center' }), [run?.start, parts]);
   return (
     <>
       <p className="legend" aria-live="polite">
@@ -35,12 +29,8 @@ function Story() {
           : 'This is all that the model has ever read. Blue: passages of six tokens or more that your text copies.'}
       </p>
       <div id="story-text" className="prose">
-        {parts.map(({ text, tokens }, i) =>
-          tokens.length ? (
-            <mark key={i} ref={i === first ? current : null} className={tokens.includes(run?.start) ? 'current' : ''}>{text}</mark>
-          ) : (
-            text
-          )
+        {parts.map(({ text, runs }, i) =>
+          runs.length ? <mark key={i} ref={i === first ? current : null} className={runs.includes(run?.start) ? 'current' : ''}>{text}</mark> : text
         )}
       </div>
     </>

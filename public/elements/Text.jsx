@@ -4,6 +4,7 @@ import { useEffect, useRef, useSyncExternalStore } from 'react';
 
 const FOLDED = 120; // of a longer prompt, only so many tokens are shown at first
 const HOVER = 90; // ms until the panel follows the pointer
+const VIEWS = { plain: 'none', probs: 'how likely', copied: 'copied from the story', drafts: 'from drafts', attention: 'attention' };
 
 // The less likely, the more colour; the lines are for readers who cannot see the colours.
 const LEVELS = [
@@ -12,27 +13,16 @@ const LEVELS = [
   { least: 0.01, name: '1 to 10%', className: 'level-2' },
   { least: 0, name: 'below 1%', className: 'level-3' }
 ];
-const levelOf = (logprob) => LEVELS.find((level) => Math.exp(logprob) >= level.least);
-
-const VIEWS = { plain: 'none', probs: 'how likely', copied: 'copied from the story', drafts: 'from drafts', attention: 'attention' };
-
-// The class of a token in each view, or its shade from 0 to 1.
-const MARKS = {
-  plain: () => ({}),
-  probs: (token) => ({ className: token.logprob === undefined ? '' : levelOf(token.logprob).className }),
-  drafts: (token) => ({ className: token.draft ? 'from-draft' : '' }),
-  copied: (token) => ({ className: token.copied ? 'from-story' : '' }),
-  attention: (token) => ({ shade: token.share })
-};
+const levelOf = ({ logprob }) => LEVELS.find(({ least }) => Math.exp(logprob) >= least)?.className;
 
 const isInvisible = (text) => /^[\p{Cf}\p{VS}]*$/u.test(text);
-// Shown before a token, but no part of the text, so that it is not copied with it.
+// Shown before a token, but no part of the text.
 const markerOf = (text) => (isInvisible(text) ? '▯' : '↵'.repeat(text.split('\n').length - 1));
 
-// The tokens, with the server's answers for the view: scores of the prompt, copied passages, attention.
-function described(shown, view, { head, running }) {
+// The tokens with their colours, and what the legend says about them. It asks the server for scores of
+// the prompt, copied passages or attention.
+function coloured(shown, view, { head, running }) {
   const tokens = page.tokensOf(shown).map((token) => ({ ...token }));
-  const told = { tokens };
   const looked = page.looked();
   if (view === 'probs') {
     const prompt = tokens.findIndex((token) => token.logprob !== undefined);
@@ -40,84 +30,62 @@ function described(shown, view, { head, running }) {
     const start = Math.max(0, end - page.config.context_length);
     const scores = end > 1 ? page.look('scores', tokens.slice(start, end).map((token) => token.id)) : undefined;
     scores?.tokens.forEach((score, i) => Object.assign(tokens[start + 1 + i], score));
-    told.loss = scores?.loss;
+    tokens.forEach((token) => (token.className = levelOf(token)));
+    return { tokens, loss: scores?.loss };
   }
-  if (view === 'copied' && running === null) {
-    told.copied = page.copied();
-    told.copied?.runs.forEach(({ start, length }) => tokens.slice(start, start + length).forEach((token) => (token.copied = true)));
+  if (view === 'copied') {
+    const copied = running === null ? page.copied() : undefined;
+    copied?.runs.forEach(({ start, length }) => tokens.slice(start, start + length).forEach((token) => (token.className = 'from-story')));
+    const line = copied && `${page.percent(copied.share)} of this text is copied from the story.${copied.runs.length ? ' Click a blue passage to see where.' : ''}`;
+    return { tokens, line: line ?? 'Searching the story…' };
   }
-  if (view === 'attention' && head && looked !== null && looked < tokens.length) {
-    const read = page.read(looked, looked + 1);
-    const all = page.look('attention', read);
-    const weights = all ? page.headWeights(all, head) : [];
+  if (view === 'drafts') {
+    tokens.forEach((token) => (token.className = token.draft && 'from-draft'));
+    return { tokens, line: 'Green: words drafted from the story that the model accepted.' };
+  }
+  if (view === 'attention') {
+    const read = looked !== null && looked < tokens.length ? page.read(looked, looked + 1) : [];
+    const weights = page.headWeights(page.look('attention', read), head);
     const most = Math.max(0.001, ...weights);
-    weights.forEach((weight, i) => Object.assign(tokens[looked + 1 - read.length + i], { share: weight / most, attention: weight }));
+    weights.forEach((weight, i) => Object.assign(tokens[looked + 1 - read.length + i], { shade: weight / most, attention: weight }));
+    return { tokens, line: 'The darker a word, the more the chosen word attends to it.' };
   }
-  return told;
+  return { tokens, line: 'Bold: your own words.' };
 }
 
-function Legend({ view, views, told: { loss, copied, tokens }, unread, before }) {
-  const lines = {
-    plain: 'Bold: your own words.',
-    copied: copied
-      ? `${page.percent(copied.share)} of this text is copied from the story.${copied.runs.length ? ' Click a blue passage to see where.' : ''}`
-      : 'Searching the story…',
-    drafts: 'Green: words drafted from the story that the model accepted.',
-    attention: 'The darker a word, the more the chosen word attends to it.'
-  };
-  return (
-    <div className="legend">
-      <label>
-        Colours:{' '}
-        <select id="view" value={view} onChange={(event) => page.set({ view: event.target.value })}>
-          {views.map((name) => <option key={name} value={name}>{VIEWS[name]}</option>)}
-        </select>
-      </label>{' '}
-      <span id="legend">
-        {lines[view]}
-        {view === 'probs' && (
-          <>
-            How likely the model found each token:{' '}
-            {LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)}
-            {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
-          </>
-        )}
-        {unread && ' Grey: too far back for the model to read.'}
-        {tokens.some(({ text }) => isInvisible(text)) && ' ▯: a character that has no shape of its own.'}
-        {before > 0 && ` The first ${before.toLocaleString('en')} tokens of the prompt are not kept.`}
-      </span>
-    </div>
-  );
-}
+const Legend = ({ view, views, line, loss, invisible, unread, before }) => (
+  <div className="legend">
+    <label>
+      Colours: <select id="view" value={view} onChange={(event) => page.set({ view: event.target.value })}>
+        {views.map((name) => <option key={name} value={name}>{VIEWS[name]}</option>)}
+      </select>
+    </label>{' '}
+    <span id="legend">
+      {line ?? ['How likely the model found each token: ', ...LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)]}
+      {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
+      {unread && ' Grey: too far back for the model to read.'}
+      {invisible && ' ▯: a character that has no shape of its own.'}
+      {before > 0 && ` The beginning of your prompt is not kept: the model reads only the last ${page.config.context_length} tokens.`}
+    </span>
+  </div>
+);
 
 // ‹ 2/3 ›: the other continuations tried here.
-const Versions = ({ piece }) =>
-  piece.children.length > 1 && (
-    <span className="versions">
-      {' '}
-      <button type="button" aria-label="Previous version" aria-disabled={page.state.running !== null} onClick={() => page.state.running ?? page.show(piece, -1)}>‹</button>
-      {` ${piece.at + 1}/${piece.children.length} `}
-      <button type="button" aria-label="Next version" aria-disabled={page.state.running !== null} onClick={() => page.state.running ?? page.show(piece, 1)}>›</button>
-    </span>
-  );
+function Versions({ piece: { children, at }, piece }) {
+  const busy = page.state.running !== null;
+  const button = (name, sign, step) => <button type="button" aria-label={name} aria-disabled={busy} onClick={() => busy || page.show(piece, step)}>{sign}</button>;
+  if (children.length < 2) return null;
+  return <span className="versions"> {button('Previous version', '‹', -1)} {at + 1}/{children.length} {button('Next version', '›', 1)}</span>;
+}
 
-function Token({ token, index, canFocus, isLooked, isUnread, hint, view }) {
-  const { className = '', shade } = MARKS[view](token);
-  const classes = ['token', page.isGenerated(token) || 'prompt', isUnread && 'unread', className, hint && 'hinted'];
+function Token({ token, index, canFocus, isLooked, isUnread, hint }) {
+  const classes = ['token', !page.isGenerated(token) && 'prompt', isUnread && 'unread', token.className, hint && 'hinted'];
   const prob = token.logprob === undefined ? '' : `, ${page.percent(Math.exp(token.logprob))}, rank ${token.rank}`;
   const attention = token.attention === undefined ? '' : `, attention ${page.percent(token.attention)}`;
+  const style = token.shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.7 * Math.sqrt(token.shade)})` };
   return (
     <>
-      <span
-        className={classes.filter((name) => typeof name === 'string' && name).join(' ')}
-        data-index={index}
-        data-marker={markerOf(token.text) || undefined}
-        role="button"
-        aria-label={`${token.label}${prob}${attention}`}
-        aria-pressed={isLooked}
-        tabIndex={canFocus ? 0 : -1}
-        style={shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.7 * Math.sqrt(shade)})` }}
-      >
+      <span className={classes.filter(Boolean).join(' ')} data-index={index} data-marker={markerOf(token.text) || undefined} role="button" aria-label={`${token.label}${prob}${attention}`} aria-pressed={isLooked} tabIndex={canFocus ? 0 : -1} style={style}>
         {token.text}
       </span>
       {hint && <span className="hint" data-hint="‹ click this word: the model hesitated here" />}
@@ -127,23 +95,20 @@ function Token({ token, index, canFocus, isLooked, isUnread, hint, view }) {
 
 function Editor({ caret }) {
   const box = useRef(null);
-  useEffect(() => {
-    box.current.focus();
-    box.current.setSelectionRange(caret, caret);
-  }, []);
-  const cancel = () => page.set({ editing: null });
+  useEffect(() => void (box.current.focus(), box.current.setSelectionRange(caret, caret)), []);
+  const cancel = () => (page.set({ editing: null }), document.getElementById('edit').focus());
   const onKeyDown = (event) => event.key === 'Escape' && (event.preventDefault(), cancel());
   const send = () => {
-    const text = box.current.value.slice(0, box.current.selectionStart);
-    if (text) page.rewrite(text);
+    document.querySelector('.toolbar .primary').focus();
+    page.rewrite(box.current.value.slice(0, box.current.selectionStart));
   };
   return (
-    <div id="editor" onKeyDown={onKeyDown}>
+    <div className="column" onKeyDown={onKeyDown}>
       <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
       <div className="row">
         <span className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</span>
-        <span>
-          <button type="button" id="continue-here" className="primary" onClick={send}>Continue from here</button>{' '}
+        <span className="chips">
+          <button type="button" id="continue-here" className="primary" onClick={send}>Continue from here</button>
           <button type="button" onClick={cancel}>Cancel</button>
         </span>
       </div>
@@ -151,14 +116,14 @@ function Editor({ caret }) {
   );
 }
 
-// The index of the token that is nearest in the line above (step -1) or below (1), or undefined.
+// The index of the nearest token in the line above (step -1) or below (1); the same index if there is none.
 function besideLine(index, step) {
-  const boxes = [...document.querySelectorAll('#text .token')].map((token) => ({ index: Number(token.dataset.index), box: token.getClientRects()[0] }));
+  const boxes = [...document.querySelectorAll('#text .token')].map((token) => ({ index: Number(token.dataset.index), box: token.getClientRects()[0] })).filter(({ box }) => box);
   const own = boxes.find((other) => other.index === index).box;
-  const beyond = boxes.filter(({ box }) => box && step * (box.top - own.top) > own.height / 2);
+  const beyond = boxes.filter(({ box }) => step * (box.top - own.top) > own.height / 2);
   const line = step * Math.min(...beyond.map(({ box }) => step * box.top));
   const near = beyond.filter(({ box }) => Math.abs(box.top - line) < own.height / 2);
-  return near.sort((one, other) => Math.abs(one.box.left - own.left) - Math.abs(other.box.left - own.left))[0]?.index;
+  return near.sort((one, other) => Math.abs(one.box.left - own.left) - Math.abs(other.box.left - own.left))[0]?.index ?? index;
 }
 
 let hovering; // timer
@@ -166,14 +131,13 @@ let hovering; // timer
 function Text() {
   const state = useSyncExternalStore(page.subscribe, page.get);
   const group = useRef(null);
+  const end = useRef(null);
   const shown = page.document();
   const { chosen, running } = state;
-  useEffect(() => {
-    if (chosen !== null) group.current?.querySelector(`[data-index="${chosen}"]`)?.scrollIntoView({ block: 'nearest' });
-  }, [chosen, state.sheet]);
-  // Keep the end of a growing text in view, unless the reader has scrolled away from it.
-  const end = useRef(null);
   const length = shown ? page.tokensOf(shown).length : 0;
+  const tokenAt = (index) => group.current?.querySelector(`[data-index="${index}"]`);
+  useEffect(() => void tokenAt(chosen)?.scrollIntoView({ block: 'nearest' }), [chosen, state.sheet]);
+  // Keep the end of a growing text in view, unless the reader has scrolled away from it.
   useEffect(() => {
     if (!running || running === 'compare' || !end.current) return;
     const bottom = end.current.getBoundingClientRect().bottom;
@@ -184,12 +148,12 @@ function Text() {
 
   const views = Object.keys(VIEWS).filter((name) => name !== 'drafts' || page.tokensOf(shown).some((token) => token.draft));
   const view = views.includes(state.view) ? state.view : 'plain';
-  const told = described(shown, view, state);
-  const pieces = page.pieces(shown);
+  const { tokens, line, loss } = coloured(shown, view, state);
   const hidden = state.unfolded ? 0 : Math.max(0, page.promptOf(shown).length - FOLDED);
+  const stop = state.tab === 'guess' ? state.pause ?? page.promptOf(shown).length : length; // the rest is to be guessed
   const unread = length - page.config.context_length;
   const looked = page.looked();
-  const hint = state.hinted || running ? null : page.hint();
+  const hint = state.hinted || running || stop < length ? null : page.hint();
   const indexOf = (event) => Number(event.target.closest('.token')?.dataset.index ?? NaN);
   const onClick = (event) => Number.isNaN(indexOf(event)) || page.pick(indexOf(event));
   const onPointerOver = (event) => {
@@ -203,49 +167,41 @@ function Text() {
   const onKeyDown = (event) => {
     const index = indexOf(event);
     if (Number.isNaN(index) || event.ctrlKey || event.metaKey || event.altKey) return;
-    const by = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: hidden, End: length - 1, Enter: index, ' ': index };
-    const to = by[event.key] ?? (/^Arrow/.test(event.key) ? besideLine(index, event.key === 'ArrowDown' ? 1 : -1) ?? index : undefined);
-    if (to === undefined) return;
+    if (event.key.length === 1 && event.key !== ' ' && !running) return page.edit(index); // the key goes into the editor
+    const steps = { ArrowRight: () => index + 1, ArrowLeft: () => index - 1, Home: () => hidden, End: () => length - 1, Enter: () => index, ' ': () => index, ArrowUp: () => besideLine(index, -1), ArrowDown: () => besideLine(index, 1) };
+    if (!(event.key in steps)) return;
     event.preventDefault();
-    const target = Math.min(Math.max(to, hidden), length - 1);
-    page.pick(target);
-    group.current.querySelector(`[data-index="${target}"]`)?.focus();
+    const to = Math.min(Math.max(steps[event.key](), hidden), length - 1);
+    page.pick(to);
+    tokenAt(to)?.focus();
   };
-  const facts = pieces.flatMap((piece) => piece.facts.length ? [piece.facts] : []);
-  let index = -1;
+  const facts = page.pieces(shown).findLast((piece) => piece.facts.length)?.facts ?? [];
+  let first = 0; // token of a piece
   return (
-    <article className="document" aria-label="Text">
-      <Legend view={view} views={views} told={told} unread={unread > 0} before={shown.before} />
+    <article className="document column" aria-label="Text">
+      <Legend view={view} views={views} line={line} loss={loss} invisible={tokens.some(({ text }) => isInvisible(text))} unread={unread > 0} before={shown.before} />
       {hidden > 0 && <button type="button" id="unfold" onClick={() => page.set({ unfolded: true })}>… {hidden} earlier tokens of the prompt</button>}
       {state.editing !== null ? (
         <Editor caret={state.editing} />
       ) : (
         <div ref={group} id="text" role="group" aria-label="The text" onClick={onClick} onKeyDown={onKeyDown} onPointerOver={onPointerOver} onPointerLeave={onPointerLeave}>
-          {pieces.map((piece, number) => (
-            <span key={number}>
-              {piece.tokens.map((token) => {
-                index += 1;
-                if (index < hidden) return null;
-                return (
-                  <Token
-                    key={index}
-                    token={told.tokens[index]}
-                    index={index}
-                    canFocus={index === (chosen ?? hidden)}
-                    isLooked={index === looked}
-                    isUnread={index < unread}
-                    hint={index === hint}
-                    view={view}
-                  />
-                );
-              })}
-              <Versions piece={piece} />
-            </span>
-          ))}
+          {page.pieces(shown).map((piece, number) => {
+            const start = first;
+            first += piece.tokens.length;
+            return (
+              <span key={number}>
+                {tokens.slice(start, first).map((token, i) => start + i >= hidden && start + i < stop && (
+                  <Token key={start + i} token={token} index={start + i} canFocus={start + i === (chosen ?? hidden)} isLooked={start + i === looked} isUnread={start + i < unread} hint={start + i === hint} />
+                ))}
+                {stop === length && <Versions piece={piece} />}
+              </span>
+            );
+          })}
+          {stop < length && <span className="gap">{'\u00a0?\u00a0'}</span>}
           <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />
         </div>
       )}
-      <p className="facts" aria-live="polite">{facts.length > 0 && facts.at(-1).join(' · ')}</p>
+      <p className="facts" aria-live="polite">{facts.join(' · ')}</p>
     </article>
   );
 }

@@ -23,7 +23,7 @@ export function promptOf(document) {
   return end < 0 ? tokens : tokens.slice(0, end);
 }
 export const idsOf = (document) => tokensOf(document).map((token) => token.id);
-export const textOf = (document) => tokensOf(document).map((token) => token.text).join('');
+export const textOf = (document, start = 0) => tokensOf(document).slice(start).map((token) => token.text).join('');
 
 // Add a piece after `parent` and show it.
 export function addPiece(parent, piece) {

@@ -20,10 +20,13 @@ export function presets() {
 
 export const seedIsUsable = (seed) => /^[0-9]*$/.test(seed) && seed.length <= config.seed_digits;
 
+// A typed number, with a comma or a point; NaN for anything else.
+export const readNumber = (typed) => (typed.trim() ? Number(typed.trim().replace(',', '.')) : NaN);
+
 // A number clamped to its limits, whole or with two decimals; the default for anything else.
 export function clamp(name, value) {
   const { min, max, step, default: fallback } = field(name);
-  const number = typeof value === 'string' && value.trim() === '' ? NaN : Number(value);
+  const number = typeof value === 'string' ? readNumber(value) : Number(value);
   if (value === null || typeof value === 'object' || Number.isNaN(number)) return fallback;
   return Number(Math.min(Math.max(number, min), max).toFixed(step < 1 ? 2 : 0));
 }

@@ -3,16 +3,21 @@
 import { config } from './config.js';
 import { addPiece, cutBefore, findPiece, idsOf, isGenerated, newDocument, newPiece, pieces, promptOf, readDocument, textOf, tokensOf } from './document.js';
 import { linkTo, readLink, saveAs } from './share.js';
+import { stores } from './storage.js';
 import { defaults, readSettings } from './settings.js';
 
 const STORE = 'story-page';
 const MAX_DOCUMENTS = 20;
+const MAX_DELETED = 100; // ids that other tabs must not store again
 const MAX_STORED = 2_000_000; // characters; browsers allow five million
 const ABOUT_A_TOKEN = ['word', 'attention', 'layers', 'story']; // tabs
 const PAUSE = 150; // ms before the next question to the server
 
+const isWordStart = ({ text }) => /^ \p{L}/u.test(text);
+let lesson; // the card of the start page that began the text
+
 const newRun = () => crypto.randomUUID?.() ?? `run ${Math.random()}`; // plain HTTP has no crypto
-const nothingOpen = { chosen: null, hovered: null, editing: null, compared: null, sheet: false };
+const nothingOpen = { chosen: null, hovered: null, editing: null, compared: null, sheet: false, pause: null };
 const past = []; // for Undo: earlier states of the texts, { id, root }
 const MAX_PAST = 30;
 
@@ -20,21 +25,23 @@ function load() {
   let raw;
   try {
     raw = JSON.parse(localStorage.getItem(STORE));
-  } catch {} // junk, or no storage
+  } catch {} // junk
   const list = Array.isArray(raw?.documents) ? raw.documents : [];
   const documents = list.slice(0, MAX_DOCUMENTS).map(readDocument).filter(Boolean);
   const shown = documents.some((document) => document.id === raw.shown) ? raw.shown : null;
-  return { documents, shown, settings: readSettings(raw?.settings), hinted: raw?.hinted === true };
+  return { documents, shown, settings: readSettings(raw?.settings), hinted: raw?.hinted === true, deleted: { ...raw?.deleted } };
 }
 
 function save() {
   const { shown, settings, hinted } = page.state;
-  const latest = new Map(); // with the texts that other tabs have stored
-  for (const document of [...load().documents, ...page.state.documents])
-    if (document.changed >= (latest.get(document.id)?.changed ?? 0)) latest.set(document.id, document);
+  const stored = load(); // by other tabs, too
+  const deleted = Object.fromEntries(Object.entries({ ...stored.deleted, ...page.state.deleted }).slice(-MAX_DELETED));
+  const latest = new Map();
+  for (const document of [...stored.documents, ...page.state.documents])
+    if (document.changed >= (latest.get(document.id)?.changed ?? 0) && !(document.changed <= deleted[document.id])) latest.set(document.id, document);
   const documents = [...latest.values()].sort((one, other) => other.changed - one.changed);
   for (let count = Math.min(documents.length, MAX_DOCUMENTS); count >= 0; count--) {
-    const stored = JSON.stringify({ documents: documents.slice(0, count), shown, settings, hinted });
+    const stored = JSON.stringify({ documents: documents.slice(0, count), shown, settings, hinted, deleted });
     if (stored.length > MAX_STORED) continue;
     try {
       return localStorage.setItem(STORE, stored);
@@ -47,11 +54,12 @@ const asking = new Set(); // kinds of open questions
 let saving;
 
 export const page = {
+  stores,
   state: {
     documents: [],
     shown: null,
     settings: null, // until `start`
-    linked: null, // the prompt of the link, until it is sent
+    deleted: {}, // when a text was deleted, by id
     view: 'plain', // the colours of the text: plain, probs, copied, drafts, attention
     tab: 'word', // of the panel: see Panel.jsx
     chosen: null, // token of the text, by its index
@@ -59,8 +67,12 @@ export const page = {
     sheet: false, // on a narrow screen, the panel is open
     editing: null, // where the cursor begins, while the text is edited
     compared: null, // the texts of Compare
+    pause: null, // of Guess: the text is hidden from this token on
+    surprises: [], // of the guesses so far, in bits
     hinted: false, // a person who has once opened a token needs no hint
     running: null, // the generation in progress
+    offline: false,
+    interrupted: null, // the generation that goes on after a lost connection
     people: 0, // that generate texts now
     head: null, // of the attention view: { layer, head }, or 'average'; null: not chosen yet
     problem: null, // what went wrong, in the server's words: { text, fatal }
@@ -104,34 +116,55 @@ export const page = {
   connect(socket) {
     page.socket = socket;
     if (!page.state.settings) page.start();
-    const events = { connect: page.onConnect, problem: page.onProblem, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd };
+    const events = { connect: page.onConnect, disconnect: page.onDisconnect, ready: page.onReady, problem: page.onProblem, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd };
     for (const [name, handler] of Object.entries(events)) socket.on(name, handler);
     page.sendSettings();
     page.set({ connected: true });
     return () => Object.entries(events).forEach(([name, handler]) => socket.off(name, handler));
   },
 
-  // Show the stored texts and the link's prompt. Reading them needs app.py's limits.
-  start() {
+  // Show the stored texts and the link's text. Reading them needs app.py's limits.
+  async start() {
+    page.set(load());
     const link = readLink(location.href);
-    page.set({ ...load(), ...(link && { settings: link.settings, shown: null, linked: link.prompt }) });
+    if (link === undefined) return;
+    page.set({ shown: null });
+    history.replaceState(null, '', location.pathname + location.search);
+    const texts = link && (await page.request('tokens', { ids: link.ids }));
+    if (!texts) return page.onProblem({ text: 'This link is damaged, or belongs to another model.' });
+    const document = link.build(newRun(), texts);
+    page.set({ documents: [document, ...page.state.documents].slice(0, MAX_DOCUMENTS), shown: document.id, settings: link.settings });
+    page.openTab(link.tab);
+    page.set({ view: link.view, chosen: link.chosen, hinted: true });
+    page.sendSettings();
   },
 
-  // The generation in progress may have ended meanwhile; if not, its next tokens show it again.
   onConnect() {
     page.sendSettings();
-    page.onEnd();
+    page.set({ offline: false, running: null });
+  },
+  onDisconnect() {
+    const { running, interrupted } = page.state;
+    page.set({ offline: true, running: null, interrupted: running === 'compare' ? null : running ?? interrupted });
+  },
+  // The server is ready again: go on where the connection was lost.
+  onReady() {
+    const { interrupted, settings } = page.state;
+    page.set({ interrupted: null });
+    const last = page.document() && pieces(page.document()).at(-1);
+    if (!interrupted || last?.run !== interrupted) return;
+    const missing = settings.max_new_tokens - last.tokens.filter(isGenerated).length;
+    if (missing > 0) page.generate(last, idsOf(page.document()), [], { max_new_tokens: missing });
   },
   onEnd: () => page.set({ running: null }),
   onProblem: (problem) => page.set({ problem }),
 
   // The server has read a prompt, which begins a new document.
   onPrompt({ run, tokens, before }) {
-    if (page.state.linked) history.replaceState(null, '', location.pathname + location.search);
     const document = newDocument(run, tokens, before);
     addPiece(document.root, newPiece([], { run }));
     const documents = [document, ...page.state.documents].slice(0, MAX_DOCUMENTS);
-    page.set({ ...nothingOpen, documents, shown: run, running: run, linked: null, unfolded: false, problem: null });
+    page.set({ ...nothingOpen, documents, shown: run, running: run, unfolded: false, problem: null });
   },
 
   onTokens({ run, tokens, people = 0 }) {
@@ -152,7 +185,10 @@ export const page = {
       Object.assign(piece, { facts, settings });
     }
     page.set({ running: page.state.running === run ? null : page.state.running });
-    if (piece && !page.state.hinted && page.state.hovered === null) page.hover(page.hint());
+    if (!piece) return;
+    if (lesson === 'change') page.pick(page.hint());
+    else if (!page.state.hinted && page.state.hovered === null) page.hover(page.hint());
+    lesson = undefined;
   },
 
   find(run) {
@@ -173,7 +209,7 @@ export const page = {
     const payload = { ids: ids.slice(-config.max_ids), runs: [{ run, ...settings }], new_seed };
     return page.request('generate', payload).then(() => page.state.running === run && page.onEnd());
   },
-  stop: () => page.socket.emit('stop'),
+  stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.socket.emit('stop')),
 
   // The server's answer; undefined after an error, which Chainlit shows.
   async request(name, payload) {
@@ -216,6 +252,11 @@ export const page = {
   choose: (index, token) => page.revise((document, ids) =>
     page.generate(cutBefore(document, index), [...ids.slice(0, index), token.id], [token])),
 
+  // Begin to edit behind this token, or at the end.
+  edit(index) {
+    const tokens = tokensOf(page.document()).slice(0, index === null ? undefined : index + 1);
+    page.set({ editing: tokens.reduce((sum, { text }) => sum + text.length, 0) });
+  },
   // Change the text to this one, and continue from its end. Tokens at its beginning stay.
   async rewrite(text) {
     const old = tokensOf(page.document());
@@ -223,6 +264,7 @@ export const page = {
     while (kept < old.length && text.startsWith(old[kept].text, length)) length += old[kept++].text.length;
     // The tokens of a word depend on the whole word, which begins with a space.
     while (kept > 0 && length < text.length && !/^\s/.test(text.slice(length))) length -= old[--kept].text.length;
+    if (!text) return;
     const typed = length < text.length ? await page.request('tokens', { text: text.slice(length) }) : [];
     if (typed) await page.revise((document, ids) =>
       page.generate(cutBefore(document, kept), [...ids.slice(0, kept), ...typed.map(({ id }) => id)], typed));
@@ -248,7 +290,29 @@ export const page = {
     page.set({});
   }),
 
-  begin: () => page.set({ ...nothingOpen, shown: null }),
+  // Begin with a card of the start page.
+  startWith(card) {
+    lesson = card;
+    page.set({ tab: card === 'guess' ? 'guess' : 'word' });
+    page.send(config.starters[0]);
+  },
+
+  rename(document, name) {
+    Object.assign(document, { name: name.slice(0, 100), changed: Date.now() });
+    page.set({});
+  },
+  remove(documents) {
+    const now = Date.now();
+    page.set({
+      deleted: { ...page.state.deleted, ...Object.fromEntries(documents.map(({ id }) => [id, now])) },
+      documents: page.state.documents.filter((document) => !documents.includes(document))
+    });
+  },
+
+  begin() {
+    page.set({ ...nothingOpen, shown: null });
+    setTimeout(() => document.getElementById('chat-input')?.focus());
+  },
   open: (id) => page.set({ ...nothingOpen, shown: id, unfolded: false }),
 
   // 4. Inspection
@@ -291,7 +355,7 @@ export const page = {
   },
 
   // The token that the panel is about: the one under the pointer or the chosen one.
-  looked: () => page.state.hovered ?? page.state.chosen,
+  looked: () => (ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.hovered ?? page.state.chosen : null),
   pick: (chosen) => page.set({
     chosen, hovered: null, sheet: true, hinted: true, tab: ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.tab : 'word'
   }),
@@ -302,9 +366,24 @@ export const page = {
     page.set({ tab, sheet: true, view: views[tab] ?? left });
   },
 
+  // Guess: stop before the first word from this token on that the model wrote.
+  pauseAfter(from) {
+    const found = tokensOf(page.document()).findIndex((token, index) => index >= from + 3 && isGenerated(token) && isWordStart(token));
+    page.set({ pause: found < 0 ? null : found, sheet: true });
+  },
+  // The whole word that begins at this token.
+  wordAt: (index) => textOf(page.document(), index).match(/^\s*[\p{L}\p{M}’'-]*/u)[0].trim(),
+  // The model's probability of a word at this place, or undefined after an error.
+  async probOf(index, word) {
+    const typed = await page.request('tokens', { text: word });
+    const ids = [...page.read(index), ...(typed ?? []).map(({ id }) => id)];
+    const scores = typed && (await page.request('look', { what: 'scores', ids: ids.slice(-config.context_length) }));
+    return scores && Math.exp(scores.tokens.slice(-typed.length).reduce((sum, { logprob }) => sum + logprob, 0));
+  },
+
   // The weights of one head, or their average, from 0 to 1.
   headWeights: (all, head) => {
-    const rows = head === 'average' ? all.flat() : [all[head?.layer]?.[head?.head] ?? []];
+    const rows = head === 'average' && all ? all.flat() : [all?.[head?.layer]?.[head?.head] ?? []];
     return rows[0].map((_, i) => rows.reduce((sum, row) => sum + row[i], 0) / rows.length / 1000);
   },
 
@@ -321,12 +400,9 @@ export const page = {
 
   text: () => textOf(page.document()),
   nameOf: (document) => document.name ?? textOf(document).trim().slice(0, 60),
-  // A link that reproduces the first continuation, with its settings and seed.
   link() {
-    const document = page.document();
-    const prompt = promptOf(document).map((token) => token.text).join('');
-    const made = pieces(document).find((piece) => piece.tokens.some(isGenerated));
-    return linkTo(location.href, prompt, made?.settings ?? page.state.settings);
+    const { settings, view, tab, chosen } = page.state;
+    return linkTo(location.href, page.document(), { settings, view, tab, chosen });
   },
   save() {
     saveAs('text.txt', page.text());
