@@ -32,7 +32,7 @@ import torch
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.files import read_text
 from support.page import server, views
-from support.page.batch import Batch, TokenInfo
+from support.page.batch import Batch
 from support.page.scheduler import Scheduler
 from support.page.server import background_executor, inference_executor, run_in, safely, state
 from support.page.settings import Settings, as_chosen, page_limits, read_settings
@@ -101,15 +101,6 @@ class Request:
     task: asyncio.Task | None = None  # asyncio itself holds only weak references to tasks
 
 
-def as_shown(token: TokenInfo) -> dict[str, Any]:
-    """Return a token for the page."""
-    return {
-        "id": token.token_id, "text": token.text, "label": token.label, "rank": token.rank,
-        "logprob": round(token.logprob, 4), "prob": round(token.sampling_prob, 4),
-        "seen": token.num_read, "draft": token.from_draft,
-    }  # fmt: skip
-
-
 async def stream_continuation(
     request: Request, run: str, settings: Settings, ids: list[int]
 ) -> None:
@@ -125,7 +116,7 @@ async def stream_continuation(
     )  # fmt: skip
     async with aclosing(steps):
         while not request.stopped and (tokens := await anext(steps, None)):
-            continuation.tokens += map(as_shown, tokens)
+            continuation.tokens += map(views.generated_token, tokens)
             if (now := time.perf_counter()) - continuation.sent_at >= SEND_EVERY:
                 await send_new(continuation)
                 continuation.sent_at = now
@@ -190,8 +181,8 @@ STARTERS = [
     "The old clock",
 ]
 ELEMENTS = (
-    "Connection", "Start", "Toolbar", "Text", "Panel", "Word", "Guess", "Attention", "Layers", "Compare",
-    "Story", "Settings",
+    "Connection", "Start", "Toolbar", "Text", "Panel", "Word", "Guess", "Attention", "Layers",
+    "Compare", "Story", "Settings",
 )  # fmt: skip
 
 
@@ -264,10 +255,9 @@ async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, 
 def look(what: str, model: GPTModel, ids: list[int]) -> Any:
     """Return a view of a text, from support/page/views.py."""
     read = ids[-CONTEXT:]
-    if what == "next":
-        return views.next_token(model, tokenizer, read)
-    if what == "layers":
-        return views.layers(model, tokenizer, read)
+    if what in ("next", "layers"):
+        view = views.next_token if what == "next" else views.layers
+        return view(model, tokenizer, read)
     return views.scores(model, read) if what == "scores" else views.attention(model, read)
 
 
@@ -276,7 +266,7 @@ async def on_look(action: cl.Action) -> Any:
     what, ids = action.payload.get("what"), read_ids(action.payload)
     if what == "copied":
         return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
-    if what in ("next", "scores", "attention", "layers") and (model := await find_model()):
+    if what in ("next", "layers", "scores", "attention") and (model := await find_model()):
         return await state.scheduler.inspect((cl.context.session.id, what), look, what, model, ids)
     return None
 
@@ -308,7 +298,8 @@ async def on_chat_start() -> None:
     if not getattr(cl.context.session, "restored", False):
         props = {
             "context_length": CONTEXT, "layers": CONFIG["n_layers"], "heads": CONFIG["n_heads"],
-            "vocabulary": CONFIG["vocab_size"], "max_ids": MAX_IDS, "compared": COMPARED, "starters": STARTERS, **page_limits(),
+            "vocabulary": CONFIG["vocab_size"], "max_ids": MAX_IDS, "compared": COMPARED,
+            "starters": STARTERS, **page_limits(),
         }  # fmt: skip
         # Elements with fixed ids replace those on the page. With a URL, Chainlit writes no file.
         elements: list[Any] = [

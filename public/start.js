@@ -1,33 +1,27 @@
-// Loaded before Chainlit shows anything: code that the elements share, and a few labels.
+// Loaded before Chainlit shows anything: code that the elements share, and what Chainlit's own parts lack.
 import './page/storage.js'; // first
-import * as configuration from './page/config.js';
 import * as documents from './page/document.js';
 import * as sampling from './page/sampling.js';
 import * as settings from './page/settings.js';
 import { page } from './page/store.js';
 
 // The elements in public/elements cannot import from here.
-Object.assign(window, { page: Object.assign(page, configuration, documents, sampling, settings) });
+Object.assign(window, { page: Object.assign(page, documents, sampling, settings) });
 
 // Follow the system's theme; Chainlit's default is dark.
 if (!localStorage.getItem('vite-ui-theme')) localStorage.setItem('vite-ui-theme', 'system');
 
-// Chainlit's labels in this page's words, and names for buttons that have none.
-const WORDS = { Readme: 'Help' };
+// This page's words, names for buttons that have none, and landmarks.
+const NAMES = { 'chat-input': 'Prompt', 'chat-submit': 'Generate', 'stop-button': 'Stop', 'theme-toggle': 'Theme' };
 function label() {
-  const box = document.getElementById('chat-input');
-  if (box) {
-    box.placeholder = 'Type the beginning of a text…';
-    box.setAttribute('aria-label', 'Prompt');
-  }
-  for (const element of document.querySelectorAll('#readme-button, [role=dialog] h2, [role=dialog] h2 *, #readme-button *'))
-    if (!element.firstElementChild && element.textContent in WORDS) element.textContent = WORDS[element.textContent];
-  // Chainlit's page has no landmarks.
+  for (const [id, name] of Object.entries(NAMES)) document.getElementById(id)?.setAttribute('aria-label', name);
+  document.getElementById('chat-input')?.setAttribute('placeholder', 'Type the beginning of a text…');
+  for (const element of document.querySelectorAll('#readme-button, #readme-button *, [role=dialog] h2, [role=dialog] h2 *'))
+    if (element.textContent === 'Readme' && !element.firstElementChild) element.textContent = 'Help';
   document.getElementById('header')?.setAttribute('role', 'banner');
   document.getElementById('header')?.nextElementSibling?.setAttribute('role', 'main');
-  for (const [id, name] of [['chat-submit', 'Generate'], ['stop-button', 'Stop'], ['theme-toggle', 'Theme']])
-    document.getElementById(id)?.setAttribute('aria-label', name);
 }
+
 // Chainlit mounts the input again while the page loads: keep what has been typed, and the focus.
 let box, focused;
 addEventListener('focusin', ({ target }) => (focused = target));
@@ -41,5 +35,4 @@ function keepTyped() {
   if (box && focused === box) now.focus();
   box = now;
 }
-new MutationObserver(keepTyped).observe(document, { childList: true, subtree: true });
-new MutationObserver(label).observe(document, { childList: true, subtree: true });
+new MutationObserver(() => (label(), keepTyped())).observe(document, { childList: true, subtree: true });

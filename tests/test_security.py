@@ -139,7 +139,6 @@ def test_text_stays_text_and_does_not_reorder_its_surroundings(server, page):
     page.evaluate("page.change({ temperature: 0, max_new_tokens: 90 })")
     send(page, prompt)
     text, facts = page.locator("#text"), page.locator(".facts")
-    page.locator("#unfold").click()
     assert text.text_content() == prompt + said
     assert re.fullmatch(r"\d+ tokens · [\d.]+ per second · .*", as_read(facts))
 

@@ -25,12 +25,10 @@ function stripes(weights) {
 const nameOf = (head) => (head === 'average' ? 'The average of all heads' : `Layer ${head.layer + 1}, head ${head.head + 1}`);
 
 function Head({ layer, head, weights, chosen }) {
-  const isChosen = chosen?.layer === layer && chosen?.head === head;
-  const canFocus = isChosen || (!(chosen?.layer >= 0) && layer + head === 0);
+  const isChosen = chosen.layer === layer && chosen.head === head;
+  const canFocus = isChosen || (chosen === 'average' && layer + head === 0);
   const name = nameOf({ layer, head });
-  return (
-    <button type="button" id={`head-${layer}-${head}`} className="thumbnail" aria-label={name} title={name} aria-pressed={isChosen} tabIndex={canFocus ? 0 : -1} style={stripes(weights)} onClick={() => page.set({ head: { layer, head } })} />
-  );
+  return <button type="button" id={`head-${layer}-${head}`} className="thumbnail" aria-label={name} title={name} aria-pressed={isChosen} tabIndex={canFocus ? 0 : -1} style={stripes(weights)} onClick={() => page.set({ head: { layer, head } })} />;
 }
 
 function Attention() {

@@ -1,5 +1,5 @@
 // The panel at the right or, on a narrow screen, a sheet at the bottom. Each tab is a component of its own.
-import { useEffect, useSyncExternalStore } from 'react';
+import { useSyncExternalStore } from 'react';
 
 // `asks`: why a person should click a word, in a tab that is about one.
 const TABS = {
@@ -14,17 +14,9 @@ const TABS = {
 const NAMES = Object.keys(TABS);
 
 function Panel() {
-  const { tab, sheet, chosen } = useSyncExternalStore(page.subscribe, page.get);
+  const { tab: asked, sheet } = useSyncExternalStore(page.subscribe, page.get);
+  const tab = NAMES.includes(asked) ? asked : 'word'; // a link can hold anything
   const shown = page.document();
-  const close = () => {
-    page.set({ sheet: false });
-    document.querySelector(`#text [data-index="${chosen}"]`)?.focus();
-  };
-  useEffect(() => {
-    const onKey = (event) => event.key === 'Escape' && !event.defaultPrevented && page.state.sheet && close();
-    addEventListener('keydown', onKey);
-    return () => removeEventListener('keydown', onKey);
-  }, [chosen]);
   if (!shown) return null;
   const onKeyDown = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -35,8 +27,7 @@ function Panel() {
   };
   const { component, asks } = TABS[tab];
   const Tab = page.components[component];
-  const looked = page.looked();
-  const hasToken = looked !== null && looked < page.tokensOf(shown).length;
+  const hasToken = page.looked() in page.tokensOf(shown);
   return (
     <section id="panel" aria-label="Inside the model" data-open={sheet}>
       <div className="tabs">
@@ -47,7 +38,7 @@ function Panel() {
             </button>
           ))}
         </div>
-        <button type="button" id="close-sheet" onClick={close}>Close</button>
+        <button type="button" id="close-sheet" onClick={page.closeSheet}>Close</button>
       </div>
       <div role="tabpanel" id="tab-panel" className="column" aria-labelledby={`tab-${tab}`} tabIndex={0}>
         {asks && !hasToken ? <p>Click or tap a word in the text {asks}.</p> : Tab && <Tab key={tab} />}

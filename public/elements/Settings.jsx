@@ -7,10 +7,9 @@ const MANY = 6; // people who write at the same time, from which on the page say
 function Field({ name, id = name, value, change = (value) => page.change({ [name]: value }) }) {
   const { label, min, max, step, help } = page.field(name);
   const [typed, setTyped] = useState(null);
-  const type = (event) => {
-    setTyped(event.target.value);
-    const number = page.readNumber(event.target.value);
-    if (number >= min && number <= max) change(page.clamp(name, number));
+  const type = ({ target: { value } }) => {
+    setTyped(value);
+    if (page.readNumber(value) >= min && page.readNumber(value) <= max) change(page.clamp(name, value));
   };
   const leave = () => {
     if (!Number.isNaN(page.readNumber(typed ?? ''))) change(page.clamp(name, typed));
@@ -45,37 +44,23 @@ function Seed({ seed }) {
 
 function Settings() {
   const { settings, offline, running, people } = useSyncExternalStore(page.subscribe, page.get);
-  const [open, setOpen] = useState(false);
   const [resets, setResets] = useState(0); // a reset also clears a seed that is not valid
   if (!settings) return null;
   const names = ['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : []), 'max_new_tokens'];
-  const onKeyDown = (event) => {
-    if (event.key !== 'Escape' || !open) return;
-    event.preventDefault();
-    setOpen(false);
-    document.getElementById('settings-button').focus();
-  };
+  const lost = 'Connection lost. Trying again … Your text goes on when the connection is back. If it does not come back, check that the app is running.';
   return (
-    <div id="settings-line" onKeyDown={onKeyDown}>
-      {offline && (
-        <p id="offline" role="alert" className="problem">
-          Connection lost. Trying again … Your text goes on when the connection is back. If it does not come back, check that the app is running.
-        </p>
-      )}
+    <div id="settings-line">
+      {offline && <p id="offline" role="alert" className="problem">{lost}</p>}
       {running && people >= MANY && <p className="legend" role="status">{people} people are writing, so it takes longer.</p>}
-      <button type="button" id="settings-button" aria-expanded={open} onClick={() => setOpen(!open)}>
-        {page.summary(settings)} <span aria-hidden="true">{open ? '▾' : '▴'}</span>
-      </button>
-      {open && (
-        <div id="settings" className="column" role="group" aria-label="Settings">
-          <div className="row">
-            {Object.entries(page.presets()).map(([name, preset]) => <button key={name} type="button" onClick={() => page.change(preset)}>{name}</button>)}
-            <button type="button" id="reset" onClick={() => (page.reset(), setResets(resets + 1))}>Reset all</button>
-          </div>
-          {names.map((name) => <Field key={name} name={name} value={settings[name]} />)}
-          {settings.temperature > 0 && <Seed key={resets} seed={settings.seed} />}
+      <button type="button" id="settings-button" popovertarget="settings">{page.summary(settings)} <span aria-hidden="true">▴</span></button>
+      <div id="settings" popover="auto" role="group" aria-label="Settings">
+        <div className="row">
+          {Object.entries(page.presets()).map(([name, preset]) => <button key={name} type="button" onClick={() => page.change(preset)}>{name}</button>)}
+          <button type="button" id="reset" onClick={() => (page.reset(), setResets(resets + 1))}>Reset all</button>
         </div>
-      )}
+        {names.map((name) => <Field key={name} name={name} value={settings[name]} />)}
+        {settings.temperature > 0 && <Seed key={resets} seed={settings.seed} />}
+      </div>
     </div>
   );
 }

@@ -2,7 +2,6 @@
 // its text direction ends with it.
 import { useEffect, useRef, useSyncExternalStore } from 'react';
 
-const FOLDED = 120; // of a longer prompt, only so many tokens are shown at first
 const HOVER = 90; // ms until the panel follows the pointer
 const VIEWS = { plain: 'none', probs: 'how likely', copied: 'copied from the story', drafts: 'from drafts', attention: 'attention' };
 
@@ -25,8 +24,8 @@ function coloured(shown, view, { head, running }) {
   const tokens = page.tokensOf(shown).map((token) => ({ ...token }));
   const looked = page.looked();
   if (view === 'probs') {
-    const prompt = tokens.findIndex((token) => token.logprob !== undefined);
-    const end = prompt < 0 ? tokens.length : prompt;
+    const scored = tokens.findIndex((token) => token.logprob !== undefined);
+    const end = scored < 0 ? tokens.length : scored;
     const start = Math.max(0, end - page.config.context_length);
     const scores = end > 1 ? page.look('scores', tokens.slice(start, end).map((token) => token.id)) : undefined;
     scores?.tokens.forEach((score, i) => Object.assign(tokens[start + 1 + i], score));
@@ -44,7 +43,7 @@ function coloured(shown, view, { head, running }) {
     return { tokens, line: 'Green: words drafted from the story that the model accepted.' };
   }
   if (view === 'attention') {
-    const read = looked !== null && looked < tokens.length ? page.read(looked, looked + 1) : [];
+    const read = looked in tokens ? page.read(looked, looked + 1) : [];
     const weights = page.headWeights(page.look('attention', read), head);
     const most = Math.max(0.001, ...weights);
     weights.forEach((weight, i) => Object.assign(tokens[looked + 1 - read.length + i], { shade: weight / most, attention: weight }));
@@ -55,11 +54,10 @@ function coloured(shown, view, { head, running }) {
 
 const Legend = ({ view, views, line, loss, invisible, unread, before }) => (
   <div className="legend">
-    <label>
-      Colours: <select id="view" value={view} onChange={(event) => page.set({ view: event.target.value })}>
-        {views.map((name) => <option key={name} value={name}>{VIEWS[name]}</option>)}
-      </select>
-    </label>{' '}
+    <label htmlFor="view">Colours:</label>{' '}
+    <select id="view" value={view} onChange={(event) => page.set({ view: event.target.value })}>
+      {views.map((name) => <option key={name} value={name}>{VIEWS[name]}</option>)}
+    </select>{' '}
     <span id="legend">
       {line ?? ['How likely the model found each token: ', ...LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)]}
       {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
@@ -88,7 +86,7 @@ function Token({ token, index, canFocus, isLooked, isUnread, hint }) {
       <span className={classes.filter(Boolean).join(' ')} data-index={index} data-marker={markerOf(token.text) || undefined} role="button" aria-label={`${token.label}${prob}${attention}`} aria-pressed={isLooked} tabIndex={canFocus ? 0 : -1} style={style}>
         {token.text}
       </span>
-      {hint && <span className="hint" data-hint="‹ click this word: the model hesitated here" />}
+      {hint && <span className="hint" data-hint="‹ click: the model hesitated here" />}
     </>
   );
 }
@@ -97,13 +95,12 @@ function Editor({ caret }) {
   const box = useRef(null);
   useEffect(() => void (box.current.focus(), box.current.setSelectionRange(caret, caret)), []);
   const cancel = () => (page.set({ editing: null }), document.getElementById('edit').focus());
-  const onKeyDown = (event) => event.key === 'Escape' && (event.preventDefault(), cancel());
   const send = () => {
     document.querySelector('.toolbar .primary').focus();
     page.rewrite(box.current.value.slice(0, box.current.selectionStart));
   };
   return (
-    <div className="column" onKeyDown={onKeyDown}>
+    <div className="column" onKeyDown={(event) => event.key === 'Escape' && (event.preventDefault(), cancel())}>
       <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
       <div className="row">
         <span className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</span>
@@ -118,12 +115,11 @@ function Editor({ caret }) {
 
 // The index of the nearest token in the line above (step -1) or below (1); the same index if there is none.
 function besideLine(index, step) {
-  const boxes = [...document.querySelectorAll('#text .token')].map((token) => ({ index: Number(token.dataset.index), box: token.getClientRects()[0] })).filter(({ box }) => box);
-  const own = boxes.find((other) => other.index === index).box;
-  const beyond = boxes.filter(({ box }) => step * (box.top - own.top) > own.height / 2);
-  const line = step * Math.min(...beyond.map(({ box }) => step * box.top));
-  const near = beyond.filter(({ box }) => Math.abs(box.top - line) < own.height / 2);
-  return near.sort((one, other) => Math.abs(one.box.left - own.left) - Math.abs(other.box.left - own.left))[0]?.index ?? index;
+  const boxes = [...document.querySelectorAll('#text .token')].map((token) => token.getClientRects()[0] ?? {});
+  const { top, left, height } = boxes[index];
+  const far = (i) => Math.abs(boxes[i].left - left);
+  const beyond = [...boxes.keys()].filter((i) => step * (boxes[i].top - top) > height / 2);
+  return beyond.sort((i, j) => step * (boxes[i].top - boxes[j].top) || far(i) - far(j))[0] ?? index;
 }
 
 let hovering; // timer
@@ -149,7 +145,6 @@ function Text() {
   const views = Object.keys(VIEWS).filter((name) => name !== 'drafts' || page.tokensOf(shown).some((token) => token.draft));
   const view = views.includes(state.view) ? state.view : 'plain';
   const { tokens, line, loss } = coloured(shown, view, state);
-  const hidden = state.unfolded ? 0 : Math.max(0, page.promptOf(shown).length - FOLDED);
   const stop = state.tab === 'guess' ? state.pause ?? page.promptOf(shown).length : length; // the rest is to be guessed
   const unread = length - page.config.context_length;
   const looked = page.looked();
@@ -168,10 +163,10 @@ function Text() {
     const index = indexOf(event);
     if (Number.isNaN(index) || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key.length === 1 && event.key !== ' ' && !running) return page.edit(index); // the key goes into the editor
-    const steps = { ArrowRight: () => index + 1, ArrowLeft: () => index - 1, Home: () => hidden, End: () => length - 1, Enter: () => index, ' ': () => index, ArrowUp: () => besideLine(index, -1), ArrowDown: () => besideLine(index, 1) };
+    const steps = { ArrowRight: () => index + 1, ArrowLeft: () => index - 1, Home: () => 0, End: () => length - 1, Enter: () => index, ' ': () => index, ArrowUp: () => besideLine(index, -1), ArrowDown: () => besideLine(index, 1) };
     if (!(event.key in steps)) return;
     event.preventDefault();
-    const to = Math.min(Math.max(steps[event.key](), hidden), length - 1);
+    const to = Math.min(Math.max(steps[event.key](), 0), length - 1);
     page.pick(to);
     tokenAt(to)?.focus();
   };
@@ -180,7 +175,6 @@ function Text() {
   return (
     <article className="document column" aria-label="Text">
       <Legend view={view} views={views} line={line} loss={loss} invisible={tokens.some(({ text }) => isInvisible(text))} unread={unread > 0} before={shown.before} />
-      {hidden > 0 && <button type="button" id="unfold" onClick={() => page.set({ unfolded: true })}>… {hidden} earlier tokens of the prompt</button>}
       {state.editing !== null ? (
         <Editor caret={state.editing} />
       ) : (
@@ -190,8 +184,8 @@ function Text() {
             first += piece.tokens.length;
             return (
               <span key={number}>
-                {tokens.slice(start, first).map((token, i) => start + i >= hidden && start + i < stop && (
-                  <Token key={start + i} token={token} index={start + i} canFocus={start + i === (chosen ?? hidden)} isLooked={start + i === looked} isUnread={start + i < unread} hint={start + i === hint} />
+                {tokens.slice(start, Math.min(first, stop)).map((token, i) => (
+                  <Token key={start + i} token={token} index={start + i} canFocus={start + i === (chosen ?? 0)} isLooked={start + i === looked} isUnread={start + i < unread} hint={start + i === hint} />
                 ))}
                 {stop === length && <Versions piece={piece} />}
               </span>

@@ -1,28 +1,5 @@
 // Above the text, always in view: the actions.
-import { useEffect, useRef, useState, useSyncExternalStore } from 'react';
-
-// A button that opens a list of actions.
-function Menu({ id, label, children }) {
-  const [open, setOpen] = useState(false);
-  const box = useRef(null);
-  useEffect(() => {
-    const onPointer = (event) => box.current?.contains(event.target) || setOpen(false);
-    addEventListener('pointerdown', onPointer);
-    return () => removeEventListener('pointerdown', onPointer);
-  }, []);
-  const onKeyDown = (event) => {
-    if (event.key !== 'Escape' || !open) return;
-    event.preventDefault();
-    setOpen(false);
-    box.current.firstChild.focus();
-  };
-  return (
-    <div className="menu" ref={box} onKeyDown={onKeyDown}>
-      <button type="button" id={id} aria-expanded={open} onClick={() => setOpen(!open)}>{label} <span aria-hidden="true">▾</span></button>
-      {open && <div className="items column">{children}</div>}
-    </div>
-  );
-}
+import { useState, useSyncExternalStore } from 'react';
 
 function Copy({ id, label, done, text }) {
   const [shown, setShown] = useState(label);
@@ -32,15 +9,6 @@ function Copy({ id, label, done, text }) {
 
 function Toolbar() {
   const { running, sheet, editing, problem, offline, interrupted, chosen } = useSyncExternalStore(page.subscribe, page.get);
-  useEffect(() => {
-    const onKey = (event) => {
-      if (!(event.ctrlKey || event.metaKey) || event.key !== 'z' || event.target.closest('input, textarea') || !page.document()) return;
-      event.preventDefault();
-      page.undo();
-    };
-    addEventListener('keydown', onKey);
-    return () => removeEventListener('keydown', onKey);
-  }, []);
   const shown = page.document();
   if (!shown) return null;
   const busy = running !== null || offline;
@@ -59,11 +27,12 @@ function Toolbar() {
         {action('edit', 'Edit', 'Change the text yourself', () => page.edit(chosen), busy || editing !== null)}
         {action('undo', 'Undo', 'Take back the last change (Ctrl+Z)', page.undo, busy || page.undoable() < 0)}
         {action('new', 'New text', 'Begin another text; this one stays in the list', page.begin, running !== null)}
-        <Menu id="share" label="Share">
+        <button id="share" type="button" popovertarget="sharing" title="Copy, download or link to this text">Share <span aria-hidden="true">▾</span></button>
+        <div id="sharing" popover="auto">
           {navigator.clipboard && <Copy id="copy" label="Copy" done="Copied" text={page.text} />} {/* not over plain HTTP from another machine */}
           {navigator.clipboard && <Copy id="link" label="Copy link" done="Link copied" text={page.link} />}
           <button id="save" type="button" onClick={page.save}>Download</button>
-        </Menu>
+        </div>
         <button id="look-inside" type="button" title="Show the panel" aria-pressed={sheet} onClick={() => page.set({ sheet: !sheet })}>Look inside</button>
       </div>
       {problem && <p role="alert" className="problem">{problem.text}</p>}

@@ -30,9 +30,7 @@ function Bars({ index, token, next }) {
   };
   return (
     <table className="bars">
-      <thead>
-        <tr><th scope="col">{token ? 'Could have been' : 'Could come next'}</th><td /><th scope="col">model</th><th scope="col">with your settings</th></tr>
-      </thead>
+      <thead><tr><th scope="col">{token ? 'Could have been' : 'Could come next'}</th><td /><th scope="col">model</th><th scope="col">with your settings</th></tr></thead>
       <tbody>
         {next.top.slice(0, SHOWN).map((other, i) => (
           <Row key={other.id} label={button(other, i)} model={own.probs[i]} prob={probs[i]} own={other.id === token?.id} />

@@ -3,7 +3,6 @@
 import { readSettings } from './settings.js';
 
 export const newPiece = (tokens = [], more = {}) => ({ tokens, children: [], at: 0, facts: [], ...more });
-
 export const newDocument = (id, tokens, before = 0) => ({ id, before, changed: Date.now(), root: newPiece(tokens) });
 
 // The pieces shown, from the prompt on.
@@ -26,39 +25,27 @@ export const idsOf = (document) => tokensOf(document).map((token) => token.id);
 export const textOf = (document, start = 0) => tokensOf(document).slice(start).map((token) => token.text).join('');
 
 // Add a piece after `parent` and show it.
-export function addPiece(parent, piece) {
-  parent.at = parent.children.push(piece) - 1;
-  return piece;
-}
-
-// The piece with the token at this index of the text, and the token's offset in the piece.
-export function pieceAt(document, index) {
-  for (const piece of pieces(document)) {
-    if (index < piece.tokens.length) return { piece, offset: index };
-    index -= piece.tokens.length;
-  }
-}
+export const addPiece = (parent, piece) => void (parent.at = parent.children.push(piece) - 1);
 
 // Cut the text before a token; the rest becomes one of the continuations there. Returns the piece
 // that ends at the cut.
 export function cutBefore(document, index) {
-  const shown = pieces(document);
-  const { piece, offset } = pieceAt(document, index) ?? {};
-  if (!piece) return shown.at(-1); // the end of the text
-  if (offset === 0 && piece !== document.root) return shown[shown.indexOf(piece) - 1];
-  const { children, at, facts, run, settings } = piece;
-  const after = { ...newPiece(piece.tokens.slice(offset)), children, at, facts, run, settings };
-  Object.assign(piece, { tokens: piece.tokens.slice(0, offset), children: [after], at: 0, facts: [], run: undefined });
-  return piece;
+  let before;
+  for (const piece of pieces(document)) {
+    const { tokens, children, at, facts, run, settings } = piece;
+    if (index < tokens.length) {
+      if (index === 0 && before) return before;
+      const after = { ...newPiece(tokens.slice(index)), children, at, facts, run, settings };
+      return Object.assign(piece, { tokens: tokens.slice(0, index), children: [after], at: 0, facts: [], run: undefined });
+    }
+    index -= tokens.length;
+    before = piece;
+  }
+  return before;
 }
 
-export function findPiece(document, run, piece = document.root) {
-  if (piece.run === run) return piece;
-  for (const child of piece.children) {
-    const found = findPiece(document, run, child);
-    if (found) return found;
-  }
-}
+export const findPiece = (document, run, piece = document.root) =>
+  piece.run === run ? piece : piece.children.map((child) => findPiece(document, run, child)).find(Boolean);
 
 // A document from any input, such as the browser's storage; undefined if it is not valid.
 export function readDocument(raw) {

@@ -1,5 +1,8 @@
 // The sampling settings: how they are shown, and how input is read. Their limits come from app.py.
-import { config } from './config.js';
+
+// What app.py is configured with; the element Connection fills it in before the page shows anything:
+// context_length, layers, heads, vocabulary, limits, seed_digits, max_ids, compared, starters.
+export const config = {};
 
 export const FIELDS = {
   temperature: { label: 'Temperature', step: 0.1, help: '0: always the most likely token. 1: the model’s own probabilities. Higher: more even ones.' },
@@ -9,9 +12,7 @@ export const FIELDS = {
 };
 
 export const field = (name) => ({ ...FIELDS[name], ...config.limits[name] });
-
-export const defaults = () =>
-  ({ ...Object.fromEntries(Object.keys(FIELDS).map((name) => [name, config.limits[name].default])), seed: '' });
+export const defaults = () => ({ ...Object.fromEntries(Object.keys(FIELDS).map((name) => [name, config.limits[name].default])), seed: '' });
 
 export function presets() {
   const { temperature, top_k, top_p } = defaults();

@@ -1,25 +1,21 @@
 // The page's state, and every action on it. The elements show `page.state` and call these actions;
 // nothing else changes the state.
-import { config } from './config.js';
 import { addPiece, cutBefore, findPiece, idsOf, isGenerated, newDocument, newPiece, pieces, promptOf, readDocument, textOf, tokensOf } from './document.js';
 import { linkTo, readLink, saveAs } from './share.js';
 import { stores } from './storage.js';
-import { defaults, readSettings } from './settings.js';
+import { config, defaults, readSettings } from './settings.js';
 
 const STORE = 'story-page';
 const MAX_DOCUMENTS = 20;
 const MAX_DELETED = 100; // ids that other tabs must not store again
 const MAX_STORED = 2_000_000; // characters; browsers allow five million
 const ABOUT_A_TOKEN = ['word', 'attention', 'layers', 'story']; // tabs
+const MAX_PAST = 30; // states of the texts for Undo
 const PAUSE = 150; // ms before the next question to the server
 
 const isWordStart = ({ text }) => /^ \p{L}/u.test(text);
-let lesson; // the card of the start page that began the text
-
 const newRun = () => crypto.randomUUID?.() ?? `run ${Math.random()}`; // plain HTTP has no crypto
 const nothingOpen = { chosen: null, hovered: null, editing: null, compared: null, sheet: false, pause: null };
-const past = []; // for Undo: earlier states of the texts, { id, root }
-const MAX_PAST = 30;
 
 function load() {
   let raw;
@@ -38,7 +34,7 @@ function save() {
   const deleted = Object.fromEntries(Object.entries({ ...stored.deleted, ...page.state.deleted }).slice(-MAX_DELETED));
   const latest = new Map();
   for (const document of [...stored.documents, ...page.state.documents])
-    if (document.changed >= (latest.get(document.id)?.changed ?? 0) && !(document.changed <= deleted[document.id])) latest.set(document.id, document);
+    if (document.changed >= Math.max(latest.get(document.id)?.changed ?? 0, deleted[document.id] ?? 0, deleted.all ?? 0)) latest.set(document.id, document);
   const documents = [...latest.values()].sort((one, other) => other.changed - one.changed);
   for (let count = Math.min(documents.length, MAX_DOCUMENTS); count >= 0; count--) {
     const stored = JSON.stringify({ documents: documents.slice(0, count), shown, settings, hinted, deleted });
@@ -51,7 +47,9 @@ function save() {
 
 const listeners = new Set();
 const asking = new Set(); // kinds of open questions
-let saving;
+const past = []; // for Undo: { id, root }
+let saving; // timer
+let lesson; // the card of the start page that began the text
 
 export const page = {
   stores,
@@ -59,7 +57,7 @@ export const page = {
     documents: [],
     shown: null,
     settings: null, // until `start`
-    deleted: {}, // when a text was deleted, by id
+    deleted: {}, // when a text was deleted, by id, and when all were
     view: 'plain', // the colours of the text: plain, probs, copied, drafts, attention
     tab: 'word', // of the panel: see Panel.jsx
     chosen: null, // token of the text, by its index
@@ -76,11 +74,9 @@ export const page = {
     people: 0, // that generate texts now
     head: null, // of the attention view: { layer, head }, or 'average'; null: not chosen yet
     problem: null, // what went wrong, in the server's words: { text, fatal }
-    unfolded: false,
     known: {}, // the server's answers about the text, by question
     connected: false
   },
-
   subscribe(listener) {
     listeners.add(listener);
     return () => listeners.delete(listener);
@@ -97,7 +93,10 @@ export const page = {
     setTimeout(page.set, 0, {}); // the panel may wait for it
     return (page.components[name] ??= component);
   },
-
+  touch(document, changes = {}) { // of several tabs, the last change wins
+    document.changed = Date.now();
+    page.set(changes);
+  },
   document: () => page.state.documents.find((document) => document.id === page.state.shown),
 
   // 1. Settings
@@ -116,13 +115,13 @@ export const page = {
   connect(socket) {
     page.socket = socket;
     if (!page.state.settings) page.start();
-    const events = { connect: page.onConnect, disconnect: page.onDisconnect, ready: page.onReady, problem: page.onProblem, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd };
+    const { onConnect, onDisconnect, onReady, onProblem, onPrompt, onTokens, onFinished, onEnd } = page;
+    const events = { connect: onConnect, disconnect: onDisconnect, ready: onReady, problem: onProblem, prompt: onPrompt, tokens: onTokens, finished: onFinished, task_end: onEnd };
     for (const [name, handler] of Object.entries(events)) socket.on(name, handler);
     page.sendSettings();
     page.set({ connected: true });
     return () => Object.entries(events).forEach(([name, handler]) => socket.off(name, handler));
   },
-
   // Show the stored texts and the link's text. Reading them needs app.py's limits.
   async start() {
     page.set(load());
@@ -131,14 +130,13 @@ export const page = {
     page.set({ shown: null });
     history.replaceState(null, '', location.pathname + location.search);
     const texts = link && (await page.request('tokens', { ids: link.ids }));
-    if (!texts) return page.onProblem({ text: 'This link is damaged, or belongs to another model.' });
-    const document = link.build(newRun(), texts);
+    const document = texts && link.build(newRun(), texts);
+    if (!document) return page.onProblem({ text: 'This link is damaged, or belongs to another model.' });
     page.set({ documents: [document, ...page.state.documents].slice(0, MAX_DOCUMENTS), shown: document.id, settings: link.settings });
     page.openTab(link.tab);
     page.set({ view: link.view, chosen: link.chosen, hinted: true });
     page.sendSettings();
   },
-
   onConnect() {
     page.sendSettings();
     page.set({ offline: false, running: null });
@@ -158,45 +156,35 @@ export const page = {
   },
   onEnd: () => page.set({ running: null }),
   onProblem: (problem) => page.set({ problem }),
-
   // The server has read a prompt, which begins a new document.
   onPrompt({ run, tokens, before }) {
     const document = newDocument(run, tokens, before);
     addPiece(document.root, newPiece([], { run }));
     const documents = [document, ...page.state.documents].slice(0, MAX_DOCUMENTS);
-    page.set({ ...nothingOpen, documents, shown: run, running: run, unfolded: false, problem: null });
+    page.set({ ...nothingOpen, documents, shown: run, running: run, problem: null });
   },
-
   onTokens({ run, tokens, people = 0 }) {
     const compared = page.state.compared?.find((text) => text.run === run);
     if (compared) compared.tokens.push(...tokens);
     page.find(run)?.tokens.push(...tokens);
     page.set({ running: compared ? 'compare' : run, people });
   },
-
   // The whole continuation: tokens sent during a disconnect are lost.
   onFinished({ run, tokens, facts, settings }) {
     const compared = page.state.compared?.find((text) => text.run === run);
     if (compared) Object.assign(compared, { tokens, facts, settings, finished: true });
-    const piece = page.find(run);
-    if (piece) {
-      // A piece with children was cut by choosing another token: leave it as it is.
-      if (!piece.children.length) piece.tokens = [...(piece.first ?? []), ...tokens];
-      Object.assign(piece, { facts, settings });
-    }
     page.set({ running: page.state.running === run ? null : page.state.running });
+    const piece = page.find(run);
     if (!piece) return;
+    // A piece with children was cut by choosing another token: leave it as it is.
+    if (!piece.children.length) piece.tokens = [...(piece.first ?? []), ...tokens];
+    Object.assign(piece, { facts, settings });
+    page.set({});
     if (lesson === 'change') page.pick(page.hint());
     else if (!page.state.hinted && page.state.hovered === null) page.hover(page.hint());
     lesson = undefined;
   },
-
-  find(run) {
-    for (const document of page.state.documents) {
-      const piece = findPiece(document, run);
-      if (piece) return piece;
-    }
-  },
+  find: (run) => page.state.documents.map((document) => findPiece(document, run)).find(Boolean),
 
   // 3. Generation
 
@@ -204,22 +192,13 @@ export const page = {
   generate(parent, ids, first = [], { new_seed, ...settings } = {}) {
     const run = newRun();
     addPiece(parent, newPiece([...first], { run, first }));
-    page.document().changed = Date.now();
-    page.set({ running: run, editing: null, hovered: null, problem: null });
+    page.touch(page.document(), { running: run, editing: null, hovered: null, problem: null });
     const payload = { ids: ids.slice(-config.max_ids), runs: [{ run, ...settings }], new_seed };
     return page.request('generate', payload).then(() => page.state.running === run && page.onEnd());
   },
   stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.socket.emit('stop')),
-
   // The server's answer; undefined after an error, which Chainlit shows.
-  async request(name, payload) {
-    try {
-      return (await page.call({ name, payload })).response ?? null;
-    } catch {
-      return undefined;
-    }
-  },
-
+  request: (name, payload) => page.call({ name, payload }).then(({ response }) => response ?? null, () => undefined),
   // Change the text such that Undo can take it back.
   revise(change) {
     const document = page.document();
@@ -232,10 +211,8 @@ export const page = {
   undo() {
     if (page.undoable() < 0 || page.state.running !== null) return;
     const [{ root }] = past.splice(page.undoable(), 1);
-    Object.assign(page.document(), { root, changed: Date.now() });
-    page.set({ editing: null, hovered: null });
+    page.touch(Object.assign(page.document(), { root }), { editing: null, hovered: null });
   },
-
   goOn: () => page.revise((document, ids) => page.generate(pieces(document).at(-1), ids)),
 
   // Replace the last continuation by another; it stays available behind ‹ ›.
@@ -247,7 +224,6 @@ export const page = {
     const kept = ids.slice(0, ids.length - tokens.length + first.length);
     return page.generate(shown.at(-1), kept, first, { new_seed: true });
   }),
-
   // Replace a token by another, and continue from there. At the end of the text, add it.
   choose: (index, token) => page.revise((document, ids) =>
     page.generate(cutBefore(document, index), [...ids.slice(0, index), token.id], [token])),
@@ -269,13 +245,10 @@ export const page = {
     if (typed) await page.revise((document, ids) =>
       page.generate(cutBefore(document, kept), [...ids.slice(0, kept), ...typed.map(({ id }) => id)], typed));
   },
-
   show(piece, step) {
     piece.at = (piece.at + step + piece.children.length) % piece.children.length;
-    page.document().changed = Date.now();
-    page.set(nothingOpen);
+    page.touch(page.document(), nothingOpen);
   },
-
   // Continue the prompt at these temperatures.
   compare(temperatures) {
     const ids = promptOf(page.document()).map((token) => token.id);
@@ -286,34 +259,24 @@ export const page = {
   },
   keep: ({ tokens, facts, settings }) => page.revise((document) => {
     addPiece(cutBefore(document, promptOf(document).length), newPiece(tokens, { facts, settings }));
-    document.changed = Date.now();
-    page.set({});
+    page.touch(document);
   }),
-
   // Begin with a card of the start page.
   startWith(card) {
     lesson = card;
     page.set({ tab: card === 'guess' ? 'guess' : 'word' });
     page.send(config.starters[0]);
   },
-
-  rename(document, name) {
-    Object.assign(document, { name: name.slice(0, 100), changed: Date.now() });
-    page.set({});
+  rename: (document, name) => page.touch(Object.assign(document, { name: name.slice(0, 100) })),
+  remove(id) { // or 'all'
+    const documents = page.state.documents.filter((document) => id !== 'all' && id !== document.id);
+    page.set({ documents, deleted: { ...page.state.deleted, [id]: Date.now() } });
   },
-  remove(documents) {
-    const now = Date.now();
-    page.set({
-      deleted: { ...page.state.deleted, ...Object.fromEntries(documents.map(({ id }) => [id, now])) },
-      documents: page.state.documents.filter((document) => !documents.includes(document))
-    });
-  },
-
   begin() {
     page.set({ ...nothingOpen, shown: null });
     setTimeout(() => document.getElementById('chat-input')?.focus());
   },
-  open: (id) => page.set({ ...nothingOpen, shown: id, unfolded: false }),
+  open: (id) => page.set({ ...nothingOpen, shown: id }),
 
   // 4. Inspection
 
@@ -333,14 +296,12 @@ export const page = {
     asking.delete(what);
     if (answer !== undefined) page.set({}); // the elements ask for what they show by now
   },
-
   // The ids that the model read before the token at this index, or with those up to `end`.
   read(index, end = index) {
     const tokens = tokensOf(page.document());
     const { seen = config.context_length } = tokens[index] ?? {};
     return tokens.slice(Math.max(0, index - seen, end - config.context_length), end).map((token) => token.id);
   },
-
   // The passages copied from the story, and their share; undefined until the answer arrives.
   copied() {
     const ids = idsOf(page.document());
@@ -348,24 +309,26 @@ export const page = {
     const answer = page.look('copied', ids.slice(skipped));
     return answer && { ...answer, runs: answer.runs.map((run) => ({ ...run, start: run.start + skipped })) };
   },
-
   async loadStory() {
     page.story ??= await page.request('story', {});
     page.set({});
   },
-
   // The token that the panel is about: the one under the pointer or the chosen one.
   looked: () => (ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.hovered ?? page.state.chosen : null),
-  pick: (chosen) => page.set({
-    chosen, hovered: null, sheet: true, hinted: true, tab: ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.tab : 'word'
-  }),
+  pick(chosen) {
+    const tab = ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.tab : 'word';
+    page.set({ chosen, hovered: null, sheet: true, hinted: true, tab });
+  },
   hover: (hovered) => page.set({ hovered }),
+  closeSheet() {
+    page.set({ sheet: false });
+    document.querySelector(`#text [data-index="${page.state.chosen}"]`)?.focus();
+  },
   openTab(tab) {
     const views = { attention: 'attention', story: 'copied' };
     const left = views[page.state.tab] === page.state.view ? 'plain' : page.state.view;
     page.set({ tab, sheet: true, view: views[tab] ?? left });
   },
-
   // Guess: stop before the first word from this token on that the model wrote.
   pauseAfter(from) {
     const found = tokensOf(page.document()).findIndex((token, index) => index >= from + 3 && isGenerated(token) && isWordStart(token));
@@ -380,13 +343,11 @@ export const page = {
     const scores = typed && (await page.request('look', { what: 'scores', ids: ids.slice(-config.context_length) }));
     return scores && Math.exp(scores.tokens.slice(-typed.length).reduce((sum, { logprob }) => sum + logprob, 0));
   },
-
   // The weights of one head, or their average, from 0 to 1.
   headWeights: (all, head) => {
     const rows = head === 'average' && all ? all.flat() : [all?.[head?.layer]?.[head?.head] ?? []];
     return rows[0].map((_, i) => rows.reduce((sum, row) => sum + row[i], 0) / rows.length / 1000);
   },
-
   // A generated word where the model hesitated most, early in the text; null without one.
   hint() {
     const tokens = tokensOf(page.document());
@@ -404,10 +365,14 @@ export const page = {
     const { settings, view, tab, chosen } = page.state;
     return linkTo(location.href, page.document(), { settings, view, tab, chosen });
   },
-  save() {
-    saveAs('text.txt', page.text());
-  }
+  save: () => saveAs('text.txt', page.text())
 };
 
+addEventListener('keydown', (event) => {
+  if (event.key === 'Escape' && !event.defaultPrevented && page.state.sheet) page.closeSheet();
+  if (event.key !== 'z' || !(event.ctrlKey || event.metaKey) || event.target.closest('input, textarea') || !page.document()) return;
+  event.preventDefault();
+  page.undo();
+});
 addEventListener('pagehide', () => saving && save());
 addEventListener('hashchange', () => location.reload()); // a link, opened on the page itself

@@ -11,6 +11,7 @@ from gpt import GPTModel
 from support.inspection.attention import attention_weights
 from support.inspection.logit_lens import logit_lens
 from support.inspection.memorization import story_place, verbatim_share, verbatim_spans
+from support.page.batch import TokenInfo
 from support.page.settings import LIMITS
 from utils import token_bytes, token_label
 
@@ -30,6 +31,15 @@ def plain_tokens(token_ids: Sequence[int], tokenizer: Encoding) -> list[dict[str
     for token in tokens:
         token["text"] = decoder.decode(token_bytes(token["id"], tokenizer))
     return tokens
+
+
+def generated_token(token: TokenInfo) -> dict[str, Any]:
+    """Return a token for the page, with its probabilities."""
+    return {
+        "id": token.token_id, "text": token.text, "label": token.label, "rank": token.rank,
+        "logprob": round(token.logprob, 4), "prob": round(token.sampling_prob, 4),
+        "seen": token.num_read, "draft": token.from_draft,
+    }  # fmt: skip
 
 
 @torch.no_grad()
