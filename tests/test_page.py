@@ -209,7 +209,7 @@ def test_a_visit(open_page, size, theme):
     expect(panel).to_contain_text(re.compile(r"Layer \d+, head \d+: .* attends to .* \d+%"))
     page.wait_for_function("document.querySelectorAll('#text [style*=background]').length === 21")
     styles = tokens.evaluate_all("all => all.map((e) => e.style.background)")
-    page.locator(".thumbnail[aria-pressed=true]").press("ArrowLeft")
+    page.locator(".thumbnail:checked").press("ArrowLeft")
     assert tokens.evaluate_all("all => all.map((e) => e.style.background)") != styles
     accessible(page)
 
@@ -342,7 +342,7 @@ def test_a_reload_brings_everything_back(open_page):
     expect(page.locator(".versions")).to_contain_text("2/2")
     assert text_of(page) == text
     assert page.evaluate("page.state.settings.seed") == "3"
-    page.wait_for_function("page.state.connected")
+    page.wait_for_function("page.socket?.connected")
     click(page, "#continue")
     page.wait_for_function("length => page.text().length > length", arg=len(text))
     for junk in ("{", "5", '{"documents": [5, {"root": {"tokens": [1]}}], "settings": "x"}'):
@@ -399,7 +399,7 @@ def test_another_token_can_be_chosen(open_page, size):
         assert labels[15] == label and len(labels) == 15 + 1 + 20
         if version == "3/3":
             page.reload()
-            page.wait_for_function("page.state.connected")
+            page.wait_for_function("page.socket?.connected")
         again(page)
     page.get_by_label("Next version").click()
     assert text_of(page) == before

@@ -2,7 +2,6 @@
 import { useEffect, useSyncExternalStore } from 'react';
 
 const STRIPES = 24; // of a thumbnail
-const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 
 // The head that attends most clearly to one earlier word. The first layer is left out: its heads see
 // single tokens, not yet what they mean in the text.
@@ -24,16 +23,8 @@ function stripes(weights) {
 
 const nameOf = (head) => (head === 'average' ? 'The average of all heads' : `Layer ${head.layer + 1}, head ${head.head + 1}`);
 
-function Head({ layer, head, weights, chosen }) {
-  const isChosen = chosen.layer === layer && chosen.head === head;
-  const canFocus = isChosen || (chosen === 'average' && layer + head === 0);
-  const name = nameOf({ layer, head });
-  return <button type="button" id={`head-${layer}-${head}`} className="thumbnail" aria-label={name} title={name} aria-pressed={isChosen} tabIndex={canFocus ? 0 : -1} style={stripes(weights)} onClick={() => page.set({ head: { layer, head } })} />;
-}
-
 function Attention() {
   const { head } = useSyncExternalStore(page.subscribe, page.get);
-  const { layers, heads } = page.config;
   const index = page.looked();
   const read = page.read(index, index + 1);
   const tokens = page.tokensOf(page.document()).slice(index + 1 - read.length, index + 1);
@@ -43,12 +34,10 @@ function Attention() {
   }, [all, head]);
   if (!all || !head) return <p>Asking the model…</p>;
   const most = page.headWeights(all, head).map((weight, i) => ({ weight, label: tokens[i].label })).sort((a, b) => b.weight - a.weight).slice(0, 3);
-  const onKeyDown = (event) => {
-    if (!(event.key in STEPS) || head === 'average') return;
-    event.preventDefault();
-    const to = { layer: (head.layer + STEPS[event.key][0] + layers) % layers, head: (head.head + STEPS[event.key][1] + heads) % heads };
-    page.set({ head: to });
-    document.getElementById(`head-${to.layer}-${to.head}`).focus();
+  const cell = (weights, layer, number) => {
+    const name = nameOf({ layer, head: number });
+    const isChosen = head.layer === layer && head.head === number;
+    return <input key={number} type="radio" name="head" className="thumbnail" aria-label={name} title={name} checked={isChosen} style={stripes(weights)} onChange={() => page.set({ head: { layer, head: number } })} />;
   };
   return (
     <>
@@ -56,11 +45,8 @@ function Attention() {
         {nameOf(head)}: <b className="label">{tokens.at(-1).label}</b> attends to{' '}
         {most.map(({ weight, label }, i) => <span key={i}>{i > 0 && ', '}<b className="label">{label}</b> {page.percent(weight)}</span>)}
       </p>
-      <div id="heads" role="group" aria-label="Heads" style={{ gridTemplateColumns: `auto repeat(${heads}, minmax(0, 1fr))` }} onKeyDown={onKeyDown}>
-        {all.map((row, layer) => [
-          <span key={layer} className="legend">{layer + 1}</span>,
-          ...row.map((weights, number) => <Head key={`${layer} ${number}`} layer={layer} head={number} weights={weights} chosen={head} />)
-        ])}
+      <div id="heads" role="radiogroup" aria-label="Heads" style={{ gridTemplateColumns: `auto repeat(${page.config.heads}, minmax(0, 1fr))` }}>
+        {all.map((row, layer) => [<span key={layer} className="legend">{layer + 1}</span>, row.map((weights, number) => cell(weights, layer, number))])}
       </div>
       <div className="row">
         <span className="legend">Rows: layers. Cells: heads. The stripes are the last {STRIPES} tokens; at the right end is the word itself.</span>

@@ -101,7 +101,6 @@ function Editor({ caret }) {
   };
   return (
     <div className="column" onKeyDown={(event) => event.key === 'Escape' && (event.preventDefault(), cancel())}>
-      <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
       <div className="row">
         <span className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</span>
         <span className="chips">
@@ -109,6 +108,7 @@ function Editor({ caret }) {
           <button type="button" onClick={cancel}>Cancel</button>
         </span>
       </div>
+      <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
     </div>
   );
 }
@@ -155,10 +155,7 @@ function Text() {
     clearTimeout(hovering);
     if (event.pointerType === 'mouse' && !Number.isNaN(indexOf(event))) hovering = setTimeout(page.hover, HOVER, indexOf(event));
   };
-  const onPointerLeave = () => {
-    clearTimeout(hovering);
-    if (chosen !== null) page.hover(null);
-  };
+  const onPointerLeave = () => (clearTimeout(hovering), chosen !== null && page.hover(null));
   const onKeyDown = (event) => {
     const index = indexOf(event);
     if (Number.isNaN(index) || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -74,8 +74,7 @@ export const page = {
     people: 0, // that generate texts now
     head: null, // of the attention view: { layer, head }, or 'average'; null: not chosen yet
     problem: null, // what went wrong, in the server's words: { text, fatal }
-    known: {}, // the server's answers about the text, by question
-    connected: false
+    known: {} // the server's answers about the text, by question
   },
   subscribe(listener) {
     listeners.add(listener);
@@ -119,7 +118,6 @@ export const page = {
     const events = { connect: onConnect, disconnect: onDisconnect, ready: onReady, problem: onProblem, prompt: onPrompt, tokens: onTokens, finished: onFinished, task_end: onEnd };
     for (const [name, handler] of Object.entries(events)) socket.on(name, handler);
     page.sendSettings();
-    page.set({ connected: true });
     return () => Object.entries(events).forEach(([name, handler]) => socket.off(name, handler));
   },
   // Show the stored texts and the link's text. Reading them needs app.py's limits.
@@ -214,7 +212,6 @@ export const page = {
     page.touch(Object.assign(page.document(), { root }), { editing: null, hovered: null });
   },
   goOn: () => page.revise((document, ids) => page.generate(pieces(document).at(-1), ids)),
-
   // Replace the last continuation by another; it stays available behind ‹ ›.
   again: () => page.revise((document, ids) => {
     const shown = pieces(document);
@@ -227,7 +224,6 @@ export const page = {
   // Replace a token by another, and continue from there. At the end of the text, add it.
   choose: (index, token) => page.revise((document, ids) =>
     page.generate(cutBefore(document, index), [...ids.slice(0, index), token.id], [token])),
-
   // Begin to edit behind this token, or at the end.
   edit(index) {
     const tokens = tokensOf(page.document()).slice(0, index === null ? undefined : index + 1);
@@ -272,10 +268,7 @@ export const page = {
     const documents = page.state.documents.filter((document) => id !== 'all' && id !== document.id);
     page.set({ documents, deleted: { ...page.state.deleted, [id]: Date.now() } });
   },
-  begin() {
-    page.set({ ...nothingOpen, shown: null });
-    setTimeout(() => document.getElementById('chat-input')?.focus());
-  },
+  begin: () => (page.set({ ...nothingOpen, shown: null }), setTimeout(() => document.getElementById('chat-input')?.focus())),
   open: (id) => page.set({ ...nothingOpen, shown: id }),
 
   // 4. Inspection
