@@ -204,14 +204,20 @@ async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
             await cl.context.emitter.task_end()
 
 
-async def find_model() -> GPTModel | None:
-    """Return the model; without one, show the error and the command that creates the weights."""
+async def missing_model() -> str | None:
+    """Return None if there is a model, or the error and the command that creates the weights."""
     try:
-        return state.model or await run_in(inference_executor, load)
-    except (OSError, ValueError) as error:
-        remedy = "This makes the weights in about 8 minutes:\n\n    python -m support.lesson"
-        await server.show_problem(f"{error}\n\n{remedy}", fatal=True)
+        state.model or await run_in(inference_executor, load)
         return None
+    except (OSError, ValueError) as error:
+        return f"{error}\n\nThis makes the weights in about 8 minutes: python -m support.lesson"
+
+
+async def find_model() -> GPTModel | None:
+    """Return the model, or show why there is none."""
+    if not state.model and (problem := await missing_model()):
+        await server.show_problem(problem)
+    return state.model
 
 
 async def continue_prompt(request: Request, prompt: str, run: str) -> None:
@@ -294,12 +300,12 @@ async def on_story(action: cl.Action) -> str:
 
 @cl.on_chat_start
 async def on_chat_start() -> None:
-    """Send the page, and the error without a model; after a reconnect, the last continuation."""
+    """Send the page; after a reconnect, the last continuation."""
     if not getattr(cl.context.session, "restored", False):
         props = {
             "context_length": CONTEXT, "layers": CONFIG["n_layers"], "heads": CONFIG["n_heads"],
             "vocabulary": CONFIG["vocab_size"], "max_ids": MAX_IDS, "compared": COMPARED,
-            "starters": STARTERS, **page_limits(),
+            "starters": STARTERS, "problem": await missing_model(), **page_limits(),
         }  # fmt: skip
         # Elements with fixed ids replace those on the page. With a URL, Chainlit writes no file.
         elements: list[Any] = [
@@ -310,7 +316,6 @@ async def on_chat_start() -> None:
         page = cl.Message("", id="page", elements=elements)
         await page.send()
         page.elements = []  # Chainlit stores messages, so these would fill the memory
-        await find_model()
     elif request := cl.user_session.get("request"):
         request.left = False
         for continuation in request.continuations:

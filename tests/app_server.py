@@ -278,11 +278,11 @@ class Person:
             elif event == "finished" and run in (None, data["run"]):
                 return Shown(**data)
             elif event == "problem":
-                raise AssertionError(data["text"])
+                raise AssertionError(data)
 
     async def error(self) -> str:
         """Wait for an error message; return its text."""
-        return (await self.expect("problem"))[1]["text"]
+        return (await self.expect("problem"))[1]
 
 
 class Shown(NamedTuple):

@@ -356,16 +356,15 @@ def test_memory_does_not_grow(server, times):
 
 
 def test_without_weights_the_page_says_what_to_do(tmp_path):
-    async def errors(person):
-        at_the_start = await person.error()
+    async def error(person):
         await person.send(PROMPT)
-        return at_the_start, await person.error()
+        return await person.error()
 
     with running_app(tmp_path, weights=None) as server:
-        missing = visit(server, errors)
+        missing = visit(server, error)
         (tmp_path / WEIGHTS).write_bytes((ROOT / WEIGHTS).read_bytes()[:100_000])
-        cut = visit(server, errors)
-        for answer in (*missing, *cut):
+        cut = visit(server, error)
+        for answer in (missing, cut):
             assert WEIGHTS in answer
             assert "python -m support.lesson" in answer
         assert missing != cut

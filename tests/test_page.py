@@ -542,8 +542,8 @@ def test_what_is_typed_while_the_page_loads_stays(open_page):
 def test_without_weights_the_start_says_what_to_do(open_page, tmp_path):
     with running_app(tmp_path, weights=None) as server:
         page = open_page(server=server)
-        expect(page.locator(".problem")).to_contain_text("python -m support.lesson")
-        assert box(page, ".problem").bottom < SIZES["laptop"][1]
+        expect(page.locator(".start .problem")).to_contain_text("python -m support.lesson")
+        assert box(page, ".start .problem").bottom < SIZES["laptop"][1]
         for button in page.locator(".card, .starter").all():
             expect(button).to_be_disabled()
         accessible(page)
@@ -602,7 +602,7 @@ def test_copy_download_and_a_link_to_exactly_this(server, open_page):
     assert text_of(other) == text_of(page) != text
     for junk in ("junk", "W10", "e30", "eyJyb290IjpbWzk5OTk5OV0sMSxbXSwwXX0"):
         damaged = open_page(link=f"/#text={junk}")
-        expect(damaged.locator(".problem")).to_contain_text("This link is damaged")
+        expect(damaged.locator(".start .problem")).to_contain_text("This link is damaged")
         damaged.errors.clear()  # the server refuses unknown ids
 
 

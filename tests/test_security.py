@@ -612,31 +612,3 @@ def test_versions_are_exact(folder):
     assert lines
     for line in lines:
         assert re.fullmatch(r'[a-z0-9-]+==\d+(\.\d+)+(; python_version < "3\.\d+")?', line)
-
-
-CLEAN = {"name": "clock", "version": "1.0", "vulns": []}
-BAD = {**CLEAN, "vulns": [{"id": "PYSEC-1"}]}
-SKIPPED = {"name": "clock", "skip_reason": "not found"}
-
-
-@pytest.mark.parametrize(
-    ("report", "code", "words"),
-    [
-        ([CLEAN], 0, "clean"),
-        ([CLEAN, BAD], 1, "VULNERABLE: clock 1.0: PYSEC-1"),
-        ([BAD, SKIPPED], 1, "VULNERABLE: clock 1.0: PYSEC-1"),
-        ([CLEAN, SKIPPED], 2, "NOT AUDITED: 1 package"),
-        ([], 2, "NOT AUDITED"),
-        (None, 2, "NOT AUDITED: pip-audit could not run: no network"),
-    ],
-)
-def test_the_audit_reports_whether_it_could_run(tmp_path, report, code, words):
-    ends = "import sys; sys.exit('no network')"
-    says = f"print({json.dumps(json.dumps({'dependencies': report}))})"
-    (tmp_path / "pip_audit.py").write_text(ends if report is None else says)
-    run = subprocess.run(
-        [sys.executable, ROOT / "tests" / "audit.py"], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert run.returncode == code, run.stderr
-    assert run.stdout.startswith(words)

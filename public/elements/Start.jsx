@@ -26,11 +26,11 @@ const Earlier = ({ document, name = page.nameOf(document) }) => (
 function Start() {
   const { settings, problem, documents } = useSyncExternalStore(page.subscribe, page.get);
   if (!settings || page.document()) return null;
-  const blocked = problem?.fatal === true;
+  const blocked = page.config.problem !== null; // there is no model
   return (
     <section className="start column" aria-label="Start">
       <h1>A small GPT</h1>
-      {problem && <p role="alert" className="problem">{problem.text}</p>}
+      {problem && <p role="alert" className="problem">{problem}</p>}
       <p>This small model was trained on one short story and nothing else. It cannot answer questions. Write a beginning, and it continues in the story’s style.</p>
       <div id="cards">
         {Object.entries(CARDS).map(([name, [title, text]]) => (

@@ -35,7 +35,7 @@ function Toolbar() {
         </div>
         <button id="look-inside" type="button" title="Show the panel" aria-pressed={sheet} onClick={() => page.set({ sheet: !sheet })}>Look inside</button>
       </div>
-      {problem && <p role="alert" className="problem">{problem.text}</p>}
+      {problem && <p role="alert" className="problem">{problem}</p>}
     </div>
   );
 }

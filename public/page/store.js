@@ -73,7 +73,7 @@ export const page = {
     interrupted: null, // the generation that goes on after a lost connection
     people: 0, // that generate texts now
     head: null, // of the attention view: { layer, head }, or 'average'; null: not chosen yet
-    problem: null, // what went wrong, in the server's words: { text, fatal }
+    problem: null, // what went wrong, in words
     known: {} // the server's answers about the text, by question
   },
   subscribe(listener) {
@@ -122,14 +122,14 @@ export const page = {
   },
   // Show the stored texts and the link's text. Reading them needs app.py's limits.
   async start() {
-    page.set(load());
+    page.set({ ...load(), problem: config.problem });
     const link = readLink(location.href);
     if (link === undefined) return;
     page.set({ shown: null });
     history.replaceState(null, '', location.pathname + location.search);
     const texts = link && (await page.request('tokens', { ids: link.ids }));
     const document = texts && link.build(newRun(), texts);
-    if (!document) return page.onProblem({ text: 'This link is damaged, or belongs to another model.' });
+    if (!document) return page.onProblem('This link is damaged, or belongs to another model.');
     page.set({ documents: [document, ...page.state.documents].slice(0, MAX_DOCUMENTS), shown: document.id, settings: link.settings });
     page.openTab(link.tab);
     page.set({ view: link.view, chosen: link.chosen, hinted: true });

@@ -238,9 +238,8 @@ async def safely(work: Awaitable[None]) -> None:
         await show_problem("Something went wrong here. Your next text may work.")
 
 
-async def show_problem(text: str, fatal: bool = False) -> None:
-    """Show an error on the page. `fatal`: nothing can be generated until it is repaired."""
-    await cl.context.emitter.emit("problem", {"text": text, "fatal": fatal})
+async def show_problem(text: str) -> None:
+    await cl.context.emitter.emit("problem", text)
 
 
 async def remove_stop_message() -> None:
