@@ -341,13 +341,13 @@ export const page = {
     const rows = head === 'average' && all ? all.flat() : [all?.[head?.layer]?.[head?.head] ?? []];
     return rows[0].map((_, i) => rows.reduce((sum, row) => sum + row[i], 0) / rows.length / 1000);
   },
-  // A generated word where the model hesitated most, early in the text; null without one.
+  // A generated word where the model hesitated, early in the text; null without one.
   hint() {
     const tokens = tokensOf(page.document());
     const isWord = ({ text }, index) => /^ \p{L}{2}/u.test(text) && !/^\p{L}/u.test(tokens[index + 1]?.text ?? '');
-    const words = tokens.filter((token, index) => token.logprob !== undefined && isWord(token, index)).slice(0, 40);
-    const least = words.sort((one, other) => one.logprob - other.logprob)[0];
-    return least ? tokens.indexOf(least) : null;
+    const words = tokens.filter((token, index) => token.logprob !== undefined && isWord(token, index));
+    const far = ({ logprob }) => Math.abs(Math.exp(logprob) - 0.3);
+    return words.length ? tokens.indexOf(words.slice(0, 40).sort((one, other) => far(one) - far(other))[0]) : null;
   },
 
   // 5. Sharing
