@@ -74,7 +74,7 @@ test('a link holds a text, its versions and what is shown', () => {
   const text = newDocument('a', tokens(1, 2));
   addPiece(text.root, newPiece(tokens(3).map((token) => ({ ...token, draft: true }))));
   addPiece(text.root, newPiece([...tokens(4), ...tokens(5).map((token) => ({ ...token, draft: false }))]));
-  const more = { settings: { ...DEFAULTS, temperature: 0.4, seed: '7' }, view: 'probs', tab: 'word', chosen: 2 };
+  const more = { settings: { ...DEFAULTS, temperature: 0.4, seed: '7' }, view: 'probs', tab: 'guess', chosen: 2, pause: 3 };
   const { ids, build, ...read } = readLink(linkTo('http://127.0.0.1:8000/?a=b#old', text, more));
   assert.deepEqual(read, more);
   assert.deepEqual(ids, [1, 2, 3, 4, 5]);

@@ -385,6 +385,8 @@ def test_streaming_stop_continue_again_and_back(open_page):
     page.get_by_label("Previous version").click()
     expect(page.locator(".versions")).to_contain_text("1/2")
     assert text_of(page) == longer
+    page.evaluate("page.onTokens({ run: 'x', tokens: [], people: 12 })")
+    expect(page.locator("#settings-line")).to_contain_text("12 people are writing")
 
 
 @BOTH

@@ -56,7 +56,7 @@ function Settings() {
       <div id="settings" popover="auto" role="group" aria-label="Settings">
         <div className="row">
           {Object.entries(page.presets()).map(([name, preset]) => <button key={name} type="button" onClick={() => page.change(preset)}>{name}</button>)}
-          <button type="button" id="reset" onClick={() => (page.reset(), setResets(resets + 1))}>Reset all</button>
+          <button type="button" id="reset" onClick={() => (page.change(page.defaults()), setResets(resets + 1))}>Reset all</button>
         </div>
         {names.map((name) => <Field key={name} name={name} value={settings[name]} />)}
         {settings.temperature > 0 && <Seed key={resets} seed={settings.seed} />}

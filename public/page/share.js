@@ -13,7 +13,7 @@ const unpack = ([ids, typed, children, at], texts) => {
 };
 const allIds = ([ids, , children]) => [...ids, ...children.flatMap(allIds)];
 
-// `more`: settings, view, tab and chosen token. A link that is too long leaves out the other versions.
+// `more`: settings, view, tab, chosen token and pause. A link that is too long leaves out the other versions.
 export function linkTo(address, document, more) {
   const encode = (root) => btoa(JSON.stringify({ ...more, root })).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
   const shown = pieces(document).reduceRight((after, piece) => [pack({ ...piece, children: [], at: 0 }).with(2, after)], []);
@@ -23,15 +23,16 @@ export function linkTo(address, document, more) {
   return url.href;
 }
 
-// What a link holds: { ids, build, settings, view, tab, chosen }; undefined if there is no link, null for junk.
+// What a link holds: { ids, build, settings, view, tab, chosen, pause }; undefined if there is no link, null for junk.
 // `build` makes the document from the tokens of `ids`; undefined if they do not fit.
 export function readLink(address) {
   const code = new URLSearchParams(new URL(address).hash.slice(1)).get('text');
   if (code === null) return undefined;
   try {
-    const { root, settings, view, tab, chosen } = JSON.parse(atob(code.replaceAll('-', '+').replaceAll('_', '/')));
+    const { root, settings, view, tab, ...places } = JSON.parse(atob(code.replaceAll('-', '+').replaceAll('_', '/')));
+    const [chosen, pause] = [places.chosen, places.pause].map((index) => (Number.isInteger(index) ? index : null));
     const build = (id, texts) => readDocument({ id, changed: Date.now(), root: unpack(root, [...texts]) });
-    return { ids: allIds(root), build, settings: readSettings(settings), view, tab, chosen: Number.isInteger(chosen) ? chosen : null };
+    return { ids: allIds(root), build, settings: readSettings(settings), view, tab, chosen, pause };
   } catch {
     return null;
   }

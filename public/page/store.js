@@ -3,7 +3,7 @@
 import { addPiece, cutBefore, findPiece, idsOf, isGenerated, newDocument, newPiece, pieces, promptOf, readDocument, textOf, tokensOf } from './document.js';
 import { linkTo, readLink, saveAs } from './share.js';
 import { stores } from './storage.js';
-import { config, defaults, readSettings } from './settings.js';
+import { config, readSettings } from './settings.js';
 
 const STORE = 'story-page';
 const MAX_DOCUMENTS = 20;
@@ -104,7 +104,6 @@ export const page = {
     page.set({ settings: { ...page.state.settings, ...settings } });
     page.sendSettings();
   },
-  reset: () => page.change(defaults()),
   sendSettings: () => page.socket?.emit('chat_settings_change', page.state.settings),
 
   // 2. From the server
@@ -132,7 +131,7 @@ export const page = {
     if (!document) return page.onProblem('This link is damaged, or belongs to another model.');
     page.set({ documents: [document, ...page.state.documents].slice(0, MAX_DOCUMENTS), shown: document.id, settings: link.settings });
     page.openTab(link.tab);
-    page.set({ view: link.view, chosen: link.chosen, hinted: true });
+    page.set({ view: link.view, chosen: link.chosen, pause: link.pause, hinted: true });
     page.sendSettings();
   },
   onConnect() {
@@ -355,8 +354,8 @@ export const page = {
   text: () => textOf(page.document()),
   nameOf: (document) => document.name ?? textOf(document).trim().slice(0, 60),
   link() {
-    const { settings, view, tab, chosen } = page.state;
-    return linkTo(location.href, page.document(), { settings, view, tab, chosen });
+    const { settings, view, tab, chosen, pause } = page.state;
+    return linkTo(location.href, page.document(), { settings, view, tab, chosen, pause });
   },
   save: () => saveAs('text.txt', page.text())
 };
