@@ -342,19 +342,6 @@ def test_forged_requests_are_refused(server):
 # 4. The app over time -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(8, marks=pytest.mark.long)])
-def test_memory_does_not_grow(server, times):
-    async def generate_often(person):
-        for _ in range(50):
-            await write(person, max_new_tokens=1)
-
-    visit(server, generate_often)
-    before = server.memory()
-    for _ in range(times):
-        visit(server, generate_often)
-    assert server.memory() < before + 15
-
-
 def test_without_weights_the_page_says_what_to_do(tmp_path):
     async def error(person):
         await person.send(PROMPT)

@@ -1,4 +1,4 @@
-"""The page under load, after failures, after a kill, and started wrongly; with the shipped weights.
+"""The page under load, after failures, and started wrongly; with the shipped weights.
 
 `pytest -n 0 -s -m long tests/test_load.py` prints the measurements: clients, times and memory.
 """
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import aiohttp
 import pytest
 import torch
-from app_server import Person, Shown, copy_app, need_chainlit, running_app, serving
+from app_server import Person, Shown, copy_app, need_chainlit, running_app
 from conftest import ROOT
 
 SEED = 20
@@ -352,7 +352,7 @@ def test_a_crowd(server, known, clients, seconds):
     assert objects(loop)["Continuation"] >= clients
 
 
-# 3. Failures, a kill, and a wrong start -----------------------------------------------------
+# 3. Failures, and a wrong start -----------------------------------------------------
 
 
 @pytest.mark.parametrize(("word", "at"), [("anvil", 0), ("bellows", 3)])
@@ -370,39 +370,6 @@ def test_a_failing_continuation_affects_nobody_else(server, known, word, at):
                 await generate_one(unlucky)
 
     asyncio.run(scene())
-
-
-def test_killed_in_the_middle_it_serves_again(tmp_path, known):
-    async def until_killed(server):
-        """Return people with a finished continuation and an interrupted one."""
-        people = [Visitor(server, known, random.Random(SEED + i)) for i in range(3)]
-        for person in people:
-            await person.__aenter__()
-            await generate_one(person)
-            person.old = person.prompt + person.answer.ids[:FEW]
-            await person.ask_much(at_least=1)
-        server.process.kill()
-        await asyncio.gather(*(person.client.wait() for person in people))
-        return people
-
-    async def come_back(server, person):
-        person.server, person.events = server, asyncio.Queue()
-        await person.connect()
-        await person.expect("element")
-        # The page still has the text, and continues it.
-        await person.set(max_new_tokens=FEW, **WAYS[0])
-        assert len((await person.generate(person.old)).tokens) == FEW
-        await generate_one(person)
-        await person.client.disconnect()
-
-    async def everybody_back(server, people):
-        await asyncio.gather(*(come_back(server, person) for person in people))
-
-    copy_app(tmp_path)
-    with serving(tmp_path) as server:
-        people = asyncio.run(until_killed(server))
-    with serving(tmp_path) as server:
-        asyncio.run(everybody_back(server, people))
 
 
 CHAINLIT = [sys.executable, "-m", "chainlit", "run", "app.py", "-h"]

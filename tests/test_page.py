@@ -455,36 +455,43 @@ def test_unlikely_prompt_tokens_have_a_rank_and_buttons_survive_failures(open_pa
     page.wait_for_function("page.tokensOf(page.document()).filter((t) => t.seen).length === 10")
 
 
-def test_after_a_restart_of_the_app_the_page_has_each_part_once(open_page, tmp_path):
+def write_long(page: Page) -> None:
+    """Begin a text of 300 tokens, and wait for some."""
+    settle(page, temperature=5, top_k=0, max_new_tokens=300)
+    page.locator("#chat-input").fill("The old clock")
+    click(page, "#chat-submit")
+    page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
+
+
+ALL = "page.tokensOf(page.document()).filter(page.isGenerated).length === 300"
+
+
+def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_path):
     copy_app(tmp_path)
     with serving(tmp_path) as server:
         page = open_page(server=server)
-        generate(page, max_new_tokens=5)
+        write_long(page)
         server.process.kill()
         expect(page.locator("#offline")).to_contain_text("Connection lost. Trying again …")
         accessible(page)
     with serving(tmp_path, port=int(server.url.rsplit(":")[-1])):
-        page.wait_for_function("page.socket.connected")
+        page.wait_for_function(ALL)
         page.errors.clear()
-        click(page, "#continue")
-        page.wait_for_function("page.tokensOf(page.document()).filter((t) => t.seen).length >= 10")
         for part in ("#text", ".toolbar", "#settings-line", "#panel"):
             expect(page.locator(part)).to_have_count(1)
+        page.evaluate("page.change({ max_new_tokens: 5 }); page.goOn()")
+        page.wait_for_function(ALL.replace("300", "305"))
         assert page.errors == []
         page.close()  # before the server ends, which the page would report
 
 
 def test_a_text_goes_on_after_a_lost_connection(open_page):
     page = open_page()
-    settle(page, temperature=5, top_k=0, max_new_tokens=300)
-    page.locator("#chat-input").fill("The old clock")
-    click(page, "#chat-submit")
-    page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
+    write_long(page)
     page.evaluate("page.socket.io.engine.close()")
     expect(page.locator("#offline")).to_contain_text("Your text goes on")
     expect(page.locator("#offline")).to_have_count(0)
-    finished(page)
-    page.wait_for_function("page.tokensOf(page.document()).filter(page.isGenerated).length === 300")
+    page.wait_for_function(ALL)
 
 
 def test_two_tabs_and_the_list_of_texts(open_page):
