@@ -240,6 +240,7 @@ def test_guess_the_next_word(open_page, size):
         re.compile(r"The model gave .* bits\. It wrote \w+")
     )
     expect(page.locator("#tab-panel tbody tr")).to_have_count(11)
+    expect(page.locator(".gap")).to_have_text(page.evaluate("page.wordAt(page.state.pause)"))
     accessible(page)
     hidden = page.evaluate("page.textOf(page.document(), page.state.pause)")
     shown = "".join(page.locator("#text .token").all_text_contents())

@@ -40,7 +40,7 @@ function Guess() {
     event.preventDefault();
     const prob = guess.trim() && (await page.probOf(pause, ` ${guess.trim()}`));
     if (!prob) return;
-    page.set({ surprises: [...surprises, bitsOf(prob)] });
+    page.set({ surprises: [...surprises, bitsOf(prob)], revealed: pause });
     setAnswer({ guess: guess.trim(), prob });
   };
   return (

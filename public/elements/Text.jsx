@@ -188,7 +188,7 @@ function Text() {
               </span>
             );
           })}
-          {stop < length && <span className="gap">{'\u00a0?\u00a0'}</span>}
+          {stop < length && <span className="gap"> {state.revealed === state.pause ? page.wordAt(stop) : '?'} </span>}
           <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />
         </div>
       )}

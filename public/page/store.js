@@ -66,7 +66,7 @@ export const page = {
     editing: null, // where the cursor begins, while the text is edited
     compared: null, // the texts of Compare
     pause: null, // of Guess: the text is hidden from this token on
-    surprises: [], // of the guesses so far, in bits
+    surprises: [], // of the guesses so far, in bits; `revealed`: the last pause with a guess
     hinted: false, // a person who has once opened a token needs no hint
     running: null, // the generation in progress
     offline: false,
@@ -199,7 +199,7 @@ export const page = {
   // Change the text such that Undo can take it back.
   revise(change) {
     const document = page.document();
-    if (page.state.running !== null) return undefined;
+    if (page.state.running !== null || page.state.offline) return undefined;
     past.push({ id: document.id, root: structuredClone(document.root) });
     past.splice(0, past.length - MAX_PAST);
     return change(document, idsOf(document));
@@ -226,7 +226,7 @@ export const page = {
   // Begin to edit behind this token, or at the end.
   edit(index) {
     const tokens = tokensOf(page.document()).slice(0, index === null ? undefined : index + 1);
-    page.set({ editing: tokens.reduce((sum, { text }) => sum + text.length, 0) });
+    page.set({ editing: tokens.reduce((sum, { text }) => sum + text.length, 0), sheet: false });
   },
   // Change the text to this one, and continue from its end. Tokens at its beginning stay.
   async rewrite(text) {
