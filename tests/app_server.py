@@ -70,10 +70,10 @@ class Server:
             time.sleep(0.02)
         return json.loads(kept.read_text())
 
-    def memory(self, what: str = "VmRSS") -> float:
-        """Return the memory of the process in MB; its peak for "VmHWM"."""
+    def memory(self) -> float:
+        """Return the memory of the process in MB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split(f"{what}:")[1].split()[0]) / 1000
+        return int(status.split("VmRSS:")[1].split()[0]) / 1000
 
     def call(
         self, method: str, target: str, body: Any = None, **headers: str
