@@ -1,0 +1,36 @@
+"""Reproducible runs of experiments, and means with their uncertainty."""
+
+import statistics
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global random numbers inside a `with` block; restore their state afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def progress(items: Collection) -> tqdm:
+    """Iterate over `items`, with a progress bar among the printed output."""
+    return tqdm(items, file=sys.stdout, mininterval=1, ncols=70)
+
+
+def with_error(values: Tensor) -> str:
+    """Return the mean of `values` (N,) and its standard error, such as "5.22 ± 0.15"."""
+    return f"{values.mean():.2f} ± {values.std() / len(values) ** 0.5:.2f}"
+
+
+def with_spread(values: Iterable[Any], form: str = ".2f") -> str:
+    """Return the mean of `values` and, in brackets, the least and the greatest."""
+    values = list(values)
+    ends = f"{min(values):{form}} to {max(values):{form}}"
+    return f"{statistics.mean(values):{form}} ({ends})"
