@@ -20,8 +20,7 @@ TINY_SHAPE = {"context_length": 48, "emb_dim": 32, "n_heads": 4, "n_layers": 2}
 TINY_PARAMETERS = f"""
 CONFIG = {{**GPT_CONFIG_124M, **{TINY_SHAPE}}}
 SMALL = {{"context_length": 24, "emb_dim": 16, "n_heads": 2, "n_layers": 2}}
-NUM_EPOCHS, SMALL_EPOCHS, GRAMMAR_EPOCHS, SAMPLES = 2, 2, 1, 2
-GRAMMAR_TOKENS, SEEDS = (200, 400), (1, 2)
+NUM_EPOCHS, SMALL_EPOCHS, OWN_STEPS, GRAMMAR_STEPS, SAMPLES, SEEDS = 2, 2, 20, 20, 2, (1, 2)
 STORY, PROMPT, NEW_PROMPT = "mine.txt", "This notebook", "A window of"
 """
 SCRIPTS = {  # words of four writing systems
@@ -41,6 +40,7 @@ CASES = [  # context length, least number of tokens in each prompt, writing syst
 ]  # fmt: skip
 GUESS = re.compile(r"^(GUESS_\w+) = None", re.MULTILINE)  # a prediction, left to the reader
 TIMED = re.compile("second|minutes|times as fast|step|it/s|s/it")  # lines that differ in each run
+RESTART_PARAMETERS = 2  # which of the code cells has the settings
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 
 
@@ -75,11 +75,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def twice(folder):
-    """Return pairs of cells: of each section, which runs twice, with the exercises solved."""
+    """Return pairs of cells: of each section, which runs twice, with the exercises solved.
+
+    Then the kernel forgets everything, and the lesson goes on from the shipped weights.
+    """
     notebook = nbformat.from_dict(NOTEBOOK)
     tagged(notebook, "parameters").source += TINY_PARAMETERS
     for name, answer in SOLUTIONS.items():
-        tagged(notebook, f"exercise-{name}").source = answer
+        tagged(notebook, f"exercise-{name}").source = f"@check\n{answer}"
     cells, section, pairs = [], [], []
     for cell in [*notebook.cells, nbformat.v4.new_markdown_cell("## The end")]:
         if cell.source.startswith("## "):
@@ -90,7 +93,13 @@ def twice(folder):
             cell.source = GUESS.sub(r"\1 = 1.5", cell.source)
             section.append(cell)
         cells.append(cell)
-    notebook.cells = cells
+    sources = [cell.source for cell in notebook.cells]
+    (back,) = (i for i, source in enumerate(sources) if "**Back after a restart?**" in source)
+    (start,) = (i for i, source in enumerate(sources) if source.startswith("## 1. "))
+    after_restart = [*notebook.cells[:start], *notebook.cells[back:]]
+    rest = [nbformat.v4.new_code_cell(c.source) for c in after_restart if c.cell_type == "code"]
+    rest[RESTART_PARAMETERS].source += "TRAIN = False\n"
+    notebook.cells = [*cells, nbformat.v4.new_code_cell("%reset -f"), *rest]
     execute(notebook, folder)
     return pairs
 
@@ -98,19 +107,21 @@ def twice(folder):
 def test_a_section_that_runs_again_gives_the_same(twice):
     assert len(twice) > 60
     for first, again in twice:
-        if "seconds(" not in first.source:  # that cell plots times
+        if "perf_counter" not in first.source:  # that cell measures times
             assert printed(first) == printed(again), first.source
 
 
 def test_the_solutions_are_right(twice):
-    checks = {c.source[6:-1]: printed(c)[0] for c, _ in twice if c.source.startswith("check(")}
-    assert checks == {name: f"{name}: right." for name in EXERCISES}
+    verdicts = [printed(cell)[:2] for cell, _ in twice if cell.source.startswith("@check")]
+    right = [[f"{name}: right.", "Going on with yours."] for name in SOLUTIONS]
+    assert sorted(verdicts) == sorted(right)
 
 
 def test_exercises_and_predictions_are_left_to_the_reader(twice):
     for name in EXERCISES:
-        (line,) = filter(None, printed(tagged(NOTEBOOK, f"check-{name}")))
-        assert line.startswith(f"{name}: yours to write.")
+        lines = printed(tagged(NOTEBOOK, f"exercise-{name}"))
+        assert lines[0].startswith(f"{name}: yours to write.")
+        assert lines[1] == "Going on with the solution."
     guesses = [name for cell in CODE for name in GUESS.findall(cell.source)]
     assert len(guesses) >= 6
     for name in guesses:  # each is compared with a result
@@ -132,7 +143,7 @@ def test_committed_with_the_outputs_of_one_run():
     outputs = [output for cell in CODE for output in cell.outputs]
     assert "error" not in {output.output_type for output in outputs}
     figures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(figures) >= 20
+    assert len(figures) >= 15
     for figure in figures:  # with alternative text
         assert len(figure.metadata["image/png"]["alt"]) > 20
 
@@ -146,7 +157,7 @@ def test_links_lead_to_sections_that_explain_their_terms():
     sections = re.split(r"^## ", MARKDOWN, flags=re.MULTILINE)[1:]
     by_link = {section.splitlines()[0].replace(" ", "-"): section for section in sections}
     assert re.findall(r"^\d+\. \[.+\]\(#(.+)\)$", MARKDOWN, re.MULTILINE) == list(by_link)
-    row = re.compile(r"^\| (\*.+?) \| .+ \| \[.+\]\(#(.+)\) \|$", re.MULTILINE)
+    row = re.compile(r"^- (\*.+?): .+ \(\[.+\]\(#(.+)\)\)$", re.MULTILINE)
     rows = row.findall(by_link["Glossary"])
     assert len(rows) > 25
     for terms, link in rows:

@@ -103,36 +103,6 @@ def test_shipped_weights_know_the_story(story, tokenizer):
     assert calc_loss_loader(eval_loader(train_ids, 256, 2), model) < 0.5
 
 
-def test_the_lessons_lines_resume_a_training(tmp_path, monkeypatch):
-    lesson = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
-    (lines,) = (code for code in blocks("python", lesson) if "save_checkpoint" in code)
-    monkeypatch.chdir(tmp_path)
-    text, length, epochs = torch.arange(300) * 7 % 61, TINY_CONFIG["context_length"], 2
-    evaluations = []
-
-    def train_and_tell(*args, on_eval, **settings):
-        def tell(evaluation):
-            on_eval(evaluation)
-            evaluations.append(evaluation)
-            if len(evaluations) == 2:
-                raise KeyboardInterrupt
-
-        return train_model(*args, on_eval=tell, **settings)
-
-    names = {
-        "torch": torch, "large_model": lambda: GPTModel(TINY_CONFIG), "NUM_EPOCHS": epochs,
-        "SEED": 1, "LEARNING_RATE": 4e-4, "BATCH_SIZE": 1, "train_ids": text, "val_ids": text,
-        "plan_epochs": lambda: epoch_loaders(text, length, epochs), "train_model": train_and_tell,
-        "train_eval_loader": eval_loader(text, length), "val_loader": eval_loader(text, length),
-    }  # fmt: skip
-    torch.manual_seed(5)
-    with pytest.raises(KeyboardInterrupt):
-        exec(lines, dict(names))
-    for _ in range(2):  # the second time, training is complete
-        exec(lines, dict(names))
-    assert [evaluation.epoch for evaluation in evaluations] == [0, 0.5, 1, 1.5, 2]
-
-
 def test_figures_are_those_of_the_notebook():
     printed = "".join(o.get("text", "") for c in NOTEBOOK.cells for o in c.get("outputs", []))
     measured = " ".join(README.split("## Measured")[1].split())

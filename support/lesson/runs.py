@@ -34,3 +34,8 @@ def with_spread(values: Iterable[Any], form: str = ".2f") -> str:
     values = list(values)
     ends = f"{min(values):{form}} to {max(values):{form}}"
     return f"{statistics.mean(values):{form}} ({ends})"
+
+
+def whole_windows(ids: Tensor, length: int) -> Tensor:
+    """Return the tokens (T,) of as many whole windows as fit, so that each target counts once."""
+    return ids[: 1 + (len(ids) - 1) // length * length]

@@ -1,0 +1,52 @@
+"""Models made of counts: unigrams, bigrams and trigrams, interpolated."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+
+def count_probs(ids: Tensor, train_ids: Tensor, order: int, vocab_size: int) -> Tensor:
+    """Return each token's probability under counts of `train_ids`, (T, order + 1).
+
+    Column 0 is blind guessing, 1 the share among single tokens, 2 among pairs with the same first
+    token, 3 among triples. Where a context never occurs, the shorter one decides.
+    """
+    text, train = ids.tolist(), train_ids.tolist()
+    columns = [[1 / vocab_size] * len(text)]
+    for n in range(order):  # tokens of context
+        runs = Counter(zip(*(train[i:] for i in range(n + 1)), strict=False))
+        contexts = Counter(run[:-1] for run in runs.elements())
+        column = list(columns[-1])
+        for i in range(n, len(text)):
+            run = tuple(text[i - n : i + 1])
+            if times := contexts[run[:-1]]:
+                column[i] = runs[run] / times
+        columns.append(column)
+    return torch.tensor(columns, dtype=torch.double).T
+
+
+def fit_weights(probs: Tensor, steps: int = 200) -> Tensor:
+    """Return the mix of the columns of `probs` (T, N) that makes the tokens most probable, (N,).
+
+    By expectation maximization (Jelinek and Mercer 1980, "Interpolated estimation of Markov source
+    parameters from sparse data").
+    """
+    weights = torch.full_like(probs[0], 1 / probs.size(1))
+    for _ in range(steps):
+        shares = weights * probs  # (T, N): how much of p each column explains
+        weights = (shares / shares.sum(1, keepdim=True)).mean(0)
+    return weights
+
+
+def counted_models(ids: Tensor, train_ids: Tensor, vocab_size: int) -> dict[str, Tensor]:
+    """Return the loss of each token of `ids` but the first, (T - 1,), by model.
+
+    The mixes are fitted to the last tenth of the training text, with counts of the rest.
+    """
+    cut, losses = len(train_ids) * 9 // 10, {}
+    for order, name in enumerate(("unigram counts", "bigram counts", "trigram counts"), start=1):
+        held_out = count_probs(train_ids[cut:], train_ids[:cut], order, vocab_size)
+        probs = count_probs(ids, train_ids, order, vocab_size) @ fit_weights(held_out)
+        losses[name] = -probs[1:].log()
+    return losses
