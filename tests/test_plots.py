@@ -41,9 +41,9 @@ def test_loss_plot():
     assert not legend.get_window_extent().overlaps(ax.get_tightbbox())
 
 
-def test_loss_plot_needs_two_evaluations():
-    with pytest.raises(ValueError, match="a curve needs two evaluations, not 1"):
-        plot_losses(HISTORY[:1])
+def test_loss_plot_of_a_training_interrupted_at_once():
+    (ax,) = plot_losses(HISTORY[:1]).axes
+    assert [list(line.get_xdata()) for line in ax.lines] == [[HISTORY[0].epoch]] * 3
 
 
 def heights(ax):

@@ -81,10 +81,8 @@ def plot_losses(
     """Return a figure of both losses against epochs (bottom axis) and tokens seen (top axis).
 
     A star marks the best validation loss. `baselines` (losses by name) become horizontal lines.
-    Raises ValueError for fewer than two evaluations.
+    A single evaluation, of an interrupted or a loaded training, is shown as points.
     """
-    if len(history) < 2:
-        raise ValueError(f"a curve needs two evaluations, not {len(history)}: train for longer")
     epochs = [line.epoch for line in history]
     best = min(history, key=lambda line: line.val_loss)
     figure, ax = new_axes(8, 4.2)
@@ -95,8 +93,9 @@ def plot_losses(
     ax.plot(best.epoch, best.val_loss, "*", ms=14, color=ORANGE, label=label)
     for name, loss in (baselines or {}).items():
         level_line(ax, name, loss)
-    ax.set(xlabel="epochs", ylabel="loss (nats per token)", xlim=(0, epochs[-1]), ylim=(0, None))
-    _add_tokens_axis(ax, epochs, [line.tokens_seen for line in history])
+    ax.set(xlabel="epochs", ylabel="loss (nats per token)", xlim=(0, epochs[-1] or 1), ylim=(0, None))
+    if len(history) > 1:
+        _add_tokens_axis(ax, epochs, [line.tokens_seen for line in history])
     figure.legend(loc="outside lower center", ncols=3)  # outside the axes, where it hides no line
     return figure
 
