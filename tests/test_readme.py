@@ -6,14 +6,13 @@ import subprocess
 
 import nbformat
 import pytest
-import torch
-from conftest import ROOT, TINY_CONFIG, run_python, same_weights
+from conftest import ROOT, run_python, same_weights
 
-from gpt import GPTModel, TrainState, calc_loss_loader, train_model
+from gpt import TrainState, calc_loss_loader
 from support.model.hugging_face import load_hugging_face
 from support.model.weights import load_model
 from support.training.checkpoints import save_checkpoint
-from support.training.data import epoch_loaders, eval_loader, split_tokens
+from support.training.data import eval_loader, split_tokens
 from utils import text_to_token_ids
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -93,7 +93,8 @@ def plot_losses(
     ax.plot(best.epoch, best.val_loss, "*", ms=14, color=ORANGE, label=label)
     for name, loss in (baselines or {}).items():
         level_line(ax, name, loss)
-    ax.set(xlabel="epochs", ylabel="loss (nats per token)", xlim=(0, epochs[-1] or 1), ylim=(0, None))
+    ax.set(xlabel="epochs", ylabel="loss (nats per token)", ylim=(0, None))
+    ax.set_xlim(0, epochs[-1] or 1)
     if len(history) > 1:
         _add_tokens_axis(ax, epochs, [line.tokens_seen for line in history])
     figure.legend(loc="outside lower center", ncols=3)  # outside the axes, where it hides no line
