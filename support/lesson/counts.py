@@ -5,16 +5,18 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+NAMES = ("unigram counts", "bigram counts", "trigram counts")
 
-def count_probs(ids: Tensor, train_ids: Tensor, order: int, vocab_size: int) -> Tensor:
-    """Return each token's probability under counts of `train_ids`, (T, order + 1).
+
+def count_probs(ids: Tensor, train_ids: Tensor, vocab_size: int) -> Tensor:
+    """Return each token's probability under counts of `train_ids`, (T, 4).
 
     Column 0 is blind guessing, 1 the share among single tokens, 2 among pairs with the same first
     token, 3 among triples. Where a context never occurs, the shorter one decides.
     """
     text, train = ids.tolist(), train_ids.tolist()
     columns = [[1 / vocab_size] * len(text)]
-    for n in range(order):  # tokens of context
+    for n in range(len(NAMES)):  # tokens of context
         runs = Counter(zip(*(train[i:] for i in range(n + 1)), strict=False))
         contexts = Counter(run[:-1] for run in runs.elements())
         column = list(columns[-1])
@@ -44,9 +46,10 @@ def counted_models(ids: Tensor, train_ids: Tensor, vocab_size: int) -> dict[str,
 
     The mixes are fitted to the last tenth of the training text, with counts of the rest.
     """
-    cut, losses = len(train_ids) * 9 // 10, {}
-    for order, name in enumerate(("unigram counts", "bigram counts", "trigram counts"), start=1):
-        held_out = count_probs(train_ids[cut:], train_ids[:cut], order, vocab_size)
-        probs = count_probs(ids, train_ids, order, vocab_size) @ fit_weights(held_out)
-        losses[name] = -probs[1:].log()
-    return losses
+    cut = len(train_ids) * 9 // 10
+    held_out = count_probs(train_ids[cut:], train_ids[:cut], vocab_size)
+    probs = count_probs(ids, train_ids, vocab_size)[1:]
+    return {
+        name: -(probs[:, :n] @ fit_weights(held_out[:, :n])).log()
+        for n, name in enumerate(NAMES, start=2)  # columns: blind guessing and n - 1 orders
+    }
