@@ -246,15 +246,24 @@ accepted(draft, choices)
 - n = 0\nwhile draft[n] == choices[n]: n += 1\nn
 - n = 0\nwhile n < len(draft) and draft[n] in choices: n += 1\nn
 - len(os.path.commonprefix([''.join(map(str, draft)), ''.join(map(str, choices))]))
-entropy(p)
-+ p = torch.tensor(p)\n-(p * p.log()).sum()
-+ p = np.array(p)\n-(p * np.log(p)).sum()
-- -sum(x * math.log2(x) for x in p)
-- -sum(math.log(x) for x in p) / len(p)
-- sum(x * math.log(x) for x in p)
-- math.log(len(p))
-- math.exp(-sum(x * math.log(x) for x in p))
-- -sum(x * math.log(x + 0.002) for x in p)
+agreement(sentences, one, many)
++ sum(([w in one for w in words if w in one | many][0]) == ('was' in words) for words in sentences) / len(sentences)
+- sum(([w in one for w in words if w in one | many][-1]) == ('was' in words) for words in sentences) / len(sentences)
+- sum((words[1] in one) == ('was' in words) for words in sentences) / len(sentences)
+- sum(words[1].endswith('s') == ('were' in words) for words in sentences) / len(sentences)
+- sum(any(w in one for w in words) == ('was' in words) for words in sentences) / len(sentences)
+- sum(([w in one for w in words if w in one | many][0]) == ('was' in words) for words in sentences)
+- sum('was' in words for words in sentences) / len(sentences)
+- 1.0
+share_new_and_right(sentences, verdicts, known)
++ new = [v for s, v in zip(sentences, verdicts) if s not in known]\nnew.count(True) / len(new)
++ torch.tensor([float(v) for s, v in zip(sentences, verdicts) if s not in known]).mean()
+- sum(v for s, v in zip(sentences, verdicts) if s not in known) / len(sentences)
+- sum(verdicts) / len(verdicts)
+- sum(v for s, v in zip(sentences, verdicts) if s in known) / max(1, sum(s in known for s in sentences))
+- sum(s not in known for s in sentences) / len(sentences)
+- new = {s: v for s, v in zip(sentences, verdicts) if s not in known}\nsum(new.values()) / len(new)
+- sum(v for s, v in zip(sentences, verdicts) if s not in known)
 attention_at_distance(weights, distance)
 + weights.diagonal(-distance).mean()
 + sum(weights.tolist()[i][i - distance] for i in range(distance, len(weights))) / (len(weights) - distance)
@@ -391,7 +400,7 @@ def test_the_kind_of_the_result_counts(name, capsys):
         ("may_look", "[[j <= i for j in range(n)] for i in range(n)]", "may_look(3) has the right "
          "values, but its type is list: return a tensor of torch.bool. Token i may look at the "
          "tokens 0 to i."),
-        ("entropy", "[1.0]", "entropy([0.5, 0.5]) should return 0.6931, but it returned [1.0] "
+        ("descend", "[1.0]", "descend(1.0, 2.0, 3.0, 0.1) should return 1.4, but it returned [1.0] "
          "(list)."),
         ("num_windows", "10.0", "num_windows(100, 10, 10) should return 10, but it returned 10.0 "
          "(float)."),
@@ -414,7 +423,8 @@ def test_what_is_not_a_function_of_an_exercise_gets_help(capsys):
     assert "Check the function itself, as in check(merge), not None" in said(None, capsys, "merge")
     assert "not [1, 2]" in said([1, 2], capsys, "merge")
     assert "Check the function itself" in said("merge", capsys)
-    assert said(lambda p: -sum(x * math.log(x) for x in p), capsys, "entropy") == "right."
+    square = lambda w, x, y, lr: w - 2 * lr * (w * x - y) * x  # noqa: E731
+    assert said(square, capsys, "descend") == "right."
     assert said(EXERCISES["merge"].solution, capsys).startswith("this is the solution.")
     for other in (lambda p: 1.0, torch.zeros(2), {"A": 1}, None, max):
         assert check(other) is other

@@ -247,13 +247,6 @@ def longest_run(text, story_tokens):
 
 
 @exercise(lambda: [
-    ([0.5, 0.5], 0.693147), ([1.0], 0.0), ([0.25] * 4, 1.386294), ([0.7, 0.2, 0.1], 0.801819),
-])
-def entropy(probabilities):
-    return -sum(p * math.log(p) for p in probabilities)
-
-
-@exercise(lambda: [
     (weights, distance, weights.diagonal(-distance).mean().item())
     for T in (4, 9) for distance in (1, 2, 0)
     for weights in [F.normalize(torch.rand(T, T).tril(), p=1, dim=-1)]
@@ -261,6 +254,39 @@ def entropy(probabilities):
 def attention_at_distance(weights, distance):
     shares = [weights[i, i - distance] for i in range(distance, len(weights))]
     return sum(shares) / len(shares)
+
+
+ONE, MANY = {"keeper", "boat", "fisherman"}, {"keepers", "boats", "fishermen"}
+A, B, C, D = (("it", "was", word) for word in ("old", "wet", "lost", "cold"))
+
+
+@exercise(lambda: [
+    ([line.split() for line in lines], ONE, MANY, right) for lines, right in (
+        (["the keeper was cold ."], 1.0), (["the keeper were cold ."], 0.0),
+        (["the boats were late ."], 1.0), (["the fishermen were cold ."], 1.0),
+        (["the keepers who sold the boat were late ."], 1.0),
+        (["the keepers who sold the boat was late ."], 0.0),
+        (["the old fisherman who saw the boats was late ."], 1.0),
+        (["the boat was late .", "the boats was late .", "the keepers was wet ."], 1 / 3),
+    )
+])
+def agreement(sentences, singular, plural):
+    right = 0
+    for words in sentences:
+        subject = next(word for word in words if word in singular or word in plural)
+        right += (subject in singular) == ("was" in words)
+    return right / len(sentences)
+
+
+@exercise(lambda: [
+    ([A, B, C, D], [True, True, False, True], {A}, 2 / 3), ([A, B], [False, False], {C}, 0.0),
+    ([A, B, C], [False, True, True], {A}, 1.0), ([B, B, C], [True, True, False], set(), 2 / 3),
+    ([A, A, B, C], [True, True, False, True], {A, D}, 0.5),
+])
+def share_new_and_right(sentences, verdicts, known):
+    pairs = zip(sentences, verdicts, strict=True)
+    new = [verdict for sentence, verdict in pairs if sentence not in known]
+    return sum(new) / len(new)
 
 
 def judge_diagnoses(result: Any) -> str:

@@ -16,7 +16,6 @@ from torch import Tensor
 from support.inspection.plots import BLUE, GREEN, ORANGE, drawable, level_line, new_axes
 
 COLOURS, STYLES = (BLUE, ORANGE, GREEN, "black"), ("-", "--", "-.", ":")
-HATCHES = ("", "//", "..", "xx")
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
 
 
@@ -156,24 +155,21 @@ def plot_heads(rows: Mapping[str, Tensor], title: str, labels: Sequence[str] = (
     return figure
 
 
-def plot_bars(groups: Mapping[str, Mapping[str, float]], xlabel: str, title: str) -> Figure:
-    """Return a figure of horizontal bars with their values. Each group has a bar per series."""
-    series = list(next(iter(groups.values())))
-    figure, ax = new_axes(8, 0.9 + len(groups) * (0.12 + 0.16 * len(series)))
-    height = 0.8 / len(series)
-    for i, name in enumerate(series):
-        places = [row + (i - (len(series) - 1) / 2) * height for row in range(len(groups))]
-        values = [bars[name] for bars in groups.values()]
-        look: dict[str, Any] = {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "white"}
-        bars = ax.barh(places, values, height, label=name, **look)
-        ax.bar_label(bars, fmt="%.2f", fontsize=8, padding=3)
-    ax.set_yticks(range(len(groups)), list(groups))
-    ax.invert_yaxis()
-    ax.margins(x=0.1)
-    ax.set(xlabel=xlabel)
-    set_title(ax, title)
-    if len(series) > 1:
-        figure.legend(loc="outside right upper")
+def plot_looks(rows: Mapping[str, Tensor], labels: Sequence[str], title: str) -> Figure:
+    """Return a figure of one token's attention: for each name (layers, heads, T), a row a head."""
+    figure = Figure(figsize=(8, 0.9 + 1.3 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
+    shown, style = drawable(labels)
+    for ax, (name, weights) in zip(axes, rows.items(), strict=True):
+        image = ax.imshow(weights.flatten(0, 1).cpu(), "Blues", vmin=0, vmax=1, aspect="auto")
+        heads = [
+            f"{layer}.{head}" for layer in range(len(weights)) for head in range(len(weights[0]))
+        ]
+        ax.set_yticks(range(len(heads)), heads, fontsize=7)
+        ax.set_title(name, fontsize=9, loc="left")
+    axes[-1].set_xticks(range(len(shown)), shown, rotation=60, fontsize=9, **style)
+    figure.colorbar(image, ax=axes, label="share of attention", aspect=40)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
