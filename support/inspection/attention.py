@@ -1,6 +1,8 @@
 """Attention weights: how much each token attends to each earlier one, per layer and head."""
 
+import copy
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -40,3 +42,13 @@ def attention_weights(model: GPTModel, idx: Tensor) -> Tensor:
     with eval_mode(model.modules()):
         model.hidden_states(idx, recorder)
     return torch.stack(recorder.weights)
+
+
+def without_heads(model: GPTModel, heads: Iterable[tuple[int, int]]) -> GPTModel:
+    """Return a copy of a model in which these heads (layer, head), from 0, add nothing."""
+    model = copy.deepcopy(model)
+    for layer, head in heads:
+        attention = model.trf_blocks[layer].att
+        outputs = attention.out_proj.weight.data.unflatten(1, (attention.n_heads, -1))
+        outputs[:, head] = 0  # (C, H, D), a view: what the output projection reads from this head
+    return model

@@ -123,6 +123,13 @@ def text_ids(num_tokens: int, seed: int, grammar: Grammar = GRAMMAR) -> Tensor:
     return encode(words[:num_tokens])
 
 
+def paragraph_windows(ids: Tensor, length: int) -> Tensor:
+    """Return windows (N, length + 1), each from the line break before a paragraph."""
+    ids = torch.cat([encode(["\n"]), ids])
+    starts = (ids[:-length] == IDS["\n"]).nonzero()  # (N, 1)
+    return ids[starts + torch.arange(length + 1)]
+
+
 def spell(words: Sequence[str]) -> str:
     """Return words as readable text."""
     text = re.sub(r" ([.,\n])", r"\1", " ".join(words))
