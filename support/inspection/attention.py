@@ -48,7 +48,6 @@ def without_heads(model: GPTModel, heads: Iterable[tuple[int, int]]) -> GPTModel
     """Return a copy of a model in which these heads (layer, head), from 0, add nothing."""
     model = copy.deepcopy(model)
     for layer, head in heads:
-        attention = model.trf_blocks[layer].att
-        outputs = attention.out_proj.weight.data.unflatten(1, (attention.n_heads, -1))
-        outputs[:, head] = 0  # (C, H, D), a view: what the output projection reads from this head
+        weights = model.get_parameter(f"trf_blocks.{layer}.att.out_proj.weight").data  # (C, C)
+        weights.unflatten(1, (model.cfg["n_heads"], -1))[:, head] = 0  # a view: (C, H, D)
     return model
