@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "support.inspection": INSPECTION,
     "support.lesson": {*INSPECTION, "support.lesson"},
     "support.page": {*INSPECTION, "support.page"},
+    "support.generate": {*MODEL, "utils", "support.training"},
     "pretrain": ALL - {"support.lesson", "support.page"},
     "app": ALL - {"support.lesson"},
 }

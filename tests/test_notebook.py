@@ -16,7 +16,7 @@ from support.lesson.exercises import EXERCISES
 from support.model.weights import load_model
 
 LENGTH = 4000  # characters of each text: long enough for the tiny models, and quick to train on
-TINY_SHAPE = {"context_length": 48, "emb_dim": 32, "n_heads": 4, "n_layers": 2}
+TINY_SHAPE = {"context_length": 48, "emb_dim": 64, "n_heads": 4, "n_layers": 2}
 TINY_PARAMETERS = f"""
 CONFIG = {{**GPT_CONFIG_124M, **{TINY_SHAPE}}}
 SMALL = {{"context_length": 24, "emb_dim": 16, "n_heads": 2, "n_layers": 2}}

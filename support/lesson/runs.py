@@ -30,10 +30,10 @@ def with_error(values: Tensor) -> str:
 
 
 def with_spread(values: Iterable[Any], form: str = ".2f") -> str:
-    """Return the mean of `values` and, in brackets, the least and the greatest."""
+    """Return the mean of `values` and, if they are several, the least and the greatest."""
     values = list(values)
-    ends = f"{min(values):{form}} to {max(values):{form}}"
-    return f"{statistics.mean(values):{form}} ({ends})"
+    mean, low, high = (f"{f(values):{form}}" for f in (statistics.mean, min, max))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
 def whole_windows(ids: Tensor, length: int) -> Tensor:

@@ -1,0 +1,61 @@
+"""The command that continues a text."""
+
+import io
+
+import pytest
+import torch
+
+import support.generate
+from utils import generate, load_model, text_to_token_ids, token_ids_to_text
+
+
+@pytest.mark.parametrize("temperature, top_k", [(0, 50), (1.0, 3), (1.5, 0)])
+@pytest.mark.parametrize("piped", [False, True])
+def test_prints_what_generate_returns(
+    saved, tokenizer, capsys, monkeypatch, temperature, top_k, piped
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO("A;B\n"))
+    settings = f"--weights {saved} --max-tokens 30 --top-k {top_k} --temperature {temperature}"
+    support.generate.main([*settings.split(), "--seed", "5", *["A;B"][piped:]])
+    model, draw = load_model(saved, dtype="fastest"), torch.Generator().manual_seed(5)
+    ids = generate(
+        model, text_to_token_ids("A;B", tokenizer), 30, 16, temperature, top_k or None,
+        generator=draw,
+    )  # fmt: skip
+    assert capsys.readouterr().out == token_ids_to_text(ids, tokenizer) + "\n"
+
+
+def test_without_a_seed_each_text_is_new(saved, capsys):
+    texts = set()
+    for _ in range(3):
+        support.generate.main(["A;B", "--weights", str(saved), "--max-tokens", "30"])
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 3
+
+
+def test_a_character_of_several_tokens_is_printed_whole(saved, tokenizer, capsys, monkeypatch):
+    clock = text_to_token_ids("🕰️ é", tokenizer)[0]
+    assert len(clock) > 4
+    steps = [(token[None, None], None) for token in clock]
+    monkeypatch.setattr(support.generate, "stream", lambda *args, **settings: steps)
+    support.generate.main(["A;B", "--weights", str(saved)])
+    assert capsys.readouterr().out == "A;B🕰️ é\n"
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--weights", "missing.pth"], "missing.pth"), (["--temperature", "-1"], "temperature"),
+    (["--top-p", "1.5"], "top_p"), (["--max-tokens", "-3"], "max_new_tokens"),
+    (["--top-k", "-2"], "top_k"),
+])  # fmt: skip
+def test_a_bad_argument_is_one_line(saved, capsys, change, message):
+    with pytest.raises(SystemExit) as error:
+        support.generate.main(["A;B", "--weights", str(saved), *change])
+    (line,) = str(error.value).splitlines()
+    assert message in line and line.endswith("(see --help)")
+    assert capsys.readouterr().out == ""
+
+
+def test_an_empty_prompt_is_one_line(saved, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    with pytest.raises(SystemExit, match="nothing to continue"):
+        support.generate.main(["--weights", str(saved)])
