@@ -30,10 +30,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Continue a text with a trained model, and print it token by token.",
     )
     parser.add_argument("prompt", nargs="?", help="its beginning; by default, standard input")
-    parser.add_argument("--weights", default="pretrain-story-model.pth", help="the model's file (%(default)s)")
+    parser.add_argument(
+        "--weights", default="pretrain-story-model.pth", help="the model's file (%(default)s)"
+    )
     parser.add_argument("--max-tokens", type=int, default=120, help="new tokens (%(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
-    parser.add_argument("--top-k", type=int, default=50, help="candidates for each token; 0: all (%(default)s)")
+    parser.add_argument(
+        "--top-k", type=int, default=50, help="candidates for each token; 0: all (%(default)s)"
+    )
     parser.add_argument("--top-p", type=float, help="their total probability (no limit)")
     parser.add_argument("--seed", type=int, help="to repeat a text (random)")
     return parser.parse_args(arguments)
