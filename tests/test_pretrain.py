@@ -128,23 +128,14 @@ def test_it_gives_what_the_lesson_gives_bit_for_bit(folder, lesson):
     names = {}
     for source in (
         cell("%matplotlib inline").replace("%matplotlib inline", ""),
-        cell("import tiktoken\n"),
+        cell("from gpt import ("),
         cell("NUM_EPOCHS, BATCH_SIZE, LEARNING_RATE =").replace("tune_malloc()", ""),
         f"globals().update({changes})",
-        cell("story = read_text(STORY)"),
-        "tokenizer = tiktoken.get_encoding('gpt2'); prompt = text_to_token_ids(PROMPT, tokenizer)",
-        cell("token_ids = text_to_token_ids(story"),
-        "from support.training.data import *",
-        cell("train_ids, val_ids = split_tokens"),
-        cell("def whole_windows("),
-        "from gpt import GPTModel, train_model",
-        "from support.training.head_start import give_head_start",
-        cell("def large_model():"),
-        "num_steps = 0",
-        cell("def on_step(step, num_steps):"),
-        cell("train_model(model, plan_epochs()"),
-        "from support.model.weights import save_weights",
-        re.search(r"save_weights\(model.*ids", cell("save_weights(model, WEIGHTS"))[0] + ")",
+        *map(
+            cell, ("counted = counted_models(val_whole", "def large_model():", "num_steps = sum(")
+        ),
+        *map(cell, ("def on_eval(evaluation):", "train_model(model, plan_epochs()")),
+        re.search(r"save_weights\(model.*ids\)", cell("save_weights(model, WEIGHTS"))[0],
     ):
         exec(source, names)
     train("--evals-per-epoch", "2")
