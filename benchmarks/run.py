@@ -1,6 +1,6 @@
 """Measure this project's speed beside other projects', on this machine's CPU.
 
-    python benchmarks/run.py > benchmarks/results-PROCESSOR.md     about 8 minutes on two cores
+    python benchmarks/run.py > benchmarks/results-PROCESSOR.md     about 7 minutes on two cores
     python benchmarks/run.py generate page                         only these sections
     python benchmarks/run.py --quick                               short rounds, to try it
 
