@@ -100,7 +100,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
     """
     if not Path(path).exists():
         return None
-    content = load_archive(path, "a checkpoint", "delete it and the run's other files to start over")
+    remedy = "delete it and the run's other files to start over"
+    content = load_archive(path, "a checkpoint", remedy)
     keys = {"config", "run_config", "weights", "optimizer", "step", "history", "random"}
     if not isinstance(content, dict) or content.keys() != keys:
         raise ValueError(f"{path} was not written by save_checkpoint: use another file")
