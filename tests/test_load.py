@@ -349,7 +349,7 @@ def test_a_crowd(server, known, clients, seconds):
         assert loop["blocked"] < 100
     assert loop["workers"] == [1, WORKERS]  # two threads with workers would slow each other down
     assert after < before + MB_MORE
-    assert objects(loop)["Continuation"] >= clients
+    assert objects(loop)["Continuation"] > 0  # they are counted, and those above are forgotten
 
 
 # 3. Failures, and a wrong start -----------------------------------------------------
