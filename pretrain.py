@@ -39,7 +39,7 @@ from support.training import checkpoints, distributed
 from support.training.arguments import full_config, parse_arguments
 from support.training.checkpoints import RunConfig, run_config
 from support.training.command import InputError, Stopped, input_checks, safe_output, signals, stop
-from support.training.data import epoch_loaders, eval_loader, split_tokens
+from support.training.data import epoch_loaders, eval_loader, split_tokens, whole_windows
 from support.training.distributed import RANK, WORLD_SIZE
 from support.training.head_start import give_head_start
 from support.training.malloc import tune_malloc
@@ -114,7 +114,7 @@ def make_loaders(texts: tuple, config: RunConfig, vocab_size: int, evals: int | 
     evals = evals or max(2, len(loaders[0]) // 500)
     # The longer a text, the more windows are worth their time, which stays below a tenth of all.
     windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
-    whole = [ids[: 1 + (len(ids) - 1) // length * length] for ids in texts]  # whole windows
+    whole = [whole_windows(ids, length) for ids in texts]
     return [evals, loaders, *(eval_loader(ids, length, windows, **size) for ids in whole)]
 
 

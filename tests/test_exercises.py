@@ -17,6 +17,7 @@ from conftest import ROOT
 from torch.nn import functional as F
 
 from support.lesson.exercises import EXERCISES, check, reveal
+from support.lesson.feedback import find_fault
 
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
 MARKDOWN = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
@@ -478,3 +479,10 @@ def test_a_notebook_folds_answers_and_solutions_away(monkeypatch):
     )
     assert "<pre><code>def may_look(length):\n    position" in solution
     assert "position[None, :] &lt;= position" in solution
+
+
+def test_a_copied_set_of_another_order_is_no_change():
+    values = {7, 15}
+    assert repr(copy.deepcopy(values)) != repr(values)
+    fault = find_fault(lambda values: None, len, lambda: [(values, 2)], "", False)
+    assert fault.startswith("yours to write.")

@@ -176,9 +176,3 @@ def judge(paragraph: Sequence[str]) -> list[bool]:
     ending = "at last {} put down the {} , the {} and the {} \\.".format(somebody, *load)
     patterns = [_OPENING, *[middle] * (len(lines) - 2), ending]
     return [bool(re.fullmatch(*pair)) for pair in zip(patterns, lines, strict=False)]
-
-
-def is_grammatical(paragraph: Sequence[str]) -> bool:
-    """Return whether the grammar can produce this paragraph, line break included."""
-    verdicts, ended = judge(paragraph), list(paragraph[-1:]) == ["\n"]
-    return ended and paragraph.count("\n") == 1 and len(verdicts) in (3, 4) and all(verdicts)

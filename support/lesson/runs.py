@@ -34,8 +34,3 @@ def with_spread(values: Iterable[Any], form: str = ".2f") -> str:
     values = list(values)
     mean, low, high = (f"{f(values):{form}}" for f in (statistics.mean, min, max))
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
-
-
-def whole_windows(ids: Tensor, length: int) -> Tensor:
-    """Return the tokens (T,) of as many whole windows as fit, so that each target counts once."""
-    return ids[: 1 + (len(ids) - 1) // length * length]

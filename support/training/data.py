@@ -132,3 +132,8 @@ def eval_loader(
     all_windows = len(GPTDataset(token_ids, context_length, context_length, vocab_size=vocab_size))
     stride = context_length * math.ceil(all_windows / num_windows)
     return create_dataloader(token_ids, context_length, stride=stride, vocab_size=vocab_size)
+
+
+def whole_windows(token_ids: torch.Tensor, length: int) -> torch.Tensor:
+    """Return the tokens (T,) of as many whole windows as fit, so that each target counts once."""
+    return token_ids[: 1 + (len(token_ids) - 1) // length * length]
