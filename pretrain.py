@@ -41,7 +41,7 @@ from support.training.checkpoints import RunConfig, run_config
 from support.training.command import InputError, Stopped, input_checks, safe_output, signals, stop
 from support.training.data import epoch_loaders, eval_loader, split_tokens, whole_windows
 from support.training.distributed import RANK, WORLD_SIZE
-from support.training.head_start import give_head_start
+from support.training.head_start import give_head_start, head_start_pays
 from support.training.malloc import tune_malloc
 from support.training.token_file import load_token_file
 from utils import generate, text_to_token_ids, token_ids_to_text
@@ -60,14 +60,11 @@ def load_tokens(path: Path, tokenizer: tiktoken.Encoding) -> torch.Tensor:
 
 
 def new_model(args: argparse.Namespace) -> GPTModel:
-    """Return the initial model: the lesson's untrained one, or that of --start-from."""
+    """Return the initial model: a random one, or that of --start-from."""
     if args.start_from:
         return started_from(args.start_from, args.config)
     torch.manual_seed(SEED)
-    model = GPTModel(full_config(GPT_CONFIG_124M, args.config)).eval()
-    if args.head_start:
-        give_head_start(model)
-    return model
+    return GPTModel(full_config(GPT_CONFIG_124M, args.config)).eval()
 
 
 def started_from(path: Path, changes: dict[str, Any]) -> GPTModel:
@@ -103,7 +100,12 @@ def run_config_of(
         batch_size=args.batch_size * (processes if resumed else WORLD_SIZE),
     )  # fmt: skip
     start_from = checkpoints.fingerprint(model.parameters()) if args.start_from else None
-    config |= {"head_start": args.head_start, "start_from": start_from}
+    head_start = args.head_start
+    if head_start is None:
+        num_steps = args.epochs * len(texts[0]) // (length * config["batch_size"])
+        pays = not args.start_from and head_start_pays(model.cfg["emb_dim"], num_steps)
+        head_start = old.get("head_start", pays)
+    config |= {"head_start": head_start, "start_from": start_from}
     return config | {"processes": processes, "precision": args.precision}
 
 
@@ -243,7 +245,7 @@ def pretrain(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision(args.precision)
     tune_malloc()
     tokenizer = tiktoken.get_encoding("gpt2")
-    model = new_model(args).to(args.device)
+    model = new_model(args)
     length = min((GPT_CONFIG_124M | args.config)["context_length"], model.cfg["context_length"])
     path = args.weights.with_suffix(".ckpt")
     with input_checks():
@@ -254,6 +256,9 @@ def pretrain(args: argparse.Namespace) -> None:
         saved = checkpoints.read_checkpoint(path)
         check_disk(args.weights, model, bool(saved))
     config = run_config_of(args, model, texts, length, saved["run_config"] if saved else {})
+    if config["head_start"] and not args.start_from:
+        give_head_start(model)
+    model.to(args.device)
     torch.manual_seed(SEED)  # for dropout
     with input_checks():
         state = checkpoints.restore(path, saved, model, config) if saved else TrainState()

@@ -52,6 +52,7 @@ def folder(tmp_path, monkeypatch, story):
 
 def train(*arguments, text="mine.txt"):
     settings = ["--config", SIZE, "--epochs", "2", "--evals-per-epoch", "1", "--device", "cpu"]
+    settings += ["--head-start"]
     pretrain.main([text, *settings, *arguments])
 
 
@@ -156,10 +157,28 @@ def test_without_arguments_it_is_the_lesson(lesson):
     _, args = pretrain.parse_arguments([])
     assert args.text == ROOT / names["STORY"]
     assert (args.config or GPT_CONFIG_124M) == names["CONFIG"]
-    settings = ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "HEAD_START", "SEED", "PRECISION")
-    ours = args.epochs, args.batch_size, args.learning_rate, args.head_start, pretrain.SEED
+    settings = ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED", "PRECISION")
+    ours = args.epochs, args.batch_size, args.learning_rate, pretrain.SEED
     assert (*ours, args.precision) == tuple(names[setting] for setting in settings)
     assert args.device.type == names["DEVICE"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [("", True), ("emb_dim=192", False), ("emb_dim=192 --epochs 30", True),
+     ("emb_dim=192 --batch-size 8 --epochs 30", False), ("emb_dim=192 --head-start", True),
+     ("emb_dim=768 --no-head-start", False)],
+)  # fmt: skip
+def test_the_head_start_is_given_where_it_pays(tokenizer, arguments, expected):
+    arguments = ["--config", *arguments.split()] if arguments else []
+    _, args = pretrain.parse_arguments(arguments)
+    with torch.device("meta"):
+        model = GPTModel(GPT_CONFIG_124M | args.config)
+    texts = split_tokens(text_to_token_ids(read_text(args.text), tokenizer)[0], 256)
+    assert pretrain.run_config_of(args, model, texts, 256, {})["head_start"] == expected
+    if args.head_start is None:  # a resumed run decides as before
+        old = {"head_start": not expected}
+        assert pretrain.run_config_of(args, model, texts, 256, old)["head_start"] != expected
 
 
 def test_what_it_shows_and_writes(folder, capsys, tokenizer):
@@ -199,7 +218,7 @@ def test_help_is_whole(capsys):
     with pytest.raises(SystemExit):
         pretrain.main(["--help"])
     text = capsys.readouterr().out
-    arguments = set(re.findall(r"--[a-z][\w-]+", "".join(re.findall(r"^  (-.*)", text, re.M))))
+    arguments = set(re.findall(r"--[a-z][\w-]+", " ".join(re.findall(r"^  (-.*)", text, re.M))))
     commands = re.findall(r"^  (?:python|torchrun .* 2) pretrain\.py (.*)$", text, re.M)
     assert len(commands) == 5 and "--compile" in arguments
     assert all(set(re.findall(r"--[\w-]+", command)) <= arguments for command in commands)

@@ -26,7 +26,7 @@ SIZES = {  # GPT-2's; the other keys are as in GPT_CONFIG_124M
 }
 
 HELP = """\
-Train a GPT on your text, starting from random weights with a head start, or from trained weights.
+Train a GPT on your text, starting from random weights or from trained ones.
 
 Without arguments it trains on this project's story, like pretrain.ipynb, in minutes on two cores.
 It reads the text in windows of context_length tokens, and keeps the last tenth for the validation
@@ -179,8 +179,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add("--start-from", type=start_path, metavar="WEIGHTS",
         help="weights or a checkpoint of this project, or a folder with GPT-2 in Hugging Face's "
         "format; --config can change the drop_rate, and shorten the context_length of a folder")
-    add("--no-head-start", dest="head_start", action="store_false",
-        help="start from random weights only; see support/training/head_start.py")
+    add("--head-start", action=argparse.BooleanOptionalAction,
+        help="start with heads that attend to previous tokens (default: if emb_dim x steps is at "
+        "least 80,000, because it costs in smaller runs); see support/training/head_start.py")
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=at_least(1), default=6, metavar="N", help="passes through the text (6)")
     add("--batch-size", type=at_least(1), default=1, metavar="N",

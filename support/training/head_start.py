@@ -1,9 +1,17 @@
-"""Optional initial weights for a new model: heads that attend to previous tokens."""
+"""Optional initial weights for a new model: heads that attend to previous tokens.
+
+They pay only in training runs of sufficient width and length; benchmarks/README.md has the numbers.
+"""
 
 import torch
 from torch import nn
 
 from gpt import GPTModel, MultiHeadAttention
+
+
+def head_start_pays(emb_dim: int, num_steps: int) -> bool:
+    """Return whether a run is wide and long enough to learn more with the head start."""
+    return emb_dim * num_steps >= 80_000
 
 
 @torch.no_grad()
