@@ -15,13 +15,13 @@ from gpt import GPT_CONFIG_124M
 from support.lesson.exercises import EXERCISES
 from support.model.weights import load_model
 
-LENGTH = 4000  # characters of each text: long enough for the tiny models, and quick to train on
-TINY_SHAPE = {"context_length": 48, "emb_dim": 64, "n_heads": 4, "n_layers": 2}
+LENGTH = 2500  # characters of each text: long enough for the tiny models, and quick to train on
+TINY_SHAPE = {"context_length": 32, "emb_dim": 64, "n_heads": 4, "n_layers": 2}
 TINY_PARAMETERS = f"""
 CONFIG = {{**GPT_CONFIG_124M, **{TINY_SHAPE}}}
 SMALL = {{"context_length": 24, "emb_dim": 16, "n_heads": 2, "n_layers": 2}}
-NUM_EPOCHS, SMALL_EPOCHS, OWN_STEPS, SAMPLES, SEEDS = 2, 2, 20, 2, (1, 2)
-GRAMMAR_TOKENS, GRAMMAR_STEPS = (300, 600), 20
+NUM_EPOCHS, SMALL_EPOCHS, OWN_STEPS, SAMPLES, SEEDS = 1, 1, 5, 2, (1, 2)
+GRAMMAR_TOKENS, GRAMMAR_STEPS, NEW_PARAGRAPHS = (300, 600), 8, 12
 STORY, PROMPT, NEW_PROMPT = "mine.txt", "This notebook", "A window of"
 """
 SCRIPTS = {  # words of four writing systems
@@ -41,10 +41,7 @@ CASES = [  # context length, least number of tokens in each prompt, writing syst
 ]  # fmt: skip
 GUESS = re.compile(r"^(GUESS_\w+) = None", re.MULTILINE)  # a prediction, left to the reader
 TIMED = re.compile("second|minutes|times as fast|step|it/s|s/it")  # lines that differ in each run
-RESTART_PARAMETERS = 2  # which of the code cells has the settings
 CODE = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
-
-
 WIDGET = "application/vnd.jupyter.widget-view+json"  # has a random number
 
 
@@ -58,6 +55,16 @@ def printed(cell):
     streams = "".join(output.get("text", "") for output in cell.outputs)
     shown = [str(o.data) for o in cell.outputs if "data" in o and WIDGET not in o.data]
     return [line for line in re.split("[\r\n]", streams) + shown if not TIMED.search(line)]
+
+
+def index(start):
+    """Return the place of the cell that starts with a text."""
+    (place,) = (i for i, cell in enumerate(NOTEBOOK.cells) if cell.source.startswith(start))
+    return place
+
+
+def code(*sources):
+    return [nbformat.v4.new_code_cell(source) for source in sources]
 
 
 def execute(notebook, folder):
@@ -79,10 +86,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def twice(folder):
-    """Return pairs of cells: of each section, which runs twice, with the exercises solved.
-
-    Then the kernel forgets everything, and the lesson goes on from the shipped weights.
-    """
+    """Return pairs of cells: each section runs twice, with the exercises solved."""
     notebook = nbformat.from_dict(NOTEBOOK)
     tagged(notebook, "parameters").source += TINY_PARAMETERS
     for name, answer in SOLUTIONS.items():
@@ -90,20 +94,14 @@ def twice(folder):
     cells, section, pairs = [], [], []
     for cell in [*notebook.cells, nbformat.v4.new_markdown_cell("## The end")]:
         if cell.source.startswith("## "):
-            again = [nbformat.v4.new_code_cell(first.source) for first in section]
+            again = code(*(first.source for first in section))
             pairs += zip(section, again, strict=True)
             cells, section = cells + again, []
         if cell.cell_type == "code":
             cell.source = GUESS.sub(r"\1 = 1.5", cell.source)
             section.append(cell)
         cells.append(cell)
-    sources = [cell.source for cell in notebook.cells]
-    (back,) = (i for i, source in enumerate(sources) if "**Back after a restart?**" in source)
-    (start,) = (i for i, source in enumerate(sources) if source.startswith("## 1. "))
-    after_restart = [*notebook.cells[:start], *notebook.cells[back:]]
-    rest = [nbformat.v4.new_code_cell(c.source) for c in after_restart if c.cell_type == "code"]
-    rest[RESTART_PARAMETERS].source += "TRAIN = False\n"
-    notebook.cells = [*cells, nbformat.v4.new_code_cell("%reset -f"), *rest]
+    notebook.cells = cells
     execute(notebook, folder)
     return pairs
 
@@ -183,6 +181,7 @@ def words(script, num_tokens, seed):
 def test_runs_with_any_context_prompt_script_and_device(
     folder, context_length, prompt_length, script, device
 ):
+    """After the large training, the kernel forgets everything; saved weights replace training."""
     story = words(script, 12 * context_length + 300, seed=0)
     (folder / "script.txt").write_text(story, encoding="utf-8")
     prompts = [words(script, prompt_length, seed) for seed in (1, 2)]
@@ -192,10 +191,19 @@ CONFIG["context_length"], SMALL["context_length"] = {context_length}, 128
 STORY, DEVICE, PROMPT, NEW_PROMPT = {("script.txt", device, *prompts)!r}
 """
     simulated = f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nimport simulated_gpu"
-    used = "print({p.device.type for p in [*model.parameters(), *small[True, 1][0].parameters()]})"
-    first, last = map(nbformat.v4.new_code_cell, (simulated, used))
-    notebook.cells = [first, *notebook.cells, last]
+    used = "print({p.device.type for p in model.parameters()})\n"
+    first, stop, forget, last = code(
+        simulated,
+        used + "save_weights(model, WEIGHTS, used_ids=token_ids)",
+        "%reset -f",
+        used + "print({p.device.type for p in small[True, 1][0].parameters()})",
+    )
+    cells = notebook.cells
+    trained, back = index("## 11. "), index("**Back after a restart?**")
+    sources = [c.source for c in cells[: index("## 1. ")] + cells[back:] if c.cell_type == "code"]
+    again = code(*(source.replace("TRAIN = True", "TRAIN = False") for source in sources))
+    notebook.cells = [first, *cells[:trained], stop, forget, *again, last]
     execute(notebook, folder)
-    assert printed(last)[0] == str({device})
+    assert printed(stop) + printed(last) == [str({device}), "", *[str({device})] * 2, ""]
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]  # warnings
