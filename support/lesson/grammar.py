@@ -60,18 +60,8 @@ NAMES = {"Ada": "she", "Bridget": "she", "Cora": "she", "Flora": "she",
          "Amos": "he", "Conrad": "he", "Ezra": "he", "Jonas": "he"}  # fmt: skip
 LOAD = ("lamp", "rope", "bell", "kettle", "hammer", "basket", "blanket", "ladder")
 MEMORIES = len(NAMES) * math.perm(len(LOAD), 3)  # equally probable names and lists
-
-
-def parts(rule: str) -> list[str]:
-    """Return the symbols and words of a rule."""
-    return rule.split(" ")  # and not at the line break, which is a token
-
-
-VOCABULARY = sorted(
-    {*NAMES, *NAMES.values(), *LOAD}
-    | {part for rules in GRAMMAR.values() for rule in rules for part in parts(rule)}
-    - {*GRAMMAR, "NAME", "PRONOUN", "FIRST", "SECOND", "THIRD"}
-)
+_PARTS = {part for rules in GRAMMAR.values() for rule in rules for part in rule.split(" ")}
+VOCABULARY = sorted({*NAMES, *NAMES.values(), *LOAD} | {x for x in _PARTS if not x.isupper()})
 SINGULAR = {*GRAMMAR["PERSON"], *GRAMMAR["ITEM"]}  # nouns
 PLURAL = {*GRAMMAR["PEOPLE"], *GRAMMAR["ITEMS"]}
 IDS = {word: i for i, word in enumerate(VOCABULARY)}
@@ -90,7 +80,7 @@ def sample(rng: random.Random, grammar: Grammar = GRAMMAR) -> tuple[list[str], f
             continue
         (rule,) = rng.choices(list(grammar[symbol]), list(grammar[symbol].values()))
         nats -= math.log(grammar[symbol][rule])
-        symbols += reversed(parts(rule))
+        symbols += reversed(rule.split(" "))
     return words, nats
 
 
@@ -104,7 +94,7 @@ def expected(symbol: str, grammar: Grammar = GRAMMAR) -> tuple[float, float]:
         return 0.0, 1.0
     nats, tokens = math.log(MEMORIES) if symbol == "PARAGRAPH" else 0.0, 0.0
     for rule, p in grammar[symbol].items():
-        below = [expected(part, grammar) for part in parts(rule)]
+        below = [expected(part, grammar) for part in rule.split(" ")]
         nats += p * (sum(n for n, _ in below) - math.log(p))
         tokens += p * sum(t for _, t in below)
     return nats, tokens
@@ -136,30 +126,21 @@ def spell(words: Sequence[str]) -> str:
     return re.sub(r"(?:^|(?<=\. )|(?<=\n ))[a-z]", lambda first: first[0].upper(), text).strip()
 
 
-# The parser knows the word lists, but not the rules of the grammar above.
-
-
-def _any(*symbols: str) -> str:
-    return "(?:" + "|".join(rule for symbol in symbols for rule in GRAMMAR[symbol]) + ")"
-
-
-_THING, _LOAD = _any("ITEM", "ITEMS"), "(" + "|".join(LOAD) + ")"
-_OBJECT = rf"the (?:(?:{_any('LOOK')} )?{_THING}|{_THING} {_any('PLACE')})"
-_CLAUSE = rf"(?: who {_any('DID')} {_OBJECT})?"
-_ONE = rf"(?:{_any('PERSON')}{_CLAUSE}|{_any('ITEM')}) was"
-_MANY = rf"(?:{_any('PEOPLE')}{_CLAUSE}|{_any('ITEMS')}) were"
-_REPORT = rf"the (?:{_ONE}|{_MANY}) {_any('STATE')} \."
-_DEED = rf"{_any('SAW')} (?:the {_any('PERSON', 'PEOPLE')}|{_OBJECT}) \."
-_OPENING = (
-    rf"{_any('WHEN')} ({'|'.join(NAMES)}) carried a {_LOAD} , a (?!\2){_LOAD} "
-    rf"and a (?!\2|\3){_LOAD} {_any('ROAD')} \."
-)
-
-
 def sentences(words: Sequence[str]) -> list[list[str]]:
     """Return the sentences of a text, without line breaks. The last one may lack its full stop."""
     text = " ".join(word for word in words if word != "\n")
     return [line.split() for line in re.findall(r"[^.]*\.|[^.]+$", text)]
+
+
+def _pattern(symbol: str) -> str:
+    # A regular expression for what a symbol becomes. NAME, FIRST and the like stay as they are.
+    if symbol not in GRAMMAR:
+        return re.escape(symbol)
+    rules = (" ".join(map(_pattern, rule.split(" "))) for rule in GRAMMAR[symbol])
+    return f"(?:{'|'.join(rules)})"
+
+
+_PATTERNS = {symbol: re.compile(_pattern(symbol)) for symbol in ("OPENING", "REPORT", "ENDING")}
 
 
 def judge(paragraph: Sequence[str]) -> list[bool]:
@@ -168,11 +149,17 @@ def judge(paragraph: Sequence[str]) -> list[bool]:
     The first has to be an opening, the last an ending with the opening's list in its order, and
     names and pronouns have to be the opening's.
     """
-    lines = [" ".join(line) for line in sentences(paragraph)]
-    opening = re.fullmatch(_OPENING, lines[0] if lines else "")
-    name, *load = opening.groups() if opening else ["(?!)"] * 4  # a pattern that never matches
-    somebody = f"(?:{name}|{NAMES.get(name, name)})"
-    middle = rf"{_REPORT}|{somebody} {_DEED}"
-    ending = "at last {} put down the {} , the {} and the {} \\.".format(somebody, *load)
-    patterns = [_OPENING, *[middle] * (len(lines) - 2), ending]
-    return [bool(re.fullmatch(*pair)) for pair in zip(patterns, lines, strict=False)]
+    lines = sentences(paragraph)
+    opening = lines[0] if lines else []
+    memory = {word: "NAME" for word in opening if word in NAMES}
+    memory |= {NAMES[name]: "PRONOUN" for name in memory}
+    memory |= zip((w for w in opening if w in LOAD), ("FIRST", "SECOND", "THIRD"), strict=False)
+
+    def is_right(symbol: str, line: Sequence[str]) -> bool:
+        text = " ".join(memory.get(word, word) for word in line)
+        return bool(_PATTERNS[symbol].fullmatch(text))
+
+    if not is_right("OPENING", opening):
+        memory.clear()  # nothing to refer to
+    symbols = ["OPENING", *["REPORT"] * (len(lines) - 2), "ENDING"]
+    return [is_right(*pair) for pair in zip(symbols, lines, strict=False)]
