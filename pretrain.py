@@ -39,7 +39,13 @@ from support.training import checkpoints, distributed
 from support.training.arguments import full_config, parse_arguments
 from support.training.checkpoints import RunConfig, run_config
 from support.training.command import InputError, Stopped, input_checks, safe_output, signals, stop
-from support.training.data import epoch_loaders, eval_loader, split_tokens, whole_windows
+from support.training.data import (
+    epoch_loaders,
+    eval_loader,
+    loss_with_error,
+    split_tokens,
+    whole_windows,
+)
 from support.training.distributed import RANK, WORLD_SIZE
 from support.training.head_start import give_head_start, head_start_pays
 from support.training.malloc import tune_malloc
@@ -115,7 +121,7 @@ def make_loaders(texts: tuple, config: RunConfig, vocab_size: int, evals: int | 
     loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
     evals = evals or max(2, len(loaders[0]) // 500)
     # The longer a text, the more windows are worth their time, which stays below a tenth of all.
-    windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
+    windows = max(4, len(loaders[0].dataset) // (10 * evals))  # type: ignore[arg-type]
     whole = [whole_windows(ids, length) for ids in texts]
     return [evals, loaders, *(eval_loader(ids, length, windows, **size) for ids in whole)]
 
@@ -138,10 +144,10 @@ class Run:
 
     def __init__(
         self, args: argparse.Namespace, model: GPTModel, state: TrainState, config: RunConfig,
-        token_ids: torch.Tensor, tokenizer: tiktoken.Encoding, num_steps: int,
+        token_ids: torch.Tensor, tokenizer: tiktoken.Encoding, val_loader: Any, num_steps: int,
     ) -> None:  # fmt: skip
         self.args, self.model, self.state, self.config = args, model, state, config
-        self.token_ids, self.tokenizer = token_ids, tokenizer
+        self.token_ids, self.tokenizer, self.val_loader = token_ids, tokenizer, val_loader
         start = text_to_token_ids(args.prompt, tokenizer) if args.prompt else token_ids[None, :8]
         self.prompt = start.long()  # (1, T)
         if self.prompt.max() >= model.cfg["vocab_size"]:
@@ -181,9 +187,10 @@ class Run:
         """Show the losses and a sample; write the history."""
         with self.saved_on_error():
             if RANK == 0:
+                val_loss = loss_with_error(evaluation.val_loss, self.val_loader, self.model)
                 self.bar.write(
                     f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, "
-                    f"validation loss {evaluation.val_loss:.3f}. A sample: {self.sample()!r}"
+                    f"validation loss {val_loss}. A sample: {self.sample()!r}"
                 )
             try:
                 self.write_history()
@@ -268,7 +275,8 @@ def pretrain(args: argparse.Namespace) -> None:
     evals, loaders, *eval_loaders = make_loaders(
         texts, config, model.cfg["vocab_size"], args.evals_per_epoch
     )
-    run = Run(args, model, state, config, token_ids, tokenizer, sum(map(len, loaders)))
+    num_steps = sum(map(len, loaders))
+    run = Run(args, model, state, config, token_ids, tokenizer, eval_loaders[1], num_steps)
     if args.compile:
         model.compile()
     with signals(run.note_signal):

@@ -173,7 +173,7 @@ def test_a_wrong_argument_is_reported_once(folder):
     # torchrun ends process 0 if the other one ends before.
     late = "time.sleep(2 if os.environ['RANK'] == '0' else 0)"
     (line,) = failed(torchrun(*ARGUMENTS, "--batch-size", "none", first=late))
-    assert line.startswith("argument --batch-size: must be a whole number of at least 1")
+    assert line.startswith("argument --batch-size: must be a whole number from 1")
 
 
 @pytest.mark.long

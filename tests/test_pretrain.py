@@ -339,7 +339,11 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("none.txt", "argument text: 'none.txt' is not a file: name a UTF-8"),
         (".", "argument text: '.' is not a file: name a UTF-8"),
         ("x" * 300, "argument text: 'xxx"),
-        ("mine.txt --epochs 0", "argument --epochs: must be a whole number of at least 1"),
+        ("mine.txt --epochs 0", "argument --epochs: must be a whole number from 1 to 100000"),
+        (
+            "mine.txt --epochs 1000000",
+            "argument --epochs: must be a whole number from 1 to 100000, not '1000000'",
+        ),
         ("mine.txt --batch-size 2.5", "argument --batch-size: must be a whole number"),
         ("mine.txt --learning-rate nan", "argument --learning-rate: must be a number"),
         ("mine.txt --save-every -1", "argument --save-every: must be a number of at least 0"),

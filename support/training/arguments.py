@@ -18,6 +18,7 @@ from support.training.devices import best_device
 from support.training.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE, WORLD_SIZE
 
 STORY = Path(__file__).parents[2] / "dataset" / "story.txt"
+MOST = 100_000  # epochs, windows per step, evaluations per epoch
 SIZES = {  # GPT-2's; the other keys are as in GPT_CONFIG_124M
     "gpt2": {"emb_dim": 768, "n_heads": 12, "n_layers": 12},
     "gpt2-medium": {"emb_dim": 1024, "n_heads": 16, "n_layers": 24},
@@ -81,16 +82,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least(low: float, kind: type = int) -> Callable[[str], float]:
-    """Return a function that parses a number of at least `low`."""
+    """Return a function that parses a number of at least `low`, or such a count up to MOST."""
 
     def parse(text: str) -> float:
         try:
             number = kind(text)
         except ValueError:
             number = math.nan
-        if not low <= number < math.inf:
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {what} of at least {low}, not {text!r}")
+        if not low <= number < math.inf or (kind is int and number > MOST):
+            what = f"a number of at least {low}"
+            if kind is int:
+                what = f"a whole number from {low} to {MOST}"
+            raise argparse.ArgumentTypeError(f"must be {what}, not {text!r:.60}")
         return number
 
     return parse

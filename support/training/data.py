@@ -5,11 +5,13 @@ A window of T tokens holds T predictions: its targets are its inputs, shifted by
 
 import math
 import random
+import statistics
 from numbers import Real
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from gpt import GPTModel, calc_loss_loader
 from support.checks import check_ids, check_number
 
 GPT2_VOCAB_SIZE = 50257
@@ -137,3 +139,12 @@ def eval_loader(
 def whole_windows(token_ids: torch.Tensor, length: int) -> torch.Tensor:
     """Return the tokens (T,) of as many whole windows as fit, so that each target counts once."""
     return token_ids[: 1 + (len(token_ids) - 1) // length * length]
+
+
+def loss_with_error(loss: float, loader: DataLoader, model: GPTModel) -> str:
+    """Return a mean loss over the windows in `loader` as text, with its standard error."""
+    losses = [calc_loss_loader([window], model) for window in loader]
+    if len(losses) == 1:
+        return f"{loss:.3f} (1 window)"
+    error = statistics.stdev(losses) / math.sqrt(len(losses))
+    return f"{loss:.3f} ± {error:.3f} ({len(losses)} windows)"
