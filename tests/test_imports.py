@@ -66,26 +66,20 @@ def test_gpt_imports_torch_and_the_standard_library_alone():
     assert top - sys.stdlib_module_names == {"torch"}
 
 
-def test_imports_and_loading_load_no_library_early(saved):
+def test_the_library_loads_nothing_early_and_leaves_the_process_as_it_was(saved):
     code = f"""
-import sys, gpt
-print(*(name for name in sys.modules if name.split(".")[0] in ("support", "utils", "tiktoken")))
-import utils
-utils.load_model({str(saved)!r})
-print(*(name for name in ("matplotlib", "chainlit", "torch._dynamo") if name in sys.modules))
-"""
-    assert run_python(code) == "\n\n"
-
-
-def test_library_calls_leave_the_process_as_it_was(saved):
-    code = f"""
-import os, torch
+import os, sys, torch
 def process():
     precision = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     threads = torch.get_num_threads(), torch.get_num_interop_threads()
     return dict(os.environ), precision, threads, torch.is_grad_enabled()
 before = process()
-import tiktoken, utils
+import gpt
+print(*(name for name in sys.modules if name.split(".")[0] in ("support", "utils", "tiktoken")))
+import utils
+utils.load_model({str(saved)!r})
+print(*(name for name in ("matplotlib", "chainlit", "torch._dynamo") if name in sys.modules))
+import tiktoken
 from support.training.checkpoints import run_config
 from support.inspection import memorization, plots
 for dtype in torch.bfloat16, torch.int8, "fastest":
@@ -94,4 +88,4 @@ for dtype in torch.bfloat16, torch.int8, "fastest":
 tiktoken.get_encoding("gpt2")
 assert process() == before, (process(), before)
 """
-    run_python(code)
+    assert run_python(code) == "\n\n"

@@ -8,12 +8,9 @@ import nbformat
 import pytest
 from conftest import ROOT, run_python, same_weights
 
-from gpt import TrainState, calc_loss_loader
+from gpt import TrainState
 from support.model.hugging_face import load_hugging_face
-from support.model.weights import load_model
 from support.training.checkpoints import save_checkpoint
-from support.training.data import eval_loader, split_tokens
-from utils import text_to_token_ids
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
@@ -81,11 +78,22 @@ def test_sizes():
     assert len(README.encode()) <= 9 * 1024
 
 
-def test_snippet_with_the_shipped_weights(story):
+TRAINING_LOSS = """
+from gpt import calc_loss_loader
+from support.files import read_text
+from support.training.data import eval_loader, split_tokens
+ids = text_to_token_ids(read_text("dataset/story.txt"), tokenizer)[0]
+print(calc_loss_loader(eval_loader(split_tokens(ids, 256)[0], 256, 2), model))
+"""
+
+
+def test_snippet_with_the_shipped_weights_which_know_the_story(story):
     (snippet,) = (b for b in blocks("python") if "pretrain-story-model.pth" in b)
     no_network = "import socket\nsocket.socket.connect = socket.getaddrinfo = None\n"
-    printed = run_python(no_network + snippet, TIKTOKEN_CACHE_DIR="")
-    assert printed.startswith(story[:39]) and len(printed) > 150
+    printed = run_python(no_network + snippet + TRAINING_LOSS, TIKTOKEN_CACHE_DIR="")
+    text, loss = printed.rstrip().rsplit("\n", 1)
+    assert text.startswith(story[:39]) and len(text) > 150
+    assert float(loss) < 0.5
 
 
 def test_the_snippet_that_exports(tmp_path, monkeypatch, tiny_model):
@@ -94,12 +102,6 @@ def test_the_snippet_that_exports(tmp_path, monkeypatch, tiny_model):
     save_checkpoint("mine.ckpt", tiny_model, TrainState(), {})
     exec(snippet, {})
     assert same_weights(load_hugging_face("mine"), tiny_model)
-
-
-def test_shipped_weights_know_the_story(story, tokenizer):
-    model = load_model(ROOT / "pretrain-story-model.pth")
-    train_ids, _ = split_tokens(text_to_token_ids(story, tokenizer)[0], 256)
-    assert calc_loss_loader(eval_loader(train_ids, 256, 2), model) < 0.5
 
 
 def test_figures_are_those_of_the_notebook():
