@@ -120,8 +120,8 @@ def make_loaders(texts: tuple, config: RunConfig, vocab_size: int, evals: int | 
     length, size = config["context_length"], {"vocab_size": vocab_size}
     loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
     evals = evals or max(2, len(loaders[0]) // 500)
-    # The longer a text, the more windows are worth their time, which stays below a tenth of all.
-    windows = max(4, len(loaders[0].dataset) // (10 * evals))  # type: ignore[arg-type]
+    # The longer a text, the more windows are worth their time, about an eighth of all.
+    windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
     whole = [whole_windows(ids, length) for ids in texts]
     return [evals, loaders, *(eval_loader(ids, length, windows, **size) for ids in whole)]
 
