@@ -120,7 +120,7 @@ def make_loaders(texts: tuple, config: RunConfig, vocab_size: int, evals: int | 
     length, size = config["context_length"], {"vocab_size": vocab_size}
     loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
     evals = evals or max(2, len(loaders[0]) // 500)
-    # The longer a text, the more windows are worth their time, about an eighth of all.
+    # The longer a text, the more windows are evaluated, in about an eighth of the training's time.
     windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
     whole = [whole_windows(ids, length) for ids in texts]
     return [evals, loaders, *(eval_loader(ids, length, windows, **size) for ids in whole)]

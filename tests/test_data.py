@@ -11,12 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import utils
+from gpt import calc_loss_batch
 from support.training import token_file
 from support.training.data import (
     GPTDataset,
     create_dataloader,
     epoch_loaders,
     eval_loader,
+    loss_with_error,
     split_tokens,
 )
 from support.training.token_file import load_token_file
@@ -156,6 +158,15 @@ def test_eval_loader_reaches_both_ends(num_tokens, num_windows):
     starts = [inputs[0, 0].item() for inputs, _ in loader]
     assert (starts[0], starts[-1]) == (0, num_tokens - 33)
     assert len(starts) <= num_windows + 1
+
+
+def test_the_standard_error_is_that_of_the_windows(tiny_model):
+    loader = [(ids[:, :-1], ids[:, 1:]) for ids in torch.arange(51).view(3, 1, 17)]
+    losses = torch.stack([calc_loss_batch(*window, tiny_model) for window in loader])
+    error = losses.std().item() / 3**0.5
+    shown = loss_with_error(losses.mean().item(), loader, tiny_model)
+    assert shown == f"{losses.mean().item():.3f} ± {error:.3f} (3 windows)" and error > 0.001
+    assert loss_with_error(5.0, loader[:1], tiny_model) == "5.000 (1 window)"
 
 
 def test_split_keeps_every_token_in_order():
