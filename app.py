@@ -13,12 +13,11 @@ from support.python_version import require_python
 require_python("chainlit")  # the imports below fail on other versions
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +30,20 @@ import torch
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.files import read_text
-from support.page import server, views
+from support.page import classroom, server, views
 from support.page.batch import Batch
+from support.page.continuation import Continuation, Request
 from support.page.scheduler import Scheduler
 from support.page.server import background_executor, inference_executor, run_in, safely, state
 from support.page.settings import Settings, as_chosen, page_limits, read_settings
 from utils import load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent
-STORY = ROOT / "dataset" / "story.txt"
-WEIGHTS = ROOT / "pretrain-story-model.pth"
-CONFIG = GPT_CONFIG_124M
-CONTEXT = CONFIG["context_length"]
+STORY = ROOT / os.environ.get("APP_STORY", "dataset/story.txt")
+WEIGHTS = ROOT / os.environ.get("APP_WEIGHTS", "pretrain-story-model.pth")
 SEND_EVERY = 0.04  # seconds; tokens are sent in groups
 MAX_SHOWN = 1000  # tokens of a prompt; of a longer one, the page gets only the end
-MAX_IDS = CONTEXT + 5_000  # token ids in a request; of a longer text, the page sends the end
+MAX_IDS = 10_000  # token ids in a request; of a longer text, the page sends the end
 COMPARED = (0, 0.8, 1.5)  # temperatures of Compare; a request has at most this many texts
 
 server.protect(ROOT, Settings._fields)
@@ -55,10 +53,15 @@ server.protect(ROOT, Settings._fields)
 tokenizer = tiktoken.get_encoding("gpt2")
 
 
+def config() -> dict[str, Any]:
+    """Return the model's configuration, or the usual one if there is no model."""
+    return state.model.cfg if state.model else GPT_CONFIG_124M
+
+
 def load() -> GPTModel:
     """Return the trained model, loaded once. Raises OSError or ValueError for bad weights."""
     if state.model is None:
-        state.model = load_model(WEIGHTS, CONFIG, dtype="fastest")
+        state.model = load_model(WEIGHTS, dtype="fastest")
         batch = Batch(state.model, tokenizer, story_ids)
         state.scheduler = Scheduler(batch, inference_executor)
     return state.model
@@ -75,42 +78,16 @@ inference_executor.submit(load).exception()
 server.freeze_memory()
 
 
-@dataclass
-class Continuation:
-    """The generated continuation of a text, and its progress."""
-
-    run: str  # the page's name for it
-    settings: Settings
-    context: list[int]  # token ids
-    tokens: list[dict[str, Any]] = field(default_factory=list)  # generated so far
-    sent: int = 0  # number of tokens sent to the page
-    sent_at: float = -math.inf
-    seconds: float = 0.0  # can stay 0 with a coarse clock
-    stopped: bool = False  # by the user, or by the user's next request
-    finished: bool = False
-
-
-@dataclass
-class Request:
-    """A user's latest request: one continuation, or one for each compared temperature."""
-
-    continuations: list[Continuation] = field(default_factory=list)
-    stopped: bool = False
-    replaced: bool = False  # by the user's next request
-    left: bool = False  # the user is disconnected
-    task: asyncio.Task | None = None  # asyncio itself holds only weak references to tasks
-
-
 async def stream_continuation(
     request: Request, run: str, settings: Settings, ids: list[int]
 ) -> None:
     """Continue a text; send its tokens as they are generated, and all of them at the end."""
-    # One token more than the model's input, to tell whether a text was cropped.
-    continuation = Continuation(run, settings, ids[-CONTEXT - 1 :])
+    longest = config()["context_length"]
+    continuation = Continuation(run, settings, ids[-longest:], cropped=len(ids) > longest)
     request.continuations.append(continuation)
     start = time.perf_counter()
     steps = state.scheduler.tokens(
-        torch.tensor([continuation.context]), settings.max_new_tokens, CONTEXT,
+        torch.tensor([continuation.context]), settings.max_new_tokens, longest,
         settings.temperature, settings.top_k, top_p=settings.top_p,
         generator=torch.Generator().manual_seed(settings.seed),
     )  # fmt: skip
@@ -139,29 +116,10 @@ async def send_new(continuation: Continuation) -> None:
 async def show(continuation: Continuation) -> None:
     """Send a whole continuation, in case the user missed a part while disconnected."""
     data = {
-        "run": continuation.run, "tokens": continuation.tokens, "facts": facts(continuation),
+        "run": continuation.run, "tokens": continuation.tokens, "facts": continuation.facts(),
         "settings": as_chosen(continuation.settings),
     }  # fmt: skip
     await cl.context.emitter.emit("finished", data)
-
-
-def facts(continuation: Continuation) -> list[str]:
-    """Return the line below a continuation: its length, speed and settings."""
-    settings, length = continuation.settings, len(continuation.tokens)
-    drafted = sum(token["draft"] for token in continuation.tokens)
-    random = settings.temperature > 0
-    lines = [
-        "1 token" if length == 1 else f"{length} tokens",
-        continuation.seconds and f"{length / continuation.seconds:.1f} per second",
-        drafted and f"{drafted} from drafts",
-        random and f"seed {settings.seed}",
-        f"temperature {settings.temperature:g}",
-        random and settings.top_k and f"top-k {settings.top_k}",
-        random and settings.top_p and f"top-p {settings.top_p:g}",
-        len(continuation.context) > CONTEXT and f"only the last {CONTEXT} tokens of the text read",
-        continuation.stopped and "stopped",
-    ]
-    return [line for line in lines if line]
 
 
 def stop_generation(left: bool = False, replaced: bool = False) -> None:
@@ -181,8 +139,8 @@ STARTERS = [
     "The old clock",
 ]
 ELEMENTS = (
-    "Connection", "Start", "Toolbar", "Text", "Panel", "Word", "Guess", "Attention", "Layers",
-    "Compare", "Story", "Settings",
+    "Connection", "Start", "Classroom", "Toolbar", "Text", "Panel", "Word", "Guess", "Attention",
+    "Layers", "Compare", "Story", "Settings",
 )  # fmt: skip
 
 
@@ -236,7 +194,7 @@ def read_ids(payload: dict[str, Any]) -> list[int]:
     ids = payload.get("ids")
     if not isinstance(ids, list) or not 1 <= len(ids) <= MAX_IDS:
         raise ValueError("no token ids")
-    if not all(type(i) is int and 0 <= i < CONFIG["vocab_size"] for i in ids):
+    if not all(type(i) is int and 0 <= i < config()["vocab_size"] for i in ids):
         raise ValueError("unknown token ids")
     return ids
 
@@ -258,13 +216,22 @@ async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, 
         await asyncio.gather(*(stream_continuation(request, *run, ids) for run in runs))
 
 
-def look(what: str, model: GPTModel, ids: list[int]) -> Any:
+def look(what: str, model: GPTModel, ids: list[int], word: str) -> Any:
     """Return a view of a text, from support/page/views.py."""
-    read = ids[-CONTEXT:]
-    if what in ("next", "layers"):
-        view = views.next_token if what == "next" else views.layers
-        return view(model, tokenizer, read)
-    return views.scores(model, read) if what == "scores" else views.attention(model, read)
+    read = ids[-config()["context_length"] :]
+    if what in ("scores", "attention"):
+        return views.scores(model, read) if what == "scores" else views.attention(model, read)
+    if what == "word":
+        return views.word_prob(model, tokenizer, read, word)
+    return (views.next_token if what == "next" else views.layers)(model, tokenizer, read)
+
+
+async def inspect(what: str, ids: list[int], word: str = "") -> Any:
+    """Return a view of a text, or None if this person's next request replaces this one."""
+    if not (model := await find_model()):
+        return None
+    key = cl.context.session.id, what
+    return await state.scheduler.inspect(key, look, what, model, ids, word)
 
 
 @cl.action_callback("look")
@@ -272,9 +239,20 @@ async def on_look(action: cl.Action) -> Any:
     what, ids = action.payload.get("what"), read_ids(action.payload)
     if what == "copied":
         return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
-    if what in ("next", "layers", "scores", "attention") and (model := await find_model()):
-        return await state.scheduler.inspect((cl.context.session.id, what), look, what, model, ids)
+    if what in ("next", "layers", "scores", "attention", "word"):
+        return await inspect(what, ids, str(action.payload.get("word"))[: classroom.MAX_LENGTH])
     return None
+
+
+@cl.action_callback("class")
+async def on_class(action: cl.Action) -> Any:
+    """Ask a class for the next word, guess it, or reveal the guesses: support/page/classroom.py."""
+    payload, question = action.payload, None
+    if "ids" in payload:
+        ids = read_ids(payload)[-config()["context_length"] :]
+        text = "".join(token["text"] for token in views.plain_tokens(ids, tokenizer))
+        question = classroom.read_question(payload, ids, text)
+    return await classroom.take_part(payload, question, partial(inspect, "word"))
 
 
 @cl.action_callback("generate")
@@ -303,9 +281,8 @@ async def on_chat_start() -> None:
     """Send the page; after a reconnect, the last continuation."""
     if not getattr(cl.context.session, "restored", False):
         props = {
-            "context_length": CONTEXT, "layers": CONFIG["n_layers"], "heads": CONFIG["n_heads"],
-            "vocabulary": CONFIG["vocab_size"], "max_ids": MAX_IDS, "compared": COMPARED,
-            "starters": STARTERS, "problem": await missing_model(), **page_limits(),
+            "problem": await missing_model(), **config(), **page_limits(), "max_ids": MAX_IDS,
+            "compared": COMPARED, "starters": STARTERS,
         }  # fmt: skip
         # Elements with fixed ids replace those on the page. With a URL, Chainlit writes no file.
         elements: list[Any] = [

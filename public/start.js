@@ -1,12 +1,13 @@
 // Loaded before Chainlit shows anything: code that the elements share, and what Chainlit's own parts lack.
 import './page/storage.js'; // first
+import * as classroom from './page/classroom.js';
 import * as documents from './page/document.js';
 import * as sampling from './page/sampling.js';
 import * as settings from './page/settings.js';
 import { page } from './page/store.js';
 
 // The elements in public/elements cannot import from here.
-Object.assign(window, { page: Object.assign(page, documents, sampling, settings) });
+Object.assign(window, { page: Object.assign(page, classroom, documents, sampling, settings) });
 
 // Follow the system's theme; Chainlit's default is dark.
 if (!localStorage.getItem('vite-ui-theme')) localStorage.setItem('vite-ui-theme', 'system');

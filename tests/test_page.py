@@ -29,6 +29,7 @@ expect.set_options(timeout=60_000)
 SIZES = {"laptop": (1366, 650), "wide": (1920, 1080), "phone": (390, 844), "zoomed": (683, 325)}
 BOTH = pytest.mark.parametrize("size", ["laptop", "phone"])
 PROMPT = "Everyone knew who the Babbingtons were."
+RTL = "\u202e\u05e9\u05dc\u05d5\u05dd \U0001f570\ufe0f <b>"  # a word with an override, an emoji and HTML
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +256,68 @@ def test_guess_the_next_word(open_page, size):
     )
     open_tab(page, "word")
     assert "".join(page.locator("#text .token").all_text_contents()) == text_of(page)
+
+
+def test_a_class_guesses_the_next_word_together(server, open_page):
+    """A teacher, and learners who change a guess, come late, reload and write any words."""
+    teacher = open_page()
+    click(teacher, "#card-guess", "#ask-class")
+    asked = teacher.locator("#asked")
+    address = asked.locator(".address").text_content()
+    learner = open_page("phone", "dark", link=address.removeprefix(server.url), wait="#class")
+    stop = teacher.evaluate("page.state.pause")
+    before = teacher.evaluate("n => page.tokensOf(page.document()).slice(0, n)", stop)
+    question = "".join(token["text"] for token in before)
+    expect(learner.locator("#class-text")).to_have_text(question + " ? ")
+    accessible(learner)
+    option = learner.locator(".options button").first.text_content()
+    click(learner, ".options button", "#reveal")
+    expect(asked).to_contain_text("1 guess")
+    learner.locator("#guess").fill(RTL)
+    learner.keyboard.press("Enter")  # a changed guess is one guess
+    expect(learner.locator("#reveal")).to_have_text("Change my guess")
+    accessible(teacher)
+    learner.reload()
+    expect(learner.locator("#guess")).to_have_value(RTL)
+    teacher.reload()
+    expect(asked).to_contain_text("1 guess")
+    assert teacher.locator("#class-bars").count() == learner.locator("#class-bars").count() == 0
+    click(teacher, "#reveal-class")
+    for page in (teacher, learner):
+        bars = page.locator("#class-bars")
+        expect(bars).to_contain_text(RTL)
+        shown = {row.locator("th").text_content(): row.locator("td").all_text_contents()[1:]
+                 for row in bars.locator("tbody tr").all()}  # fmt: skip
+        assert shown[RTL] == ["1", "<0.1%"] and shown[option][0] == "0"
+        expect(bars.locator(".own")).to_have_count(1)
+        accessible(page)
+
+    late = open_page()
+    late.locator("#join-class input").fill(address[-5:])
+    click(late, "#join-class button")
+    expect(late.locator("#class")).to_be_visible()
+    assert late.locator("#class-bars").count() == 0  # the guess comes first
+    late.locator("#guess").fill(option)
+    click(late, "#reveal")
+    for page in (late, teacher):
+        row = page.locator("#class-bars tbody tr", has=page.get_by_text(option, exact=True))
+        expect(row.locator("td").nth(1)).to_have_text("1")
+    prob = teacher.evaluate(
+        "word => page.request('look', { what: 'word', ids: page.read(page.state.pause), word })",
+        option,
+    )
+    assert row.locator("td").nth(2).text_content() == teacher.evaluate("page.percent", prob)
+
+    click(teacher, "#next-guess", "#ask-class")  # the next question, at the same address
+    expect(asked).to_contain_text("0 guesses")
+    for page in (learner, late):
+        expect(page.locator("#reveal")).to_have_text("Send my guess")
+        expect(page.locator("#guess")).to_have_value("")
+    click(late, "#leave-class")
+    expect(late.locator("#starters button")).to_have_count(4)
+    damaged = open_page(link="/?class=x", wait="#leave-class")
+    expect(damaged.locator("h1")).to_have_text("This class is over")
+    accessible(damaged)
 
 
 @pytest.mark.parametrize("size", SIZES)

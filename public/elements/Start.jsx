@@ -25,7 +25,7 @@ const Earlier = ({ document, name = page.nameOf(document) }) => (
 
 function Start() {
   const { settings, problem, documents } = useSyncExternalStore(page.subscribe, page.get);
-  if (!settings || page.document()) return null;
+  if (!settings || page.document() || page.isLearner()) return null;
   const blocked = page.config.problem !== null; // there is no model
   return (
     <section className="start column" aria-label="Start">
@@ -41,6 +41,10 @@ function Start() {
       <div id="starters" className="chips">
         {page.config.starters.map((prompt) => <button key={prompt} type="button" className="starter" disabled={blocked} onClick={() => page.send(prompt)}>{prompt}</button>)}
       </div>
+      <form id="join-class" className="chips" onSubmit={(event) => (event.preventDefault(), page.joinClass(event.target.elements.code.value.trim()))}>
+        <input name="code" aria-label="Code of a class" placeholder="Code of a class" inputMode="numeric" autoComplete="off" maxLength={9} required />
+        <button type="submit">Join</button>
+      </form>
       {documents.length > 0 && (
         <>
           <h2>Earlier texts{page.stores && ', stored in this browser'}</h2>

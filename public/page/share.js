@@ -19,6 +19,7 @@ export function linkTo(address, document, more) {
   const shown = pieces(document).reduceRight((after, piece) => [pack({ ...piece, children: [], at: 0 }).with(2, after)], []);
   const whole = encode(pack(document.root));
   const url = new URL(address);
+  url.search = '';
   url.hash = `text=${whole.length > MAX_LINK ? encode(shown[0]) : whole}`;
   return url.href;
 }

@@ -74,6 +74,7 @@ export const page = {
     people: 0, // that generate texts now
     head: null, // of the attention view: { layer, head }, or 'average'; null: not chosen yet
     problem: null, // what went wrong, in words
+    classroom: undefined, // see classroom.js
     known: {} // the server's answers about the text, by question
   },
   subscribe(listener) {
@@ -122,6 +123,9 @@ export const page = {
   // Show the stored texts and the link's text. Reading them needs app.py's limits.
   async start() {
     page.set({ ...load(), problem: config.problem });
+    await page.followClass();
+    if (page.state.classroom?.teaching) page.set({ tab: 'guess', pause: page.state.classroom.pause });
+    if (page.isLearner()) page.set({ shown: null });
     const link = readLink(location.href);
     if (link === undefined) return;
     page.set({ shown: null });
@@ -328,13 +332,6 @@ export const page = {
   },
   // The whole word that begins at this token.
   wordAt: (index) => textOf(page.document(), index).match(/^\s*[\p{L}\p{M}’'-]*/u)[0].trim(),
-  // The model's probability of a word at this place, or undefined after an error.
-  async probOf(index, word) {
-    const typed = await page.request('tokens', { text: word });
-    const ids = [...page.read(index), ...(typed ?? []).map(({ id }) => id)];
-    const scores = typed && (await page.request('look', { what: 'scores', ids: ids.slice(-config.context_length) }));
-    return scores && Math.exp(scores.tokens.slice(-typed.length).reduce((sum, { logprob }) => sum + logprob, 0));
-  },
   // The weights of one head, or their average, from 0 to 1.
   headWeights: (all, head) => {
     const rows = head === 'average' && all ? all.flat() : [all?.[head?.layer]?.[head?.head] ?? []];

@@ -1,6 +1,7 @@
 """The page's views of a text: probabilities, attention, copied passages."""
 
 import codecs
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,14 @@ def scores(model: GPTModel, token_ids: Sequence[int]) -> dict[str, Any]:
     pairs = zip(ranks.tolist(), own[:, 0].tolist(), strict=True)
     tokens = [{"rank": rank, "logprob": logprob} for rank, logprob in pairs]
     return {"tokens": tokens, "loss": -float(own.mean()) if tokens else None}
+
+
+def word_prob(model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int], word: str) -> float:
+    """Return the probability that a text continues with a space and these tokens of a word."""
+    ids = tokenizer.encode_ordinary(f" {word}")
+    read = [*token_ids, *ids][-model.cfg["context_length"] :]
+    own = scores(model, read)["tokens"][-len(ids) :]
+    return math.exp(sum(token["logprob"] for token in own))
 
 
 def attention(model: GPTModel, token_ids: Sequence[int]) -> list[list[list[int]]]:

@@ -1,0 +1,29 @@
+// A class: the page of a teacher asks for the next word of its text, and the pages of learners guess it.
+import { page } from './store.js';
+
+const EVERY = 1500; // ms between two looks at the class
+
+// Kept in the tab's storage: also after a reload, and after a login, which drops the address's query.
+const invited = new URLSearchParams(location.search).get('class');
+if (invited) sessionStorage.setItem('class', invited);
+const name = sessionStorage.getItem('class-page') ?? `${Math.random()}${Math.random()}`; // secret; plain HTTP has no crypto
+sessionStorage.setItem('class-page', name);
+
+// Ask, guess, reveal, or just look. The answer, the class as this page may see it, becomes `page.state.classroom`:
+// null if there is no such class, undefined without a class.
+export async function takePart(act = {}) {
+  const classroom = await page.request('class', { page: name, code: sessionStorage.getItem('class'), ...act });
+  if (classroom) sessionStorage.setItem('class', classroom.code);
+  if (classroom !== undefined && JSON.stringify(classroom) !== JSON.stringify(page.state.classroom)) page.set({ classroom });
+}
+export async function followClass() {
+  if (sessionStorage.getItem('class') && !page.state.offline) await takePart();
+  setTimeout(followClass, EVERY);
+}
+export function joinClass(code) {
+  sessionStorage.setItem('class', code);
+  location.assign('/');
+}
+// This page answers a class, or its class is over.
+export const isLearner = () => page.state.classroom !== undefined && !page.state.classroom?.teaching;
+export const classAddress = () => `${location.origin}/?class=${page.state.classroom.code}`;
