@@ -139,8 +139,8 @@ STARTERS = [
     "The old clock",
 ]
 ELEMENTS = (
-    "Connection", "Start", "Classroom", "Toolbar", "Text", "Panel", "Word", "Guess", "Attention",
-    "Layers", "Compare", "Story", "Settings",
+    "Connection", "Start", "Classroom", "Toolbar", "Text", "Panel", "Bars", "Word", "Guess",
+    "Attention", "Layers", "Compare", "Story", "Settings",
 )  # fmt: skip
 
 

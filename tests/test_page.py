@@ -281,10 +281,10 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     expect(learner.locator("#guess")).to_have_value(RTL)
     teacher.reload()
     expect(asked).to_contain_text("1 guess")
-    assert teacher.locator("#class-bars").count() == learner.locator("#class-bars").count() == 0
+    assert teacher.locator("#revealed").count() == learner.locator("#revealed").count() == 0
     click(teacher, "#reveal-class")
     for page in (teacher, learner):
-        bars = page.locator("#class-bars")
+        bars = page.locator("#revealed")
         expect(bars).to_contain_text(RTL)
         shown = {row.locator("th").text_content(): row.locator("td").all_text_contents()[1:]
                  for row in bars.locator("tbody tr").all()}  # fmt: skip
@@ -296,11 +296,11 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     late.locator("#join-class input").fill(address[-5:])
     click(late, "#join-class button")
     expect(late.locator("#class")).to_be_visible()
-    assert late.locator("#class-bars").count() == 0  # the guess comes first
+    assert late.locator("#revealed").count() == 0  # the guess comes first
     late.locator("#guess").fill(option)
     click(late, "#reveal")
     for page in (late, teacher):
-        row = page.locator("#class-bars tbody tr", has=page.get_by_text(option, exact=True))
+        row = page.locator("#revealed tbody tr", has=page.get_by_text(option, exact=True))
         expect(row.locator("td").nth(1)).to_have_text("1")
     prob = teacher.evaluate(
         "word => page.request('look', { what: 'word', ids: page.read(page.state.pause), word })",

@@ -29,9 +29,7 @@ function Attention() {
   const read = page.read(index, index + 1);
   const tokens = page.tokensOf(page.document()).slice(index + 1 - read.length, index + 1);
   const all = page.look('attention', read);
-  useEffect(() => {
-    if (all && head === null) page.set({ head: clearest(all, tokens) });
-  }, [all, head]);
+  useEffect(() => void (all && head === null && page.set({ head: clearest(all, tokens) })), [all, head]);
   if (!all || !head) return <p>Asking the model…</p>;
   const most = page.headWeights(all, head).map((weight, i) => ({ weight, label: tokens[i].label })).sort((a, b) => b.weight - a.weight).slice(0, 3);
   const cell = (weights, layer, number) => {
@@ -39,21 +37,19 @@ function Attention() {
     const isChosen = head.layer === layer && head.head === number;
     return <input key={number} type="radio" name="head" className="thumbnail" aria-label={name} title={name} checked={isChosen} style={stripes(weights)} onChange={() => page.set({ head: { layer, head: number } })} />;
   };
-  return (
-    <>
-      <p aria-live="polite">
-        {nameOf(head)}: <b className="label">{tokens.at(-1).label}</b> attends to{' '}
-        {most.map(({ weight, label }, i) => <span key={i}>{i > 0 && ', '}<b className="label">{label}</b> {page.percent(weight)}</span>)}
-      </p>
-      <div id="heads" role="radiogroup" aria-label="Heads" style={{ gridTemplateColumns: `auto repeat(${page.config.heads}, minmax(0, 1fr))` }}>
-        {all.map((row, layer) => [<span key={layer} className="legend">{layer + 1}</span>, row.map((weights, number) => cell(weights, layer, number))])}
-      </div>
-      <div className="row">
-        <span className="legend">Rows: layers. Cells: heads. The stripes are the last {STRIPES} tokens; at the right end is the word itself.</span>
-        <button type="button" aria-pressed={head === 'average'} onClick={() => page.set({ head: 'average' })}>Average</button>
-      </div>
-    </>
-  );
+  return <>
+    <p aria-live="polite">
+      {nameOf(head)}: <b className="label">{tokens.at(-1).label}</b> attends to{' '}
+      {most.map(({ weight, label }, i) => <span key={i}>{i > 0 && ', '}<b className="label">{label}</b> {page.percent(weight)}</span>)}
+    </p>
+    <div id="heads" role="radiogroup" aria-label="Heads" style={{ gridTemplateColumns: `auto repeat(${page.config.heads}, minmax(0, 1fr))` }}>
+      {all.map((row, layer) => [<span key={layer} className="legend">{layer + 1}</span>, row.map((weights, number) => cell(weights, layer, number))])}
+    </div>
+    <div className="row">
+      <span className="legend">Rows: layers. Cells: heads. The stripes are the last {STRIPES} tokens; at the right end is the word itself.</span>
+      <button type="button" aria-pressed={head === 'average'} onClick={() => page.set({ head: 'average' })}>Average</button>
+    </div>
+  </>;
 }
 
 page.component('Attention', Attention);

@@ -1,56 +1,42 @@
 // A learner's page in a class, and what Guess shows of it to the teacher.
-import { useEffect, useState, useSyncExternalStore } from 'react';
+import { useState, useSyncExternalStore } from 'react';
 
 // Words to pick from, and a field for another one.
-function WordForm({ options, button, send, given = '' }) {
-  const [word, setWord] = useState(given);
+function WordForm({ options, button, send, given }) {
+  const [word, setWord] = useState(given ?? '');
   const submit = (event) => (event.preventDefault(), word.trim() && send(word.trim()));
-  return (
-    <form onSubmit={submit} className="column">
-      <div className="options chips">
-        {options?.map((text) => <button key={text} type="button" aria-pressed={word === text} onClick={() => setWord(text)}>{text}</button>)}
-      </div>
-      <input id="guess" aria-label="Your guess" placeholder="Your own word" autoComplete="off" maxLength={40} value={word} onChange={(event) => setWord(event.target.value)} />
-      <button type="submit" id="reveal" className="primary" aria-disabled={!word.trim()}>{button}</button>
-    </form>
-  );
+  return <form onSubmit={submit} className="column">
+    <div className="options chips">
+      {options?.map((text) => <button key={text} type="button" aria-pressed={word === text} onClick={() => setWord(text)}>{text}</button>)}
+    </div>
+    <input id="guess" aria-label="Your guess" placeholder="Your own word" autoComplete="off" maxLength={40} value={word} onChange={(event) => setWord(event.target.value)} />
+    <button type="submit" id="reveal" className="primary" aria-disabled={!word.trim()}>{button}</button>
+  </form>;
 }
 
 const count = (guesses) => (guesses === 1 ? '1 guess' : `${guesses} guesses`);
 
 // How many guessed each word, beside the model's probability of it.
-const ClassBars = ({ bars, guesses, wrote, mine }) => (
-  <>
-    <p id="class-wrote">The model wrote <b className="label"><bdi>{wrote}</bdi></b>.{mine && <> You guessed <b className="label"><bdi>{mine}</bdi></b>.</>}</p>
-    <table className="bars" id="class-bars">
-      <thead><tr><th scope="col">Word</th><td /><th scope="col">class</th><th scope="col">model</th></tr></thead>
-      <tbody>
-        {bars.map(({ word, count, prob }) => (
-          <tr key={word} className={word === wrote ? 'own' : ''}>
-            <th scope="row" className="label"><bdi>{word}</bdi></th>
-            <td className="bar" aria-hidden="true">
-              <div className="by-model" style={{ width: `${100 * prob}%` }} />
-              <div className="by-settings" style={{ width: `${(100 * count) / (guesses || 1)}%` }} />
-            </td>
-            <td>{count}</td>
-            <td>{page.percent(prob)}</td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
+function Revealed({ bars, guesses, wrote, mine }) {
+  const { Bars } = page.components;
+  const rows = bars.map(({ word, count, prob }) => ({
+    key: word, own: word === wrote, bar: count / (guesses || 1), outline: prob, cells: [count, page.percent(prob)],
+    label: <bdi className="label">{word}</bdi>
+  }));
+  return <div className="column" id="revealed">
+    <p>The model wrote <b className="label"><bdi>{wrote}</bdi></b>.{mine && <> You guessed <b className="label"><bdi>{mine}</bdi></b>.</>}</p>
+    <Bars heads={['Word', 'class', 'model']} rows={rows} />
     <p className="legend">Blue: the class. Outline: the model’s probability of the whole word.</p>
-  </>
-);
+  </div>;
+}
 
 function Asked() {
   const { classroom } = page.state;
-  return (
-    <div className="column" id="asked">
-      <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the first page.</p>
-      <p aria-live="polite"><b>{count(classroom.guesses)}</b></p>
-      {classroom.bars ? <ClassBars {...classroom} /> : <button type="button" id="reveal-class" className="primary" onClick={() => page.takePart({ reveal: true })}>Reveal</button>}
-    </div>
-  );
+  return <div className="column" id="asked">
+    <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the first page.</p>
+    <p aria-live="polite"><b>{count(classroom.guesses)}</b></p>
+    {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" onClick={() => page.takePart({ reveal: true })}>Reveal</button>}
+  </div>;
 }
 
 function Classroom() {
@@ -59,15 +45,13 @@ function Classroom() {
   const leave = <button type="button" id="leave-class" onClick={() => page.joinClass('')}>Leave the class</button>;
   if (!classroom) return <section className="start column" aria-label="Class"><h1>This class is over</h1><p>No class has this code now.</p>{leave}</section>;
   const { number, text, options, mine, guesses, bars } = classroom;
-  return (
-    <section className="start column" id="class" aria-label="Class">
-      <h1>Which word comes next?</h1>
-      <div className="prose" id="class-text">{text}<span className="gap"> ? </span></div>
-      {bars ? <ClassBars {...classroom} /> : <WordForm key={number} options={options} given={mine ?? ''} button={mine ? 'Change my guess' : 'Send my guess'} send={(guess) => page.takePart({ guess })} />}
-      <p className="legend" role="status">{!bars && mine && 'Sent. You can change it until the teacher reveals the guesses. '}{count(guesses)} so far.</p>
-      <div>{leave}</div>
-    </section>
-  );
+  return <section className="start column" id="class" aria-label="Class">
+    <h1>Which word comes next?</h1>
+    <div className="prose" id="class-text">{text}<span className="gap"> ? </span></div>
+    {bars ? <Revealed {...classroom} /> : <WordForm key={number} options={options} given={mine} button={mine ? 'Change my guess' : 'Send my guess'} send={(guess) => page.takePart({ guess })} />}
+    <p className="legend" role="status">{!bars && mine && 'Sent. You can change it until the teacher reveals the guesses. '}{count(guesses)} so far.</p>
+    <div>{leave}</div>
+  </section>;
 }
 
 page.component('WordForm', WordForm); // also of Guess

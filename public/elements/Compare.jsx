@@ -8,30 +8,24 @@ function Compare() {
   const prompt = page.promptOf(page.document());
   const { Field } = page.components;
   const shareOf = (text) => text.finished && page.look('copied', [...prompt, ...text.tokens].map(({ id }) => id))?.share;
-  return (
-    <>
-      <p>The same beginning, continued at three temperatures.</p>
-      <button type="button" id="run-compare" className="primary" aria-disabled={busy} onClick={() => busy || page.compare(temperatures)}>
-        {compared ? 'Write three again' : 'Write three texts'}
-      </button>
-      {temperatures.map((temperature, i) => {
-        const text = compared?.[i];
-        const share = text && shareOf(text);
-        return (
-          <section key={i} className="compared column" aria-label={`Text ${i + 1}`}>
-            <Field name="temperature" id={`temperature-${i}`} value={temperature} change={(value) => setTemperatures(temperatures.with(i, value))} />
-            {text && <div className="prose">{text.tokens.map((token) => token.text).join('')}</div>}
-            {text && (
-              <div className="row">
-                <span className="legend">{typeof share === 'number' && `${page.percent(share)} of this text is copied from the story.`}</span>
-                <button type="button" aria-disabled={busy} onClick={() => page.keep(text)}>Keep this one</button>
-              </div>
-            )}
-          </section>
-        );
-      })}
-    </>
-  );
+  return <>
+    <p>The same beginning, continued at three temperatures.</p>
+    <button type="button" id="run-compare" className="primary" aria-disabled={busy} onClick={() => busy || page.compare(temperatures)}>
+      {compared ? 'Write three again' : 'Write three texts'}
+    </button>
+    {temperatures.map((temperature, i) => {
+      const text = compared?.[i];
+      const share = text && shareOf(text);
+      return <section key={i} className="compared column" aria-label={`Text ${i + 1}`}>
+        <Field name="temperature" id={`temperature-${i}`} value={temperature} change={(value) => setTemperatures(temperatures.with(i, value))} />
+        {text && <div className="prose">{text.tokens.map((token) => token.text).join('')}</div>}
+        {text && <div className="row">
+          <span className="legend">{typeof share === 'number' && `${page.percent(share)} of this text is copied from the story.`}</span>
+          <button type="button" aria-disabled={busy} onClick={() => page.keep(text)}>Keep this one</button>
+        </div>}
+      </section>;
+    })}
+  </>;
 }
 
 page.component('Compare', Compare);

@@ -7,30 +7,26 @@ const bitsOf = (prob) => -Math.log2(prob);
 function Score({ answer: { guess, prob }, pause, next, nextWord }) {
   const { surprises } = page.state;
   const mean = surprises.reduce((sum, bits) => sum + bits, 0) / surprises.length;
-  const { Bars } = page.components;
-  return (
-    <>
-      <p id="score" aria-live="polite">
-        The model gave <b className="label">{guess}</b> {page.percent(prob)}: a surprise of <b>{bitsOf(prob).toFixed(1)} bits</b>.
-        {' '}It wrote <b className="label">{page.wordAt(pause)}</b>.
-      </p>
-      <p className="legend">
-        Your average over {surprises.length} {surprises.length === 1 ? 'guess' : 'guesses'}: {mean.toFixed(1)} bits. 0 bits: the model was
-        certain of your word. {bitsOf(1 / page.config.vocabulary).toFixed(1)} bits: as if all its tokens were equally likely.
-      </p>
-      {nextWord}
-      {next && <Bars index={pause} token={page.tokensOf(page.document())[pause]} next={next} />}
-    </>
-  );
+  const { Choices } = page.components;
+  return <>
+    <p id="score" aria-live="polite">
+      The model gave <b className="label">{guess}</b> {page.percent(prob)}: a surprise of <b>{bitsOf(prob).toFixed(1)} bits</b>.
+      {' '}It wrote <b className="label">{page.wordAt(pause)}</b>.
+    </p>
+    <p className="legend">
+      Your average over {surprises.length} {surprises.length === 1 ? 'guess' : 'guesses'}: {mean.toFixed(1)} bits. 0 bits: the model was
+      certain of your word. {bitsOf(1 / page.config.vocabulary).toFixed(1)} bits: as if all its tokens were equally likely.
+    </p>
+    {nextWord}
+    {next && <Choices index={pause} token={page.tokensOf(page.document())[pause]} next={next} />}
+  </>;
 }
 
 function Guess() {
   const { pause, running, surprises, classroom } = useSyncExternalStore(page.subscribe, page.get);
   const [answer, setAnswer] = useState(null); // the guess and its probability
   const next = pause === null ? undefined : page.look('next', page.read(pause));
-  useEffect(() => {
-    if (pause === null) page.pauseAfter(page.promptOf(page.document()).length);
-  }, [pause, page.idsOf(page.document()).length]);
+  useEffect(() => void (pause === null && page.pauseAfter(page.promptOf(page.document()).length)), [pause, page.idsOf(page.document()).length]);
   useEffect(() => setAnswer(null), [pause]);
   if (pause === null) return <p>{running ? 'The model writes a few words…' : 'The text ends before the next pause. Continue it, and guess on.'}</p>;
   const { Asked, WordForm } = page.components;
@@ -45,13 +41,11 @@ function Guess() {
     setAnswer({ guess, prob });
   };
   const ask = () => page.takePart({ ids: page.read(pause), options, wrote: page.wordAt(pause), pause });
-  return (
-    <>
-      <p>The text stops here. Which word comes next? Pick one or type your own.</p>
-      <WordForm key={pause} options={options} button="Reveal" send={reveal} />
-      <button type="button" id="ask-class" title="Others guess this word on their own devices, without names" aria-disabled={!options} onClick={() => options && ask()}>Ask the class</button>
-    </>
-  );
+  return <>
+    <p>The text stops here. Which word comes next? Pick one or type your own.</p>
+    <WordForm key={pause} options={options} button="Reveal" send={reveal} />
+    <button type="button" id="ask-class" title="Others guess this word on their own devices, without names" aria-disabled={!options} onClick={() => options && ask()}>Ask the class</button>
+  </>;
 }
 
 page.component('Guess', Guess);

@@ -28,23 +28,19 @@ function Panel() {
   const { component, asks } = TABS[tab];
   const Tab = page.components[component];
   const hasToken = page.looked() in page.tokensOf(shown);
-  return (
-    <section id="panel" aria-label="Inside the model" data-open={sheet}>
-      <div className="tabs">
-        <div role="tablist" className="chips" aria-label="What to look at" onKeyDown={onKeyDown}>
-          {NAMES.map((name) => (
-            <button key={name} id={`tab-${name}`} type="button" role="tab" aria-selected={name === tab} aria-controls="tab-panel" tabIndex={name === tab ? 0 : -1} onClick={() => page.openTab(name)}>
-              {TABS[name].label}
-            </button>
-          ))}
-        </div>
-        <button type="button" id="close-sheet" onClick={page.closeSheet}>Close</button>
+  return <section id="panel" aria-label="Inside the model" data-open={sheet}>
+    <div className="tabs">
+      <div role="tablist" className="chips" aria-label="What to look at" onKeyDown={onKeyDown}>
+        {NAMES.map((name) => <button key={name} id={`tab-${name}`} type="button" role="tab" aria-selected={name === tab} aria-controls="tab-panel" tabIndex={name === tab ? 0 : -1} onClick={() => page.openTab(name)}>
+          {TABS[name].label}
+        </button>)}
       </div>
-      <div role="tabpanel" id="tab-panel" className="column" aria-labelledby={`tab-${tab}`} tabIndex={0}>
-        {asks && !hasToken ? <p>Click or tap a word in the text {asks}.</p> : Tab && <Tab key={tab} />}
-      </div>
-    </section>
-  );
+      <button type="button" id="close-sheet" onClick={page.closeSheet}>Close</button>
+    </div>
+    <div role="tabpanel" id="tab-panel" className="column" aria-labelledby={`tab-${tab}`} tabIndex={0}>
+      {asks && !hasToken ? <p>Click or tap a word in the text {asks}.</p> : Tab && <Tab key={tab} />}
+    </div>
+  </section>;
 }
 
 export default page.component('Panel', Panel);

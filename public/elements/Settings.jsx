@@ -15,31 +15,23 @@ function Field({ name, id = name, value, change = (value) => page.change({ [name
     if (!Number.isNaN(page.readNumber(typed ?? ''))) change(page.clamp(name, typed));
     setTyped(null);
   };
-  return (
-    <div className="field" title={help}>
-      <label htmlFor={`set-${id}`}>{label}</label>
-      <input id={`set-${id}`} inputMode="decimal" autoComplete="off" value={typed ?? value} onChange={type} onBlur={leave} />
-      <input type="range" aria-label={`${label}, slider`} min={min} max={max} step={step} value={value} onChange={(event) => change(page.clamp(name, event.target.value))} />
-    </div>
-  );
+  return <div className="field" title={help}>
+    <label htmlFor={`set-${id}`}>{label}</label>
+    <input id={`set-${id}`} inputMode="decimal" autoComplete="off" value={typed ?? value} onChange={type} onBlur={leave} />
+    <input type="range" aria-label={`${label}, slider`} min={min} max={max} step={step} value={value} onChange={(event) => change(page.clamp(name, event.target.value))} />
+  </div>;
 }
 
 function Seed({ seed }) {
   const [typed, setTyped] = useState(null);
   const shown = typed ?? seed;
   const usable = page.seedIsUsable(shown.trim());
-  const type = ({ target: { value } }) => {
-    const ok = page.seedIsUsable(value.trim());
-    setTyped(ok ? null : value);
-    page.change({ seed: ok ? value.trim() : '' });
-  };
-  return (
-    <div className="field">
-      <label htmlFor="set-seed">Seed</label>
-      <input id="set-seed" value={shown} placeholder="random" inputMode="numeric" aria-invalid={!usable} aria-describedby="seed-note" onChange={type} />
-      <span id="seed-note" className="problem" role="alert">{usable ? '' : `Digits only, at most ${page.config.seed_digits}. Using a random seed.`}</span>
-    </div>
-  );
+  const type = ({ target: { value } }) => (setTyped(value), page.change({ seed: page.seedIsUsable(value.trim()) ? value.trim() : '' }));
+  return <div className="field">
+    <label htmlFor="set-seed">Seed</label>
+    <input id="set-seed" value={shown} placeholder="random" inputMode="numeric" aria-invalid={!usable} aria-describedby="seed-note" onChange={type} />
+    <span id="seed-note" className="problem" role="alert">{usable ? '' : `Digits only, at most ${page.config.seed_digits}. Using a random seed.`}</span>
+  </div>;
 }
 
 function Settings() {
@@ -48,21 +40,19 @@ function Settings() {
   if (!settings) return null;
   const names = ['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : []), 'max_new_tokens'];
   const lost = 'Connection lost. Trying again … Your text goes on when the connection is back. If it does not come back, check that the app is running.';
-  return (
-    <div id="settings-line">
-      {offline && <p id="offline" role="alert" className="problem">{lost}</p>}
-      {running && people >= MANY && <p className="legend" role="status">{people} people are writing, so it takes longer.</p>}
-      <button type="button" id="settings-button" popovertarget="settings">{page.summary(settings)} <span aria-hidden="true">▴</span></button>
-      <div id="settings" popover="auto" role="group" aria-label="Settings">
-        <div className="row">
-          {Object.entries(page.presets()).map(([name, preset]) => <button key={name} type="button" onClick={() => page.change(preset)}>{name}</button>)}
-          <button type="button" id="reset" onClick={() => (page.change(page.defaults()), setResets(resets + 1))}>Reset all</button>
-        </div>
-        {names.map((name) => <Field key={name} name={name} value={settings[name]} />)}
-        {settings.temperature > 0 && <Seed key={resets} seed={settings.seed} />}
+  return <div id="settings-line">
+    {offline && <p id="offline" role="alert" className="problem">{lost}</p>}
+    {running && people >= MANY && <p className="legend" role="status">{people} people are writing, so it takes longer.</p>}
+    <button type="button" id="settings-button" popovertarget="settings">{page.summary(settings)} <span aria-hidden="true">▴</span></button>
+    <div id="settings" popover="auto" role="group" aria-label="Settings">
+      <div className="row">
+        {Object.entries(page.presets()).map(([name, preset]) => <button key={name} type="button" onClick={() => page.change(preset)}>{name}</button>)}
+        <button type="button" id="reset" onClick={() => (page.change(page.defaults()), setResets(resets + 1))}>Reset all</button>
       </div>
+      {names.map((name) => <Field key={name} name={name} value={settings[name]} />)}
+      {settings.temperature > 0 && <Seed key={resets} seed={settings.seed} />}
     </div>
-  );
+  </div>;
 }
 
 page.component('Field', Field); // also of the panel

@@ -12,29 +12,27 @@ function split(story, runs) {
 }
 
 function Story() {
-  const { running } = useSyncExternalStore(page.subscribe, page.get);
+  const { running, story } = useSyncExternalStore(page.subscribe, page.get);
   const current = useRef(null);
   const answer = running === null ? page.copied() : undefined;
   const looked = page.looked();
   const run = answer?.runs.find(({ start, length }) => start <= looked && looked < start + length);
-  const parts = useMemo(() => split(page.story ?? '', answer?.runs ?? []), [page.story, JSON.stringify(answer?.runs)]);
+  const parts = useMemo(() => split(story ?? '', answer?.runs ?? []), [story, JSON.stringify(answer?.runs)]);
   const first = parts.findIndex(({ runs }) => runs.includes(run?.start));
   useEffect(() => void page.loadStory(), []);
   useEffect(() => void current.current?.scrollIntoView({ block: 'center' }), [run?.start, parts]);
-  return (
-    <>
-      <p className="legend" aria-live="polite">
-        {run
-          ? `${run.length} tokens, from paragraph ${run.paragraph} of the story.`
-          : 'This is all that the model has ever read. Blue: passages of six tokens or more that your text copies.'}
-      </p>
-      <div id="story-text" className="prose">
-        {parts.map(({ text, runs }, i) =>
-          runs.length ? <mark key={i} ref={i === first ? current : null} className={runs.includes(run?.start) ? 'current' : ''}>{text}</mark> : text
-        )}
-      </div>
-    </>
-  );
+  return <>
+    <p className="legend" aria-live="polite">
+      {run
+        ? `${run.length} tokens, from paragraph ${run.paragraph} of the story.`
+        : 'This is all that the model has ever read. Blue: passages of six tokens or more that your text copies.'}
+    </p>
+    <div id="story-text" className="prose">
+      {parts.map(({ text, runs }, i) =>
+        runs.length ? <mark key={i} ref={i === first ? current : null} className={runs.includes(run?.start) ? 'current' : ''}>{text}</mark> : text
+      )}
+    </div>
+  </>;
 }
 
 page.component('Story', Story);

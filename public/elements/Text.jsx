@@ -52,21 +52,19 @@ function coloured(shown, view, { head, running }) {
   return { tokens, line: 'Bold: your own words.' };
 }
 
-const Legend = ({ view, views, line, loss, invisible, unread, before }) => (
-  <div className="legend">
-    <label htmlFor="view">Colours:</label>{' '}
-    <select id="view" value={view} onChange={(event) => page.set({ view: event.target.value })}>
-      {views.map((name) => <option key={name} value={name}>{VIEWS[name]}</option>)}
-    </select>{' '}
-    <span id="legend">
-      {line ?? ['How likely the model found each token: ', ...LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)]}
-      {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
-      {unread && ' Grey: too far back for the model to read.'}
-      {invisible && ' ▯: a character that has no shape of its own.'}
-      {before > 0 && ` The beginning of your prompt is not kept: the model reads only the last ${page.config.context_length} tokens.`}
-    </span>
-  </div>
-);
+const Legend = ({ view, views, line, loss, invisible, unread, before }) => <div className="legend">
+  <label htmlFor="view">Colours:</label>{' '}
+  <select id="view" value={view} onChange={(event) => page.set({ view: event.target.value })}>
+    {views.map((name) => <option key={name} value={name}>{VIEWS[name]}</option>)}
+  </select>{' '}
+  <span id="legend">
+    {line ?? ['How likely the model found each token: ', ...LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)]}
+    {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
+    {unread && ' Grey: too far back for the model to read.'}
+    {invisible && ' ▯: a character that has no shape of its own.'}
+    {before > 0 && ` The beginning of your prompt is not kept: the model reads only the last ${page.config.context_length} tokens.`}
+  </span>
+</div>;
 
 // ‹ 2/3 ›: the other continuations tried here.
 function Versions({ piece: { children, at }, piece }) {
@@ -81,14 +79,12 @@ function Token({ token, index, canFocus, isLooked, isUnread, hint }) {
   const prob = token.logprob === undefined ? '' : `, ${page.percent(Math.exp(token.logprob))}, rank ${token.rank}`;
   const attention = token.attention === undefined ? '' : `, attention ${page.percent(token.attention)}`;
   const style = token.shade === undefined ? undefined : { background: `rgba(0, 114, 178, ${0.7 * Math.sqrt(token.shade)})` };
-  return (
-    <>
-      <span className={classes.filter(Boolean).join(' ')} data-index={index} data-marker={markerOf(token.text) || undefined} role="button" aria-label={`${token.label}${prob}${attention}`} aria-pressed={isLooked} tabIndex={canFocus ? 0 : -1} style={style}>
-        {token.text}
-      </span>
-      {hint && <span className="hint" data-hint="‹ click: the model hesitated here" />}
-    </>
-  );
+  return <>
+    <span className={classes.filter(Boolean).join(' ')} data-index={index} data-marker={markerOf(token.text) || undefined} role="button" aria-label={`${token.label}${prob}${attention}`} aria-pressed={isLooked} tabIndex={canFocus ? 0 : -1} style={style}>
+      {token.text}
+    </span>
+    {hint && <span className="hint" data-hint="‹ click: the model hesitated here" />}
+  </>;
 }
 
 function Editor({ caret }) {
@@ -99,18 +95,16 @@ function Editor({ caret }) {
     document.querySelector('.toolbar .primary').focus();
     page.rewrite(box.current.value.slice(0, box.current.selectionStart));
   };
-  return (
-    <div className="column" onKeyDown={(event) => event.key === 'Escape' && (event.preventDefault(), cancel())}>
-      <div className="row">
-        <span className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</span>
-        <span className="chips">
-          <button type="button" id="continue-here" className="primary" onClick={send}>Continue from here</button>
-          <button type="button" onClick={cancel}>Cancel</button>
-        </span>
-      </div>
-      <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
+  return <div className="column" onKeyDown={(event) => event.key === 'Escape' && (event.preventDefault(), cancel())}>
+    <div className="row">
+      <span className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</span>
+      <span className="chips">
+        <button type="button" id="continue-here" className="primary" onClick={send}>Continue from here</button>
+        <button type="button" onClick={cancel}>Cancel</button>
+      </span>
     </div>
-  );
+    <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
+  </div>;
 }
 
 // The index of the nearest token in the line above (step -1) or below (1); the same index if there is none.
@@ -169,32 +163,26 @@ function Text() {
   };
   const facts = page.pieces(shown).findLast((piece) => piece.facts.length)?.facts ?? [];
   let first = 0; // token of a piece
-  return (
-    <article className="document column" aria-label="Text">
-      <Legend view={view} views={views} line={line} loss={loss} invisible={tokens.some(({ text }) => isInvisible(text))} unread={unread > 0} before={shown.before} />
-      {state.editing !== null ? (
-        <Editor caret={state.editing} />
-      ) : (
-        <div ref={group} id="text" role="group" aria-label="The text" onClick={onClick} onKeyDown={onKeyDown} onPointerOver={onPointerOver} onPointerLeave={onPointerLeave}>
-          {page.pieces(shown).map((piece, number) => {
-            const start = first;
-            first += piece.tokens.length;
-            return (
-              <span key={number}>
-                {tokens.slice(start, Math.min(first, stop)).map((token, i) => (
-                  <Token key={start + i} token={token} index={start + i} canFocus={start + i === (chosen ?? 0)} isLooked={start + i === looked} isUnread={start + i < unread} hint={start + i === hint} />
-                ))}
-                {stop === length && <Versions piece={piece} />}
-              </span>
-            );
-          })}
-          {stop < length && <span className="gap"> {state.revealed === state.pause ? page.wordAt(stop) : '?'} </span>}
-          <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />
-        </div>
-      )}
-      <p className="facts" aria-live="polite">{facts.join(' · ')}</p>
-    </article>
-  );
+  return <article className="document column" aria-label="Text">
+    <Legend view={view} views={views} line={line} loss={loss} invisible={tokens.some(({ text }) => isInvisible(text))} unread={unread > 0} before={shown.before} />
+    {state.editing !== null ? (
+      <Editor caret={state.editing} />
+    ) : (
+      <div ref={group} id="text" role="group" aria-label="The text" onClick={onClick} onKeyDown={onKeyDown} onPointerOver={onPointerOver} onPointerLeave={onPointerLeave}>
+        {page.pieces(shown).map((piece, number) => {
+          const start = first;
+          first += piece.tokens.length;
+          return <span key={number}>
+            {tokens.slice(start, Math.min(first, stop)).map((token, i) => <Token key={start + i} token={token} index={start + i} canFocus={start + i === (chosen ?? 0)} isLooked={start + i === looked} isUnread={start + i < unread} hint={start + i === hint} />)}
+            {stop === length && <Versions piece={piece} />}
+          </span>;
+        })}
+        {stop < length && <span className="gap"> {state.revealed === state.pause ? page.wordAt(stop) : '?'} </span>}
+        <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />
+      </div>
+    )}
+    <p className="facts" aria-live="polite">{facts.join(' · ')}</p>
+  </article>;
 }
 
 export default page.component('Text', Text);

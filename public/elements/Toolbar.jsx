@@ -16,28 +16,26 @@ function Toolbar() {
   // Not `disabled`, which would take the focus away.
   const action = (id, label, title, act, off = busy) => <button id={id} type="button" title={title} aria-disabled={off} onClick={() => off || act()}>{label}</button>;
   const onClick = (event) => (stops ? event.detail < 2 && page.stop() : busy || page.goOn()); // a double click does not stop
-  return (
-    <div className="toolbar column">
-      <h1 className="sr-only">{page.nameOf(shown)}</h1>
-      <div role="group" aria-label="Actions" className="chips">
-        <button id={stops ? 'stop' : 'continue'} type="button" className="primary" aria-disabled={busy && !stops} title={stops ? 'Stop writing' : 'Write on from the end of the text'} onClick={onClick}>
-          {stops ? 'Stop' : 'Continue'}
-        </button>
-        {action('again', 'Try again', 'Write the last part again, with another seed', page.again)}
-        {action('edit', 'Edit', 'Change the text yourself', () => page.edit(chosen), busy || editing !== null)}
-        {action('undo', 'Undo', 'Take back the last change (Ctrl+Z)', page.undo, busy || page.undoable() < 0)}
-        {action('new', 'New text', 'Begin another text; this one stays in the list', page.begin, running !== null)}
-        <button id="share" type="button" popovertarget="sharing" title="Copy, download or link to this text">Share <span aria-hidden="true">▾</span></button>
-        <div id="sharing" popover="auto">
-          {navigator.clipboard && <Copy id="copy" label="Copy" done="Copied" text={page.text} />} {/* not over plain HTTP from another machine */}
-          {navigator.clipboard && <Copy id="link" label="Copy link" done="Link copied" text={page.link} />}
-          <button id="save" type="button" onClick={page.save}>Download</button>
-        </div>
-        <button id="look-inside" type="button" title="Show the panel" aria-pressed={sheet} onClick={() => page.set({ sheet: !sheet })}>Look inside</button>
+  return <div className="toolbar column">
+    <h1 className="sr-only">{page.nameOf(shown)}</h1>
+    <div role="group" aria-label="Actions" className="chips">
+      <button id={stops ? 'stop' : 'continue'} type="button" className="primary" aria-disabled={busy && !stops} title={stops ? 'Stop writing' : 'Write on from the end of the text'} onClick={onClick}>
+        {stops ? 'Stop' : 'Continue'}
+      </button>
+      {action('again', 'Try again', 'Write the last part again, with another seed', page.again)}
+      {action('edit', 'Edit', 'Change the text yourself', () => page.edit(chosen), busy || editing !== null)}
+      {action('undo', 'Undo', 'Take back the last change (Ctrl+Z)', page.undo, busy || page.undoable() < 0)}
+      {action('new', 'New text', 'Begin another text; this one stays in the list', page.begin, running !== null)}
+      <button id="share" type="button" popovertarget="sharing" title="Copy, download or link to this text">Share <span aria-hidden="true">▾</span></button>
+      <div id="sharing" popover="auto">
+        {navigator.clipboard && <Copy id="copy" label="Copy" done="Copied" text={page.text} />} {/* not over plain HTTP from another machine */}
+        {navigator.clipboard && <Copy id="link" label="Copy link" done="Link copied" text={page.link} />}
+        <a id="save" download="text.txt" href={`data:text/plain;charset=utf-8,${encodeURIComponent(page.text().toWellFormed())}`}>Download</a>
       </div>
-      {problem && <p role="alert" className="problem">{problem}</p>}
+      <button id="look-inside" type="button" title="Show the panel" aria-pressed={sheet} onClick={() => page.set({ sheet: !sheet })}>Look inside</button>
     </div>
-  );
+    {problem && <p role="alert" className="problem">{problem}</p>}
+  </div>;
 }
 
 export default page.component('Toolbar', Toolbar);

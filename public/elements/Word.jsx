@@ -5,40 +5,22 @@ const SHOWN = 10;
 const MODEL = { temperature: 1, top_k: 0, top_p: 1 }; // settings that change nothing
 const sum = (list) => list.reduce((total, prob) => total + prob, 0);
 
-// A row; its bar is the probability with the settings, the outline the model's own.
-const Row = ({ label, model, prob, own }) => (
-  <tr className={own ? 'own' : ''}>
-    <th scope="row">{label}</th>
-    <td className="bar" aria-hidden="true">
-      <div className="by-model" style={{ width: `${100 * model}%` }} />
-      <div className="by-settings" style={{ width: `${100 * prob}%` }} />
-    </td>
-    <td>{page.percent(model)}</td>
-    <td>{page.percent(prob)}</td>
-  </tr>
-);
-
-function Bars({ index, token, next }) {
+// The most probable tokens here; the filled bars are with the settings, the outlines the model's own.
+function Choices({ index, token, next }) {
   const { settings, running } = page.state;
   const { probs, others } = page.nextTokenProbs(next, settings);
   const own = page.nextTokenProbs(next, MODEL);
+  const { Bars } = page.components;
   const title = token ? 'Use this instead, and continue from here' : 'Add this, and continue';
   const button = ({ id, text, label }, i) => {
     const off = running !== null || id === token?.id;
     const choose = () => page.choose(index, { id, text, label, rank: i + 1, logprob: Math.log(own.probs[i]), prob: probs[i] });
     return <button type="button" className="alternative" aria-disabled={off} title={title} onClick={() => off || choose()}>{label}</button>;
   };
-  return (
-    <table className="bars">
-      <thead><tr><th scope="col">{token ? 'Could have been' : 'Could come next'}</th><td /><th scope="col">model</th><th scope="col">with your settings</th></tr></thead>
-      <tbody>
-        {next.top.slice(0, SHOWN).map((other, i) => (
-          <Row key={other.id} label={button(other, i)} model={own.probs[i]} prob={probs[i]} own={other.id === token?.id} />
-        ))}
-        <Row label="all others" model={own.others + sum(own.probs.slice(SHOWN))} prob={others + sum(probs.slice(SHOWN))} />
-      </tbody>
-    </table>
-  );
+  const row = (key, label, outline, bar) => ({ key, label, outline, bar, own: key === token?.id, cells: [page.percent(outline), page.percent(bar)] });
+  const rows = next.top.slice(0, SHOWN).map((other, i) => row(other.id, button(other, i), own.probs[i], probs[i]));
+  const rest = row('others', 'all others', own.others + sum(own.probs.slice(SHOWN)), others + sum(probs.slice(SHOWN)));
+  return <Bars heads={[token ? 'Could have been' : 'Could come next', 'model', 'with your settings']} rows={[...rows, rest]} />;
 }
 
 // What the model gave the token that stands in the text.
@@ -49,13 +31,11 @@ function Gave({ index, token }) {
   const rank = scored && (scored.rank === 1 ? 'first choice' : `choice number ${scored.rank}`);
   const settings = scored?.prob === undefined ? '' : `; with your settings ${page.percent(scored.prob)}`;
   const waiting = index === 0 ? 'The first token has no probability, because nothing comes before it.' : 'Asking the model…';
-  return (
-    <p id="gave" aria-live="polite">
-      <b className="label">{token.label}</b>{' '}
-      {scored ? `The model gave it ${page.percent(Math.exp(scored.logprob))} (${rank})${settings}.` : waiting}
-      {token.draft && ' It was drafted from the story, and the model accepted it.'}
-    </p>
-  );
+  return <p id="gave" aria-live="polite">
+    <b className="label">{token.label}</b>{' '}
+    {scored ? `The model gave it ${page.percent(Math.exp(scored.logprob))} (${rank})${settings}.` : waiting}
+    {token.draft && ' It was drafted from the story, and the model accepted it.'}
+  </p>;
 }
 
 function Word() {
@@ -66,23 +46,17 @@ function Word() {
   const next = index > 0 ? page.look('next', page.read(index)) : undefined;
   const before = tokens.slice(0, index).map(({ text }) => text).join('');
   const { Field } = page.components;
-  return (
-    <>
-      <div className="quote">{before.length > 70 && '…'}{before.slice(-70)}<b>{token ? token.text : ' …?'}</b></div>
-      {token && <Gave index={index} token={token} />}
-      {next && (
-        <>
-          <Bars index={index} token={token} next={next} />
-          <p className="legend">Click a word to use it: the model continues from there. Move the settings, and the bars follow.</p>
-          {['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : [])].map((name) => (
-            <Field key={name} name={name} id={`${name}-here`} value={settings[name]} />
-          ))}
-        </>
-      )}
-    </>
-  );
+  return <>
+    <div className="quote">{before.length > 70 && '…'}{before.slice(-70)}<b>{token ? token.text : ' …?'}</b></div>
+    {token && <Gave index={index} token={token} />}
+    {next && <>
+      <Choices index={index} token={token} next={next} />
+      <p className="legend">Click a word to use it: the model continues from there. Move the settings, and the bars follow.</p>
+      {['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : [])].map((name) => <Field key={name} name={name} id={`${name}-here`} value={settings[name]} />)}
+    </>}
+  </>;
 }
 
-page.component('Bars', Bars); // also of Guess
+page.component('Choices', Choices); // also of Guess
 page.component('Word', Word);
 export default () => null; // Panel shows it

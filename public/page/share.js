@@ -1,4 +1,4 @@
-// Links to exactly one text, with its other versions, and downloads.
+// Links to exactly one text, with its other versions.
 import { isGenerated, newPiece, pieces, readDocument } from './document.js';
 import { readSettings } from './settings.js';
 
@@ -37,12 +37,4 @@ export function readLink(address) {
   } catch {
     return null;
   }
-}
-
-export function saveAs(name, text) {
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], { type: 'text/plain;charset=utf-8' }));
-  link.download = name;
-  link.click();
-  URL.revokeObjectURL(link.href);
 }

@@ -1,7 +1,7 @@
 // The page's state, and every action on it. The elements show `page.state` and call these actions;
 // nothing else changes the state.
 import { addPiece, cutBefore, findPiece, idsOf, isGenerated, newDocument, newPiece, pieces, promptOf, readDocument, textOf, tokensOf } from './document.js';
-import { linkTo, readLink, saveAs } from './share.js';
+import { linkTo, readLink } from './share.js';
 import { stores } from './storage.js';
 import { config, readSettings } from './settings.js';
 
@@ -75,12 +75,10 @@ export const page = {
     head: null, // of the attention view: { layer, head }, or 'average'; null: not chosen yet
     problem: null, // what went wrong, in words
     classroom: undefined, // see classroom.js
+    story: undefined, // until the tab asks for it
     known: {} // the server's answers about the text, by question
   },
-  subscribe(listener) {
-    listeners.add(listener);
-    return () => listeners.delete(listener);
-  },
+  subscribe: (listener) => (listeners.add(listener), () => listeners.delete(listener)),
   get: () => page.state,
   set(changes) {
     page.state = { ...page.state, ...changes };
@@ -114,11 +112,11 @@ export const page = {
   connect(socket) {
     page.socket = socket;
     if (!page.state.settings) page.start();
-    const { onConnect, onDisconnect, onReady, onProblem, onPrompt, onTokens, onFinished, onEnd } = page;
-    const events = { connect: onConnect, disconnect: onDisconnect, ready: onReady, problem: onProblem, prompt: onPrompt, tokens: onTokens, finished: onFinished, task_end: onEnd };
-    for (const [name, handler] of Object.entries(events)) socket.on(name, handler);
+    const { onConnect: connect, onDisconnect: disconnect, onReady: ready, onProblem: problem, onPrompt: prompt, onTokens: tokens, onFinished: finished, onEnd: task_end } = page;
+    const events = Object.entries({ connect, disconnect, ready, problem, prompt, tokens, finished, task_end });
+    events.forEach((event) => socket.on(...event));
     page.sendSettings();
-    return () => Object.entries(events).forEach(([name, handler]) => socket.off(name, handler));
+    return () => events.forEach((event) => socket.off(...event));
   },
   // Show the stored texts and the link's text. Reading them needs app.py's limits.
   async start() {
@@ -138,10 +136,7 @@ export const page = {
     page.set({ view: link.view, chosen: link.chosen, pause: link.pause, hinted: true });
     page.sendSettings();
   },
-  onConnect() {
-    page.sendSettings();
-    page.set({ offline: false, running: null });
-  },
+  onConnect: () => (page.sendSettings(), page.set({ offline: false, running: null })),
   onDisconnect() {
     const { running, interrupted } = page.state;
     page.set({ offline: true, running: null, interrupted: running === 'compare' ? null : running ?? interrupted });
@@ -305,10 +300,7 @@ export const page = {
     const answer = page.look('copied', ids.slice(skipped));
     return answer && { ...answer, runs: answer.runs.map((run) => ({ ...run, start: run.start + skipped })) };
   },
-  async loadStory() {
-    page.story ??= await page.request('story', {});
-    page.set({});
-  },
+  loadStory: () => page.state.story || page.request('story', {}).then((story) => page.set({ story })),
   // The token that the panel is about: the one under the pointer or the chosen one.
   looked: () => (ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.hovered ?? page.state.chosen : null),
   pick(chosen) {
@@ -353,8 +345,7 @@ export const page = {
   link() {
     const { settings, view, tab, chosen, pause } = page.state;
     return linkTo(location.href, page.document(), { settings, view, tab, chosen, pause });
-  },
-  save: () => saveAs('text.txt', page.text())
+  }
 };
 
 addEventListener('keydown', (event) => {
