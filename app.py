@@ -53,7 +53,7 @@ server.protect(ROOT, Settings._fields)
 tokenizer = tiktoken.get_encoding("gpt2")
 
 
-def config() -> dict[str, Any]:
+def model_config() -> dict[str, Any]:
     """Return the model's configuration, or the usual one if there is no model."""
     return state.model.cfg if state.model else GPT_CONFIG_124M
 
@@ -82,7 +82,7 @@ async def stream_continuation(
     request: Request, run: str, settings: Settings, ids: list[int]
 ) -> None:
     """Continue a text; send its tokens as they are generated, and all of them at the end."""
-    longest = config()["context_length"]
+    longest = model_config()["context_length"]
     continuation = Continuation(run, settings, ids[-longest:], cropped=len(ids) > longest)
     request.continuations.append(continuation)
     start = time.perf_counter()
@@ -194,7 +194,7 @@ def read_ids(payload: dict[str, Any]) -> list[int]:
     ids = payload.get("ids")
     if not isinstance(ids, list) or not 1 <= len(ids) <= MAX_IDS:
         raise ValueError("no token ids")
-    if not all(type(i) is int and 0 <= i < config()["vocab_size"] for i in ids):
+    if not all(type(i) is int and 0 <= i < model_config()["vocab_size"] for i in ids):
         raise ValueError("unknown token ids")
     return ids
 
@@ -218,7 +218,7 @@ async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, 
 
 def look(what: str, model: GPTModel, ids: list[int], word: str) -> Any:
     """Return a view of a text, from support/page/views.py."""
-    read = ids[-config()["context_length"] :]
+    read = ids[-model_config()["context_length"] :]
     if what in ("scores", "attention"):
         return views.scores(model, read) if what == "scores" else views.attention(model, read)
     if what == "word":
@@ -249,7 +249,7 @@ async def on_class(action: cl.Action) -> Any:
     """Ask a class for the next word, guess it, or reveal the guesses: support/page/classroom.py."""
     payload, question = action.payload, None
     if "ids" in payload:
-        ids = read_ids(payload)[-config()["context_length"] :]
+        ids = read_ids(payload)[-model_config()["context_length"] :]
         text = "".join(token["text"] for token in views.plain_tokens(ids, tokenizer))
         question = classroom.read_question(payload, ids, text)
     return await classroom.take_part(payload, question, partial(inspect, "word"))
@@ -281,7 +281,7 @@ async def on_chat_start() -> None:
     """Send the page; after a reconnect, the last continuation."""
     if not getattr(cl.context.session, "restored", False):
         props = {
-            "problem": await missing_model(), **config(), **page_limits(), "max_ids": MAX_IDS,
+            "problem": await missing_model(), **model_config(), **page_limits(), "max_ids": MAX_IDS,
             "compared": COMPARED, "starters": STARTERS,
         }  # fmt: skip
         # Elements with fixed ids replace those on the page. With a URL, Chainlit writes no file.

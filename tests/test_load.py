@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from itertools import product
 from typing import NamedTuple
 
@@ -352,7 +352,61 @@ def test_a_crowd(server, known, clients, seconds):
     assert objects(loop)["Continuation"] > 0  # they are counted, and those above are forgotten
 
 
-# 3. Failures, and a wrong start -----------------------------------------------------
+# 3. A class -----------------------------------------------------------------------------------
+
+QUESTION = {"ids": [464, 1468, 8801], "options": ["was", "had"], "wrote": "stopped", "pause": 3}
+JUNK_ACTS = [{"guess": " "}, {"ids": [-1]}, {"ids": [464]}, QUESTION | {"wrote": ""}, {"code": []}]
+
+
+def test_a_class_of_thirty(server):
+    """Learners guess, change, peek, reveal, come late and send junk; there are two teachers."""
+
+    async def act(person, code=None, page="", **payload):
+        payload |= {"code": code, "page": page or person.session}
+        status, answer = await person.act("class", **payload)
+        return answer["response"] if status == 200 else None
+
+    async def scene(stack):
+        people = [await stack.enter_async_context(Person(server)) for _ in range(33)]
+        teacher, other, late, *learners = people
+        code = (await act(teacher, **QUESTION))["code"]
+        seen = await act(other, **QUESTION | {"ids": [464] * 300, "options": [5] * 99})
+        assert (seen["options"], seen["text"]) == (["5"] * 6, "The" * 256)
+        assert code != seen["code"]  # another class
+        words = ["had" if i % 3 else f"w{i}" for i in range(30)]
+        asking = [act(p, code, guess=w) for p, w in zip(learners, words, strict=True)]
+        await asyncio.gather(*asking)
+        assert [await act(learners[0], **{"code": code} | junk) for junk in JUNK_ACTS] == [None] * 5
+        seen = await act(learners[0], code, reveal=True, guess="a  " + "b" * 10**5)  # a change
+        assert seen["guesses"] == 30 and seen["mine"] == "a " + "b" * 37
+        assert (seen["bars"], seen["wrote"], seen["teaching"]) == (None, None, False)
+        assert (await act(learners[0], code, reveal=True))["bars"] is None
+        assert (await act(teacher, code, reveal=True))["teaching"]
+        assert (await act(learners[0], code, guess="had"))["mine"] == seen["mine"]
+        assert (await act(late, code))["bars"] is None
+        bars = (await act(late, code, guess="had"))["bars"]
+        counts = {bar["word"]: bar["count"] for bar in bars}
+        assert counts["had"] == 21 and counts["was"] == counts["stopped"] == 0
+        assert sum(counts.values()) == 31 and 0 < sum(bar["prob"] for bar in bars) < 1
+        for i in range(300):
+            seen = await act(late, code, page=f"page {i}", guess="had")
+        assert seen is not None and (await act(late, code))["guesses"] == 300  # no more
+        seen = await act(teacher, **QUESTION)  # the next question
+        assert (seen["code"], seen["guesses"]) == (code, 0)
+        await teacher.client.disconnect()
+        deadline = time.monotonic() + 60
+        while await act(late, code):  # until the teacher's session ends
+            assert time.monotonic() < deadline
+        return server.kept()["objects"]["Classroom"]
+
+    async def with_people():
+        async with AsyncExitStack() as stack:
+            return await scene(stack)
+
+    assert asyncio.run(with_people()) == 1  # the other teacher's
+
+
+# 4. Failures, and a wrong start -----------------------------------------------------
 
 
 @pytest.mark.parametrize(("word", "at"), [("anvil", 0), ("bellows", 3)])

@@ -21,6 +21,7 @@ from playwright.sync_api import Page, expect
 
 from gpt import GPT_CONFIG_124M, GPTModel
 from support.inspection.attention import attention_weights
+from support.model.weights import save_weights
 from support.page.views import scores
 from utils import load_model, next_token_probs
 
@@ -29,7 +30,7 @@ expect.set_options(timeout=60_000)
 SIZES = {"laptop": (1366, 650), "wide": (1920, 1080), "phone": (390, 844), "zoomed": (683, 325)}
 BOTH = pytest.mark.parametrize("size", ["laptop", "phone"])
 PROMPT = "Everyone knew who the Babbingtons were."
-RTL = "\u202e\u05e9\u05dc\u05d5\u05dd \U0001f570\ufe0f <b>"  # a word with an override, an emoji and HTML
+RTL = "\u202e\u05e9\u05dc\u05d5\u05dd \U0001f570\ufe0f <b>"  # an override, an emoji, HTML
 
 
 @pytest.fixture(scope="module")
@@ -703,16 +704,15 @@ def other_app(request, browser, tmp_path_factory):
             block.att.W_query.weight *= 50  # tokens differ in attention
             block.att.W_key.weight *= 50
     folder = tmp_path_factory.mktemp("other")
-    weights = folder.with_suffix(".pth")
-    torch.save(model.state_dict(), weights)
+    weights, story = folder.with_suffix(".pth"), folder.with_suffix(".txt")
+    save_weights(model, weights)
+    story.write_text(STORY, encoding="utf-8")
     more = "from support.page.settings import LIMITS\n"
     more += 'LIMITS["max_new_tokens"] = LIMITS["max_new_tokens"]._replace(max=30, default=25)\n'
-    copy_app(folder, weights, more, STORY)
-    with (folder / "gpt.py").open("a") as gpt:
-        gpt.write(f"\nGPT_CONFIG_124M.update({config})\n")
-    with serving(folder) as server:
-        server.config = GPT_CONFIG_124M | config
-        server.model = load_model(weights, server.config, dtype=torch.int8)
+    copy_app(folder, None, more)
+    with serving(folder, APP_WEIGHTS=str(weights), APP_STORY=str(story)) as server:
+        server.model = load_model(weights, dtype=torch.int8)
+        server.config = server.model.cfg
         yield server
 
 
