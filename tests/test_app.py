@@ -342,24 +342,6 @@ def test_forged_requests_are_refused(server):
 # 4. The app over time -----------------------------------------------------------------------
 
 
-def test_without_weights_the_page_says_what_to_do(tmp_path):
-    async def error(person):
-        await person.send(PROMPT)
-        return await person.error()
-
-    with running_app(tmp_path, weights=None) as server:
-        missing = visit(server, error)
-        (tmp_path / WEIGHTS).write_bytes((ROOT / WEIGHTS).read_bytes()[:100_000])
-        cut = visit(server, error)
-        for answer in (missing, cut):
-            assert WEIGHTS in answer
-            assert "python -m support.lesson" in answer
-        assert missing != cut
-        (tmp_path / WEIGHTS).unlink()
-        (tmp_path / WEIGHTS).symlink_to(ROOT / WEIGHTS)
-        assert continued(server, max_new_tokens=1).facts[0] == "1 token"  # without a restart
-
-
 # Appended to app.py, which is read again after each change: note the state after each reading.
 READINGS = """
 import uvicorn

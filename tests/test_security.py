@@ -13,9 +13,12 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import jwt
@@ -48,7 +51,7 @@ STORY = f"<i>{TRICKS}</i><img src=x>{TRICKS}".join(PASSAGES)
 MORE = """
 from support.page.settings import LIMITS
 
-add, inspect = Batch.add, look
+add, view = Batch.add, look
 
 def add_first_sentence(batch, idx, *args, **kwargs):
     prompt = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
@@ -57,7 +60,7 @@ def add_first_sentence(batch, idx, *args, **kwargs):
 def look(what, *args):
     with (ROOT / "inspections").open("a") as inspections:
         print(what, file=inspections)
-    return inspect(what, *args)
+    return view(what, *args)
 
 Batch.add = add_first_sentence
 LIMITS["temperature"] = LIMITS["temperature"]._replace(default=0)
@@ -71,6 +74,12 @@ def server(tmp_path_factory):
     (folder / ".env").write_text("UNUSED='a secret of the file .env'\n")
     with running_app(folder, story=STORY, more=MORE, ALLOWED_HOSTS="b.test, Story.test") as server:
         yield server
+
+
+def run(scene: Coroutine) -> Any:
+    """Return the result of `scene`; in another thread, as this one has the browser's event loop."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, scene).result()
 
 
 def port_of(server) -> str:
@@ -103,10 +112,18 @@ def as_read(element: Locator) -> str:
     return element.evaluate(AS_READ)
 
 
-@pytest.fixture
-def browser():
+@pytest.fixture(scope="module")
+def shared_browser():
     with running_browser() as browser:
         yield browser
+
+
+@pytest.fixture
+def browser(shared_browser):
+    """The browser, whose windows are closed at the end of the test."""
+    yield shared_browser
+    for context in shared_browser.contexts:
+        context.close()
 
 
 @pytest.fixture
@@ -216,7 +233,7 @@ def test_inspections_of_one_person_delay_nobody_else(server):
             answers = [answer for _, answer in await asking if answer["response"] is not None]
             return len(answers), len(inspections(server)) - before
 
-    answered, computed = asyncio.run(scene())
+    answered, computed = run(scene())
     assert 1 <= answered == computed <= 20
 
 
@@ -278,7 +295,7 @@ def test_files_outside_public_cannot_be_fetched(server):
 )
 def test_a_session_cannot_have_the_name_of_a_folder(server, session):
     with pytest.raises(ConnectionError):
-        asyncio.run(visit(server, session=session))
+        run(visit(server, session=session))
 
 
 UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\na\r\n--x--\r\n'
@@ -306,7 +323,7 @@ def test_the_app_writes_no_file_of_a_person(server):
                 assert answer.status == 403
             assert files() == before
 
-    asyncio.run(scene())
+    run(scene())
 
 
 JSON = {"Content-Type": "application/json"}
@@ -334,8 +351,8 @@ def test_the_server_takes_no_long_message_and_by_the_readme_no_compressed_one(se
                 await socket.receive()
             return socket.compress
 
-    asyncio.run(scene(server))
-    assert asyncio.run(scene(locked)) == 0
+    run(scene(server))
+    assert run(scene(locked)) == 0
 
 
 # 3. The password ----------------------------------------------------------------------------
@@ -384,11 +401,11 @@ async def visit(server, cookie: str = "", **session: str | None) -> None:
 
 def test_the_password_lets_in(locked):
     with pytest.raises(ConnectionError):
-        asyncio.run(visit(locked))
+        run(visit(locked))
     assert log_in(locked, "sam", "eight minutes") == (401, "")
     status, cookie = log_in(locked, "sam")
     assert status == 200
-    asyncio.run(visit(locked, cookie))
+    run(visit(locked, cookie))
     assert locked.call("GET", "/project/settings", Cookie=cookie).status == 200
 
 
@@ -427,7 +444,7 @@ def test_a_token_has_to_be_real(locked):
     real = token()
     head, claims, signature = real.split(".")
     assert locked.call("GET", "/user", Cookie=f"access_token={real}").status == 200
-    asyncio.run(visit(locked, f"access_token={real}"))
+    run(visit(locked, f"access_token={real}"))
     forgeries = [
         "", "x", token("t" * 64), token(seconds=-600), token(None, algorithm="none"),
         token(algorithm="HS512"), f"{head}.{claims}.",
@@ -440,7 +457,7 @@ def test_a_token_has_to_be_real(locked):
         answer = locked.call("POST", "/auth/jwt", Authorization=f"Bearer {forged}")
         assert answer.status in (401, 403)
         with pytest.raises(ConnectionError):
-            asyncio.run(visit(locked, f"access_token={forged}"))
+            run(visit(locked, f"access_token={forged}"))
 
 
 def test_a_session_is_for_one_person(locked):
@@ -456,7 +473,7 @@ def test_a_session_is_for_one_person(locked):
                 for cookie in (sam, alex, "")
             ]
 
-    assert asyncio.run(scene()) == [200, 401, 401]
+    assert run(scene()) == [200, 401, 401]
 
 
 # 4. Other sites -----------------------------------------------------------------------------
@@ -596,12 +613,12 @@ def test_chainlit_has_the_undocumented_names_that_the_server_uses(tmp_path):
     for module, names in re.findall(r"^from (chainlit\.\w+) import (.*)", SERVER, re.MULTILINE):
         for name in set(names.split(", ")) - {"config"}:
             assert any(f"{entry}.".startswith(f"{module}:{name}.") for entry in listed), name
-    run = subprocess.run(
+    found = subprocess.run(
         [sys.executable, "-c", MISSING, *listed],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert not run.stdout, (
-        f"support/page/server.py uses names that Chainlit no longer has: {run.stdout}"
+    assert not found.stdout, (
+        f"support/page/server.py uses names that Chainlit no longer has: {found.stdout}"
     )
 
 
