@@ -314,7 +314,7 @@ def test_only_known_and_short_settings_are_kept(server):
 
 BAD_PAYLOADS = [
     {}, {"ids": None}, {"ids": []}, {"ids": "x"}, {"ids": [-1]}, {"ids": [50257]}, {"ids": [1.5]},
-    {"ids": [True]}, {"ids": [[1]]}, {"ids": [1] * 6000}, {"ids": [1], "runs": None},
+    {"ids": [True]}, {"ids": [[1]]}, {"ids": [1] * 10_001}, {"ids": [1], "runs": None},
     {"ids": [1], "runs": [5]}, {"ids": [1], "runs": [{}]}, {"ids": [1], "runs": {"run": 1}},
 ]  # fmt: skip
 
@@ -325,7 +325,7 @@ def test_forged_requests_are_refused(server):
         for payload in BAD_PAYLOADS:
             await person.act("generate", **payload)
             if "runs" not in payload:
-                for what in ("next", "scores", "attention", "layers", "copied"):
+                for what in ("next", "scores", "attention", "layers", "word", "copied"):
                     _, answer = await person.act("look", what=what, **payload)
                     assert answer is None or not answer["response"], payload
         assert (await person.act("delete everything"))[0] >= 400
