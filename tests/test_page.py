@@ -265,6 +265,7 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     click(teacher, "#card-guess", "#ask-class")
     asked = teacher.locator("#asked")
     address = asked.locator(".address").text_content()
+    expect(asked).to_contain_text("Only this computer can open that address")
     learner = open_page("phone", "dark", link=address.removeprefix(server.url), wait="#class")
     stop = teacher.evaluate("page.state.pause")
     before = teacher.evaluate("n => page.tokensOf(page.document()).slice(0, n)", stop)

@@ -33,7 +33,7 @@ function Revealed({ bars, guesses, wrote, mine }) {
 function Asked() {
   const { classroom } = page.state;
   return <div className="column" id="asked">
-    <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the first page.</p>
+    <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the first page.{/^(localhost|127\.)/.test(location.hostname) && <> Only this computer can open that address: <code>support/README.md</code> says how to let others in.</>}</p>
     <p aria-live="polite"><b>{count(classroom.guesses)}</b></p>
     {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" onClick={() => page.takePart({ reveal: true })}>Reveal</button>}
   </div>;

@@ -30,7 +30,7 @@ function Guess() {
   useEffect(() => setAnswer(null), [pause]);
   if (pause === null) return <p>{running ? 'The model writes a few words…' : 'The text ends before the next pause. Continue it, and guess on.'}</p>;
   const { Asked, WordForm } = page.components;
-  const nextWord = <button type="button" id="next-guess" className="primary" onClick={() => page.pauseAfter(pause + 5)}>Next word</button>;
+  const nextWord = <button type="button" id="next-guess" className={answer || classroom?.bars ? 'primary' : ''} onClick={() => page.pauseAfter(pause + 5)}>Next word</button>;
   if (classroom?.teaching && classroom.pause === pause) return <><Asked />{nextWord}</>;
   if (answer) return <Score answer={answer} pause={pause} next={next} nextWord={nextWord} />;
   const options = next?.top.filter(({ text }) => /^ \p{L}/u.test(text)).slice(0, OPTIONS).map(({ text }) => text.trim()).sort();

@@ -6,7 +6,7 @@ const EVERY = 1500; // ms between two looks at the class
 // Kept in the tab's storage: also after a reload, and after a login, which drops the address's query.
 const invited = new URLSearchParams(location.search).get('class');
 if (invited) sessionStorage.setItem('class', invited);
-const name = sessionStorage.getItem('class-page') ?? `${Math.random()}${Math.random()}`; // secret; plain HTTP has no crypto
+const name = sessionStorage.getItem('class-page') ?? crypto.getRandomValues(new Uint32Array(4)).join('-'); // secret
 sessionStorage.setItem('class-page', name);
 
 // Ask, guess, reveal, or just look. The answer, the class as this page may see it, becomes `page.state.classroom`:
