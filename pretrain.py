@@ -16,11 +16,10 @@ import errno
 import io
 import math
 import re
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +29,34 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gpt import GPT_CONFIG_124M, Evaluation, GPTModel, TrainState, train_model, train_step
-from support.checks import check_ids
-from support.files import atomic_write, read_text
+from support.files import atomic_write
 from support.inspection.plots import plot_losses
-from support.model.hugging_face import load_hugging_face
-from support.model.weights import load_model, save_weights
-from support.training import checkpoints, distributed
+from support.model.hugging_face import load_hugging_face, save_hugging_face
+from support.model.weights import load_model, rounded_weights, save_weights
+from support.training import checkpoints, command, distributed
 from support.training.arguments import full_config, parse_arguments
 from support.training.checkpoints import RunConfig, run_config
 from support.training.command import InputError, Stopped, input_checks, safe_output, signals, stop
-from support.training.data import (
-    epoch_loaders,
-    eval_loader,
-    loss_with_error,
-    split_tokens,
-    whole_windows,
-)
+from support.training.data import loss_with_error, make_loaders
 from support.training.distributed import RANK, WORLD_SIZE
 from support.training.head_start import give_head_start, head_start_pays
 from support.training.malloc import tune_malloc
-from support.training.token_file import load_token_file
+from support.training.texts import load_texts
 from utils import generate, text_to_token_ids, token_ids_to_text
 
 SEED = 123
-LARGE = 50_000_000  # bytes; the tokens of a larger text are memory-mapped from a file
 
 # 1. Text and model --------------------------------------------------------------------------
 
 
-def load_tokens(path: Path, tokenizer: tiktoken.Encoding) -> torch.Tensor:
-    """Return the token ids of a text, (T,), memory-mapped from a file if the text is large."""
-    if path.stat().st_size >= LARGE:
-        return load_token_file(path, tokenizer)
-    return text_to_token_ids(read_text(path), tokenizer)[0]
-
-
 def new_model(args: argparse.Namespace) -> GPTModel:
     """Return the initial model: a random one, or that of --start-from."""
-    if args.start_from:
-        return started_from(args.start_from, args.config)
+    model = started_from(args.start_from, args.config) if args.start_from else None
+    cfg = model.cfg if model else full_config(GPT_CONFIG_124M, args.config)
+    with input_checks():
+        checkpoints.check_disk(args.weights, cfg)  # before memory is allocated
     torch.manual_seed(SEED)
-    return GPTModel(full_config(GPT_CONFIG_124M, args.config)).eval()
+    return model or GPTModel(cfg).eval()
 
 
 def started_from(path: Path, changes: dict[str, Any]) -> GPTModel:
@@ -99,11 +85,12 @@ def run_config_of(
 
     The number of windows per step must match, but not that of the processes that share them.
     """
-    processes = old.get("processes", WORLD_SIZE)
-    resumed = args.batch_size * processes == old.get("batch_size")
+    processes, windows = old.get("processes", WORLD_SIZE), args.batch_size * args.accumulate
+    resumed = windows * processes == old.get("batch_size")
     config = run_config(
         *texts, context_length=length, num_epochs=args.epochs, learning_rate=args.learning_rate,
-        batch_size=args.batch_size * (processes if resumed else WORLD_SIZE),
+        warmup_steps=args.warmup, weight_decay=args.weight_decay,
+        batch_size=windows * (processes if resumed else WORLD_SIZE),
     )  # fmt: skip
     start_from = checkpoints.fingerprint(model.parameters()) if args.start_from else None
     head_start = args.head_start
@@ -115,27 +102,6 @@ def run_config_of(
     return config | {"processes": processes, "precision": args.precision}
 
 
-def make_loaders(texts: tuple, config: RunConfig, vocab_size: int, evals: int | None) -> list[Any]:
-    """Return the evaluations per epoch, a loader for each epoch, and two for the losses."""
-    length, size = config["context_length"], {"vocab_size": vocab_size}
-    loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
-    evals = evals or max(2, len(loaders[0]) // 500)
-    # The longer a text, the more windows are evaluated, in about an eighth of the training's time.
-    windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
-    whole = [whole_windows(ids, length) for ids in texts]
-    return [evals, loaders, *(eval_loader(ids, length, windows, **size) for ids in whole)]
-
-
-def check_disk(weights: Path, model: GPTModel, resumed: bool) -> None:
-    """Raise ValueError unless the disk has room for the weights and a new checkpoint."""
-    # Bytes per parameter: 1 for the weights, and 12 for the checkpoint beside an older one.
-    needed = (13 if resumed else 25) * sum(p.numel() for p in model.parameters())
-    free = shutil.disk_usage(weights.parent).free
-    if free < needed:
-        what = f"{needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free on its disk"
-        raise ValueError(f"{weights} and its checkpoint need {what}")
-
-
 # 2. Reports and files -----------------------------------------------------------------------
 
 
@@ -144,17 +110,21 @@ class Run:
 
     def __init__(
         self, args: argparse.Namespace, model: GPTModel, state: TrainState, config: RunConfig,
-        token_ids: torch.Tensor, tokenizer: tiktoken.Encoding, val_loader: Any, num_steps: int,
+        texts: tuple[torch.Tensor, torch.Tensor], tokenizer: tiktoken.Encoding, val_loader: Any,
+        num_steps: int, best: dict[str, torch.Tensor] | None,
     ) -> None:  # fmt: skip
         self.args, self.model, self.state, self.config = args, model, state, config
-        self.token_ids, self.tokenizer, self.val_loader = token_ids, tokenizer, val_loader
-        start = text_to_token_ids(args.prompt, tokenizer) if args.prompt else token_ids[None, :8]
+        self.texts, self.tokenizer, self.val_loader = texts, tokenizer, val_loader
+        self.best = best  # weights of the lowest validation loss, rounded to 8 bits
+        start = text_to_token_ids(args.prompt, tokenizer) if args.prompt else texts[0][None, :8]
         self.prompt = start.long()  # (1, T)
         if self.prompt.max() >= model.cfg["vocab_size"]:
             raise InputError(f"--prompt {args.prompt!r:.60} has tokens outside the vocabulary")
         self.signal = 0  # the number of the signal received, if any
         self.saved_at = time.monotonic()
-        self.bar = tqdm(unit="step", total=num_steps, initial=state.step, disable=RANK > 0)
+        self.step_tokens = n = config["batch_size"] * config["context_length"]
+        steps = {"total": num_steps * n, "initial": state.step * n}
+        self.bar = tqdm(**steps, unit=" tokens", unit_scale=True, disable=RANK > 0)
 
     def note_signal(self, number: int, frame: Any) -> None:
         """Request a stop after the current step; a second Ctrl-C interrupts immediately."""
@@ -173,7 +143,7 @@ class Run:
     def on_step(self, step: int, num_steps: int) -> None:
         """Advance the bar; save the checkpoint if it is due; save and stop after a signal."""
         with self.saved_on_error():
-            self.bar.update()
+            self.bar.update(self.step_tokens)
             if time.monotonic() - self.saved_at >= 60 * self.args.save_every:
                 self.save()
             if not distributed.any_process(self.signal > 0, self.args.device):
@@ -184,9 +154,11 @@ class Run:
         raise Stopped(self.signal or signal.SIGTERM)
 
     def on_eval(self, evaluation: Evaluation) -> None:
-        """Show the losses and a sample; write the history."""
+        """Keep the best weights; show the losses and a sample; write the history."""
         with self.saved_on_error():
             if RANK == 0:
+                if not self.since_best():
+                    self.best = rounded_weights(self.model)
                 val_loss = loss_with_error(evaluation.val_loss, self.val_loader, self.model)
                 self.bar.write(
                     f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, "
@@ -197,6 +169,18 @@ class Run:
             except OSError as error:
                 what = f"{error.filename}: {error.strerror}"
                 self.bar.write(f"{what}. Training goes on, and the next evaluation tries again.")
+        self.check_patience()
+
+    def since_best(self) -> int:
+        """Return the number of evaluations since that with the lowest validation loss."""
+        losses = [evaluation.val_loss for evaluation in self.state.history]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def check_patience(self) -> None:
+        """Raise Converged after --patience evaluations without a lower validation loss."""
+        patience = self.args.patience  # with it, all processes stop together
+        if patience and distributed.any_process(self.since_best() >= patience, self.args.device):
+            raise command.Converged
 
     def write_history(self) -> None:
         """Write the history, as a table and as a plot."""
@@ -219,27 +203,32 @@ class Run:
         return token_ids_to_text(ids[ids < self.tokenizer.n_vocab], self.tokenizer)
 
     def save_all(self) -> None:
-        """Write the weights, then the checkpoint, even if the weights cannot be written."""
-        try:
-            self.save_weights()
-        finally:
-            self.save()
+        """Write the weights, the checkpoint, and the best weights, even if one of them fails."""
+        with ExitStack() as rest:
+            rest.callback(self.save_best)
+            rest.callback(self.save)
+            self.save_weights(self.args.weights)
 
     def save(self) -> None:
         """Write the checkpoint."""
         if RANK == 0:
             checkpoint = self.args.weights.with_suffix(".ckpt")
-            checkpoints.save_checkpoint(checkpoint, self.model, self.state, self.config)
+            checkpoints.save_checkpoint(checkpoint, self.model, self.state, self.config, self.best)
         self.saved_at = time.monotonic()
 
-    def save_weights(self) -> None:
+    def save_best(self) -> None:
+        """Write the best weights, which the checkpoint holds, too."""
+        if self.best:
+            self.save_weights(self.args.weights.with_suffix(".best.pth"), self.best)
+
+    def save_weights(self, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write the weights, with zeros for embeddings that never got a gradient."""
         if RANK:
             return
-        pieces = [piece.long().unique() for piece in self.token_ids.split(10_000_000)]
+        pieces = [piece.long().unique() for text in self.texts for piece in text.split(10_000_000)]
         used_ids = None if self.args.start_from else torch.cat(pieces)
         try:
-            save_weights(self.model, self.args.weights, used_ids)
+            save_weights(self.model, path, used_ids, weights=weights)
         except ValueError as error:  # some weights are too large for 8 bits
             raise FloatingPointError(f"{error}: try a lower rate") from error
 
@@ -257,11 +246,9 @@ def pretrain(args: argparse.Namespace) -> None:
     path = args.weights.with_suffix(".ckpt")
     with input_checks():
         with distributed.first_of_machine_first():
-            token_ids = load_tokens(args.text, tokenizer)
-        check_ids(str(args.text), token_ids, 1, vocab_size=model.cfg["vocab_size"], packed=True)
-        texts = split_tokens(token_ids, length)
+            vocab_size = model.cfg["vocab_size"]
+            texts = load_texts(args.texts, args.weights, tokenizer, vocab_size, length)
         saved = checkpoints.read_checkpoint(path)
-        check_disk(args.weights, model, bool(saved))
     config = run_config_of(args, model, texts, length, saved["run_config"] if saved else {})
     if config["head_start"] and not args.start_from:
         give_head_start(model)
@@ -270,25 +257,29 @@ def pretrain(args: argparse.Namespace) -> None:
     with input_checks():
         state = checkpoints.restore(path, saved, model, config) if saved else TrainState()
         distributed.check_same("the text, the checkpoint or --start-from", (config, state.step))
+    best = saved.get("best") if saved else None
     del saved  # frees a lot of memory
 
-    evals, loaders, *eval_loaders = make_loaders(
-        texts, config, model.cfg["vocab_size"], args.evals_per_epoch
-    )
+    evals, loaders, *eval_loaders = make_loaders(texts, config, vocab_size, args.evals_per_epoch)
     num_steps = sum(map(len, loaders))
-    run = Run(args, model, state, config, token_ids, tokenizer, eval_loaders[1], num_steps)
+    run = Run(args, model, state, config, texts, tokenizer, eval_loaders[1], num_steps, best)
     if args.compile:
         model.compile()
+    take_step = train_step
+    if WORLD_SIZE > 1 or args.accumulate > 1:
+        take_step = distributed.SharedStep(model, args.batch_size).take
     with signals(run.note_signal):
         try:
             if not state.step:
                 run.save()  # from now on, the other files are those of this run
+            run.check_patience()
             train_model(
                 model, loaders, *eval_loaders, learning_rate=args.learning_rate,
-                evals_per_epoch=evals,
-                on_step=run.on_step, on_eval=run.on_eval, state=state,
-                take_step=distributed.SharedStep(model) if WORLD_SIZE > 1 else train_step,
+                warmup_steps=args.warmup, weight_decay=args.weight_decay, evals_per_epoch=evals,
+                on_step=run.on_step, on_eval=run.on_eval, state=state, take_step=take_step,
             )  # fmt: skip
+        except command.Converged:
+            run.bar.write("The validation loss falls no more: stopping early (--patience).")
         except ConnectionError:  # a process was lost in a step, before any weight changed
             run.save()
             raise
@@ -297,7 +288,10 @@ def pretrain(args: argparse.Namespace) -> None:
         run.save_all()
         run.write_history()  # again, in case this failed before
         if RANK == 0:
-            print(f"Wrote {args.weights}, and beside it the history (.csv, .png) and a checkpoint.")
+            beside = "the best weights (.best.pth), the history (.csv, .png) and a checkpoint"
+            print(f"Wrote {args.weights}, and beside it {beside}.")
+            if args.export:
+                save_hugging_face(model, args.export)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -44,7 +44,7 @@ def test_a_token_file_holds_the_tokens_of_the_text(tmp_path_factory, text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_file, "PIECE", 5)
         patch.setattr(utils, "PIECE", 2)
-        assert load_token_file(path, tokenizer).tolist() == expected
+        assert load_token_file([path], tokenizer, path).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,25 @@ def test_a_million_blanks(tmp_path, tokenizer, blank, word):
     first, last = (tokenizer.encode(t, allowed_special="all") for t in (text[:end], text[end:]))
     assert text_to_token_ids(text, tokenizer)[0].tolist() == first + last
     (tmp_path / "mine.txt").write_text(text, encoding="utf-8", newline="")
-    assert load_token_file(tmp_path / "mine.txt", tokenizer).tolist() == first + last
+    ids = load_token_file([tmp_path / "mine.txt"], tokenizer, tmp_path / "mine")
+    assert ids.tolist() == first + last
 
 
 def test_tokenizing_is_done_once_for_each_version_of_a_text(tmp_path, tokenizer, capsys):
     path = tmp_path / "mine.txt"
     path.write_text("One text.")
-    ids = load_token_file(path, tokenizer)
+    ids = load_token_file([path], tokenizer, path)
     assert "tokenizing" in capsys.readouterr().err
-    assert load_token_file(path, tokenizer).tolist() == ids.tolist()
+    assert load_token_file([path], tokenizer, path).tolist() == ids.tolist()
     assert "tokenizing" not in capsys.readouterr().err
+    (token_file,) = tmp_path.glob("*.tokens")
+    content = token_file.read_bytes()
+    for damaged in (content[:-1], content[1:], b"\1" + content[1:], b""):
+        token_file.unlink()
+        token_file.write_bytes(damaged)
+        assert load_token_file([path], tokenizer, path).tolist() == ids.tolist()
     path.write_text("Another text.")
-    assert tokenizer.decode(load_token_file(path, tokenizer).tolist()) == "Another text."
+    assert tokenizer.decode(load_token_file([path], tokenizer, path).tolist()) == "Another text."
     assert tokenizer.decode(ids.tolist()) == "One text."
     assert len(list(tmp_path.glob("*.tokens"))) == 1
 
@@ -94,11 +101,11 @@ def test_a_mapped_token_file_may_be_undeletable_as_on_windows(tmp_path, tokenize
     mapped = []
     for text in ("One text.", "Another text.", "One text."):
         path.write_text(text)
-        mapped.append(load_token_file(path, tokenizer))
+        mapped.append(load_token_file([path], tokenizer, path))
         assert tokenizer.decode(mapped[-1].tolist()) == text
     exists, found = Path.exists, iter([False])  # another run makes the same file in the meantime
     monkeypatch.setattr(Path, "exists", lambda path: next(found, exists(path)))
-    assert load_token_file(path, tokenizer).tolist() == mapped[0].tolist()
+    assert load_token_file([path], tokenizer, path).tolist() == mapped[0].tolist()
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -111,7 +111,7 @@ def test_the_variables_of_a_job_scheduler(folder):
 
 
 def test_two_processes_follow_one_with_twice_as_many_windows(folder, one_process):
-    process = torchrun(*ARGUMENTS, "--batch-size", "3")
+    process = torchrun(*ARGUMENTS, "--accumulate", "3")
     output, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert len(output.splitlines()) == 8  # only process 0 reports
@@ -119,6 +119,9 @@ def test_two_processes_follow_one_with_twice_as_many_windows(folder, one_process
     # An epoch's last step has five windows, three for process 0.
     pretrain.main([*ARGUMENTS, "--batch-size", "6", "--weights", "one.pth"])
     assert_same_run("one.ckpt", "mine.ckpt")
+    parts = ["--batch-size", "2", "--accumulate", "3", "--weights", "parts.pth"]
+    pretrain.main([*ARGUMENTS, *parts])
+    assert_same_run("one.ckpt", "parts.ckpt")
 
 
 def processes_of(parent):

@@ -19,12 +19,12 @@ import gpt
 import pretrain
 from gpt import GPT_CONFIG_124M, GPTModel, TrainState, calc_loss_loader
 from support.files import read_text
-from support.model.hugging_face import save_hugging_face
+from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.weights import load_model, save_weights
-from support.training import token_file
+from support.training import texts, token_file
 from support.training.arguments import SIZES, model_config
 from support.training.checkpoints import read_checkpoint, save_checkpoint
-from support.training.data import eval_loader, split_tokens
+from support.training.data import eval_loader, split_tokens, whole_windows
 from support.training.devices import best_device
 from utils import text_to_token_ids
 
@@ -78,14 +78,14 @@ def everything(name="mine"):
     content = read_checkpoint(f"{name}.ckpt")
     tensors = [*content["weights"].values(), *content["random"].values()]
     tensors += [a for s in content["optimizer"]["state"].values() for a in s.values()]
-    files = [Path(f"{name}.{ending}").read_bytes() for ending in ("csv", "pth")]
+    files = [Path(f"{name}.{ending}").read_bytes() for ending in ("csv", "pth", "best.pth")]
     return [content["step"], content["history"], *files, *(t.numpy().tobytes() for t in tensors)]
 
 
-def training_loss(model, tokenizer, length):
-    train_ids, _ = split_tokens(text_to_token_ids(read_text("mine.txt"), tokenizer)[0], length)
-    train_ids = train_ids[: 1 + (len(train_ids) - 1) // length * length]  # whole windows
-    return calc_loss_loader(eval_loader(train_ids, length), model)
+def training_loss(model, tokenizer, length, part=0):
+    """Return the loss on the training text, or on the validation text if `part` is 1."""
+    ids = split_tokens(text_to_token_ids(read_text("mine.txt"), tokenizer)[0], length)[part]
+    return calc_loss_loader(eval_loader(whole_windows(ids, length), length), model)
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_without_arguments_it_is_the_lesson(lesson):
         if isinstance(line, ast.Assign):
             exec(ast.unparse(line), known, names)
     _, args = pretrain.parse_arguments([])
-    assert args.text == ROOT / names["STORY"]
+    assert args.text == [ROOT / names["STORY"]]
     assert (args.config or GPT_CONFIG_124M) == names["CONFIG"]
     settings = ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "SEED", "PRECISION")
     ours = args.epochs, args.batch_size, args.learning_rate, pretrain.SEED
@@ -174,7 +174,7 @@ def test_the_head_start_is_given_where_it_pays(tokenizer, arguments, expected):
     _, args = pretrain.parse_arguments(arguments)
     with torch.device("meta"):
         model = GPTModel(GPT_CONFIG_124M | args.config)
-    texts = split_tokens(text_to_token_ids(read_text(args.text), tokenizer)[0], 256)
+    texts = split_tokens(text_to_token_ids(read_text(args.text[0]), tokenizer)[0], 256)
     assert pretrain.run_config_of(args, model, texts, 256, {})["head_start"] == expected
     if args.head_start is None:  # a resumed run decides as before
         old = {"head_start": not expected}
@@ -182,7 +182,7 @@ def test_the_head_start_is_given_where_it_pays(tokenizer, arguments, expected):
 
 
 def test_what_it_shows_and_writes(folder, capsys, tokenizer):
-    train("--weights", "out.pth", "--prompt", "The old clock")
+    train("--weights", "out.pth", "--prompt", "The old clock", "--export", "hf")
     lines = capsys.readouterr().out.splitlines()
     *lines, end = lines
     assert len(lines) == 3  # before the first step, and after each epoch
@@ -200,6 +200,8 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert endings == {".pth", ".csv", ".png", ".ckpt", ".lock"}
     loss = training_loss(load_model("out.pth"), tokenizer, 16)
     assert loss == pytest.approx(history[-1][3], abs=0.1)  # except for rounding to 8 bits
+    exported = load_hugging_face("hf")  # without rounding
+    assert training_loss(exported, tokenizer, 16) == pytest.approx(history[-1][3], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_help_is_whole(capsys):
     text = capsys.readouterr().out
     arguments = set(re.findall(r"--[a-z][\w-]+", " ".join(re.findall(r"^  (-.*)", text, re.M))))
     commands = re.findall(r"^  (?:python|torchrun .* 2) pretrain\.py (.*)$", text, re.M)
-    assert len(commands) == 5 and "--compile" in arguments
+    assert len(commands) == 6 and "--compile" in arguments
     assert all(set(re.findall(r"--[\w-]+", command)) <= arguments for command in commands)
 
 
@@ -327,6 +329,34 @@ def test_a_bug_shows_its_traceback_after_the_checkpoint_is_saved(monkeypatch, un
     assert everything() == uninterrupted
 
 
+def test_patience_ends_the_run_with_its_best_weights(folder, capsys, stop_at, failure, tokenizer):
+    arguments = ["--epochs", "4", "--evals-per-epoch", "4", "--learning-rate", "0.1"]
+    train(*arguments, "--patience", "2", "--weights", "whole.pth")
+    assert "stopping early" in capsys.readouterr().out
+    history = read_checkpoint("whole.ckpt")["history"]
+    losses = [line[4] for line in history]
+    assert 0 < losses.index(min(losses)) == len(losses) - 1 - 2 < 14
+    best = training_loss(load_model("whole.best.pth"), tokenizer, 16, part=1)
+    assert best == pytest.approx(min(losses), abs=0.05)  # except for rounding
+    stop_at(history[-2][0] + 1, terminate)  # after the best evaluation
+    failure(143, *arguments, "--patience", "2")
+    stop_at(0, None)
+    for _ in range(2):  # the second time, it has ended
+        train(*arguments, "--patience", "2")
+        assert everything() == everything("whole")
+
+
+def test_a_checkpoint_without_best_weights_resumes(failure, stop_at, uninterrupted):
+    stop_at(9, terminate)
+    failure(143)
+    content = read_checkpoint("mine.ckpt")
+    del content["best"]  # as before they were stored
+    torch.save(content, "mine.ckpt")
+    stop_at(0, None)
+    train()
+    assert everything() == uninterrupted
+
+
 # 3. Bad input -------------------------------------------------------------------------------
 
 no_mps = pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a GPU")
@@ -336,14 +366,13 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("none.txt", "argument text: 'none.txt' is not a file: name a UTF-8"),
-        (".", "argument text: '.' is not a file: name a UTF-8"),
+        ("none.txt", "argument text: 'none.txt' is neither"),
         ("x" * 300, "argument text: 'xxx"),
         ("mine.txt --epochs 0", "argument --epochs: must be a whole number from 1 to 100000"),
-        (
-            "mine.txt --epochs 1000000",
-            "argument --epochs: must be a whole number from 1 to 100000, not '1000000'",
-        ),
+        ("mine.txt --epochs 1000000", "argument --epochs: must be a whole number from 1 to 1"),
+        ("mine.txt --val none.txt", "argument --val: 'none.txt' is neither"),
+        ("mine.txt --export .", "argument --export: '.' exists: name a new folder"),
+        ("mine.txt --config n_layers=1000000000", r"mine.pth and its .* need [\d,]+ MB, but only"),
         ("mine.txt --batch-size 2.5", "argument --batch-size: must be a whole number"),
         ("mine.txt --learning-rate nan", "argument --learning-rate: must be a number"),
         ("mine.txt --save-every -1", "argument --save-every: must be a number of at least 0"),
@@ -393,7 +422,7 @@ MARK = b"\xef\xbb\xbf"
 )
 @pytest.mark.parametrize("large", [False, True])
 def test_an_unusable_text(folder, failure, monkeypatch, content, message, large):
-    monkeypatch.setattr(pretrain, "LARGE", 0 if large else 10**7)
+    monkeypatch.setattr(texts, "LARGE", 0 if large else 10**7)
     (folder / "mine.txt").write_bytes(content)
     assert re.match(message, failure(2))
     assert not list(folder.glob("*.partial"))
@@ -455,7 +484,7 @@ def test_a_folder_where_one_may_not_write(failure, small_disk):
 
 def test_a_disk_without_room_for_the_files(failure, small_disk):
     line = failure(2, "--weights", str(small_disk / "mine.pth"))
-    assert re.search(r"mine\.pth and its checkpoint need 40 MB, but only 1 MB are free", line)
+    assert re.search(r"mine\.pth and its checkpoint need 45 MB, but only 0 MB are free", line)
     assert not list(small_disk.glob("*.ckpt"))
 
 
@@ -498,14 +527,16 @@ def test_a_vocabulary_larger_than_the_tokenizers():
     train("--config", "vocab_size=100000", "--epochs", "1")  # samples hold ids that are no tokens
 
 
-def test_a_model_too_large_for_the_memory(failure):
-    line = failure(1, "--config", "emb_dim=1000000000,n_heads=1")
-    assert line == "out of memory on cpu: use a smaller --batch-size or --config"
+def test_too_little_memory(failure, stop_at):
+    stop_at(5, lambda run: torch.empty(2**60, dtype=torch.uint8))
+    assert failure(1) == "out of memory on cpu: use a smaller --batch-size or --config"
 
 
-def test_each_config_adds_to_those_before():
-    _, args = pretrain.parse_arguments(["--config", "gpt2-xl,n_heads=5", "--config", "n_heads=10"])
-    assert args.config == {**SIZES["gpt2-xl"], "n_heads": 10}
+def test_each_config_adds_to_those_before(folder):
+    (folder / "mine.json").write_text('{"n_heads": 5, "drop_rate": 0}')
+    arguments = ["--config", "gpt2-xl,mine.json", "--config", "n_heads=10"]
+    _, args = pretrain.parse_arguments(arguments)
+    assert args.config == {**SIZES["gpt2-xl"], "n_heads": 10, "drop_rate": 0}
 
 
 @pytest.mark.parametrize(
@@ -624,19 +655,30 @@ def test_it_resumes_with_its_initial_weights_wherever_they_are(folder, failure, 
     assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
 
 
-# 6. Large texts -----------------------------------------------------------------------------
+# 6. Several and large texts -----------------------------------------------------------------
 
 
-def test_a_large_text_gives_the_same_weights(folder, monkeypatch, uninterrupted):
-    monkeypatch.setattr(pretrain, "LARGE", 1000)
-    train()
-    assert len(list(folder.glob("mine.txt.*.tokens"))) == 1
-    assert everything() == uninterrupted
+@pytest.mark.parametrize("large", [False, True])
+def test_a_folder_of_texts_and_a_validation_text(folder, monkeypatch, tokenizer, story, large):
+    (folder / "poems" / "more").mkdir(parents=True)
+    names = ("poems/1.txt", "poems/more/2.txt", "val.txt")
+    *poems, val = (story[at : at + 900] for at in (0, 900, 2000))
+    for name, text in zip(names, (*poems, val), strict=True):
+        Path(name).write_text(text, encoding="utf-8")
+    Path("mine.txt").write_text("<|endoftext|>".join(poems), encoding="utf-8")
+    train("--val", "val.txt")
+    ids = text_to_token_ids(val, tokenizer)[0]
+    loss = calc_loss_loader(eval_loader(whole_windows(ids, 16), 16), load_model("mine.ckpt"))
+    assert read_checkpoint("mine.ckpt")["history"][-1][4] == pytest.approx(loss)
+    monkeypatch.setattr(texts, "LARGE", 0 if large else 10**9)
+    train("--val", "val.txt", text="poems")
+    assert everything("poems") == everything()
+    assert len(list(folder.glob("poems.*.tokens"))) == (2 if large else 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_tokenizing_leaves_no_half_file(folder, monkeypatch, failure, number):
-    monkeypatch.setattr(pretrain, "LARGE", 1000)
+    monkeypatch.setattr(texts, "LARGE", 1000)
     encode = token_file._encode
 
     def interrupted(*arguments):

@@ -51,11 +51,24 @@ def wrapped_model(model: nn.Module) -> GPTModel:
     raise TypeError(f"model must be a GPTModel, or a wrapper of one, not {type(model).__name__}")
 
 
+def rounded_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the weights as 8-bit floats on the CPU. Raises as `save_weights` does."""
+    state = {}
+    for name, tensor in plain_weights(model).items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is quantized, for generation only: nothing saved")
+        if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
+            raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
+        state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn, copy=True)
+    return state
+
+
 def save_weights(
     model: nn.Module,
     path: str | Path,
     used_ids: Tensor | None = None,
     on_tensor: Callable[[], object] = lambda: None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the weights as a state dict that `torch.load` and `load_state_dict` accept.
 
@@ -63,18 +76,13 @@ def save_weights(
     float32 size. Given `used_ids`, the ids of the whole text, the embeddings of all other tokens
     are stored as zeros: they never got a gradient and are noise. `on_tensor()` is called after each
     tensor, for a progress bar. The model may be compiled or in a wrapper such as DDP. The file also
-    holds its configuration, which `load_model` finds there.
+    holds its configuration, which `load_model` finds there. `weights` are those that
+    `rounded_weights` returned earlier, instead of the model's present ones.
 
     Raises OSError if the file cannot be written, and ValueError if a weight is not finite or above
     448, the largest 8-bit float.
     """
-    state = {}
-    for name, tensor in plain_weights(model).items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} is quantized, for generation only: nothing saved")
-        if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
-            raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
-        state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn)
+    state = rounded_weights(model) if weights is None else weights
     if used_ids is not None:
         embeddings = state["tok_emb.weight"]
         check_ids("used_ids", used_ids, 1, 2, vocab_size=len(embeddings))

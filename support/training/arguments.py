@@ -13,9 +13,11 @@ from typing import Any, NoReturn
 import torch
 
 from gpt import GPT_CONFIG_124M, check_config
+from support.files import read_json
 from support.training.command import InputError
 from support.training.devices import best_device
 from support.training.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE, WORLD_SIZE
+from support.training.texts import text_files
 
 STORY = Path(__file__).parents[2] / "dataset" / "story.txt"
 MOST = 100_000  # epochs, windows per step, evaluations per epoch
@@ -32,18 +34,20 @@ Train a GPT on your text, starting from random weights or from trained ones.
 Without arguments it trains on this project's story, like pretrain.ipynb, in minutes on two cores.
 It reads the text in windows of context_length tokens, and keeps the last tenth for the validation
 loss. It reports both losses and samples of generated text. It writes these files, named after the
-text, to the current folder; --weights changes their name and folder:
+text or folder, to the current folder; --weights changes their name and folder:
 
   mine.pth   the weights, rounded to 8 bits, for load_model (README.md shows how to generate with
              them); written at the end or when stopped
+  mine.best.pth  those of the lowest validation loss, likewise
   mine.csv   the history: both losses at each evaluation
   mine.png   the history as a plot
-  mine.ckpt  the checkpoint, to resume an interrupted run; about 12 bytes per parameter
+  mine.ckpt  the checkpoint, to resume an interrupted run; about 13 bytes per parameter
   mine.lock  an empty file, locked against a second run
 
-The tokens of a text of 50 MB or more are stored beside it, in mine.txt.*.tokens. Only mine.pth is
+The tokens of a text of 10 MB or more are stored in mine.*.tokens. Only mine.pth or mine.best.pth is
 needed after the run. To train longer, use --start-from mine.ckpt, or mine.pth, and another name for
---weights. If a run is killed while it writes, it leaves a *.partial file: delete it.
+--weights: this begins a new schedule of the learning rate. If a run is killed while it writes, it
+leaves a *.partial file: delete it.
 
 After Ctrl-C, SIGTERM or SIGHUP, the run finishes the current step, saves and stops. Run the same
 command again to resume; the number of processes may differ. Each machine needs the text, and
@@ -57,6 +61,8 @@ examples:
       train on your text, four windows at a time
   python pretrain.py dataset/mine.txt --config emb_dim=192,n_heads=6,n_layers=4
       train a small model, in a few minutes
+  python pretrain.py poems --val more.txt --patience 4
+      train on all .txt files in the folder poems; stop early if the loss on more.txt rises
   python pretrain.py dataset/mine.txt --start-from pretrain-story-model.pth
       start from trained weights instead of random ones
   torchrun --nproc-per-node 2 pretrain.py dataset/mine.txt
@@ -100,12 +106,15 @@ def at_least(low: float, kind: type = int) -> Callable[[str], float]:
 
 
 def model_config(text: str) -> dict[str, Any]:
-    """Return the changes to the configuration in an argument such as gpt2-medium,drop_rate=0."""
+    """Return the changes to the configuration in, say, gpt2-medium,drop_rate=0 or mine.json."""
     cfg: dict[str, Any] = {}
     for item in text.split(","):
         key, _, value = item.partition("=")
         try:
-            cfg |= SIZES[item] if item in SIZES else {key: ast.literal_eval(value)}
+            if item.endswith(".json") and os.path.isfile(item):
+                cfg |= read_json(Path(item))
+            else:
+                cfg |= SIZES[item] if item in SIZES else {key: ast.literal_eval(value)}
         except (ValueError, SyntaxError):
             what = f"neither KEY=VALUE, such as n_layers=4, nor one of {', '.join(SIZES)}"
             raise argparse.ArgumentTypeError(f"{item!r} is {what}") from None
@@ -158,7 +167,9 @@ def path(test: Callable[[str], bool], problem: str) -> Callable[[str], Path]:
 
 
 # For an impossible name, the functions of os.path return False, but those of Path raise.
-text_path = path(os.path.isfile, "is not a file: name a UTF-8 text file")
+text_path = path(
+    lambda text: bool(text_files(text)), "is neither a UTF-8 text file nor a folder of .txt files"
+)
 start_path = path(os.path.exists, "is not a file or folder")
 weights_path = path(
     lambda text: text.endswith(".pth") and os.path.isdir(os.path.dirname(text) or "."),
@@ -170,15 +181,17 @@ weights_path = path(
 def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     """Return the parser, for its `error`, and the arguments."""
     parser = Parser(
-        "pretrain.py", usage="%(prog)s [TEXT] [options]", description=HELP, epilog=EXAMPLES,
+        "pretrain.py", usage="%(prog)s [TEXT ...] [options]", description=HELP, epilog=EXAMPLES,
         allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("model and text").add_argument
-    add("text", nargs="?", type=text_path, default=STORY, help="a UTF-8 file (default: the story)")
+    add("text", nargs="*", type=text_path, default=[STORY],
+        help="UTF-8 files, or folders of .txt files, joined by <|endoftext|> (default: the story)")
+    add("--val", type=text_path, metavar="TEXT", help="validation text (default: the last tenth)")
     add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
     add("--config", type=model_config, metavar="SIZE", action="append", default=[],
-        help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or both (default: gpt2, context 256); "
-        f"keys: {', '.join(GPT_CONFIG_124M)}")
+        help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or a .json file with these "
+        f"(default: gpt2, context 256); keys: {', '.join(GPT_CONFIG_124M)}")
     add("--start-from", type=start_path, metavar="WEIGHTS",
         help="weights or a checkpoint of this project, or a folder with GPT-2 in Hugging Face's "
         "format; --config can change the drop_rate, and shorten the context_length of a folder")
@@ -188,9 +201,15 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=at_least(1), default=6, metavar="N", help="passes through the text (6)")
     add("--batch-size", type=at_least(1), default=1, metavar="N",
-        help="windows per step and process (1)")
+        help="windows at a time, in each process (1)")
+    add("--accumulate", type=at_least(1), default=1, metavar="N",
+        help="batches per step (1): the step of an N times larger batch in the same memory")
     add("--learning-rate", type=at_least(0, float), metavar="RATE",
         help="its peak (4e-4, or 5e-5 with --start-from)")
+    add("--warmup", type=at_least(0), default=10, metavar="STEPS", help="steps to the peak (10)")
+    add("--weight-decay", type=at_least(0, float), default=0.1, metavar="RATE", help="(0.1)")
+    add("--patience", type=at_least(1), metavar="N",
+        help="stop after N evaluations without a lower validation loss (never)")
     add = parser.add_argument_group("device").add_argument
     add("--device", type=device, default=best_device(),
         help="cuda, mps or cpu (the first of these that is available)")
@@ -205,15 +224,19 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help="evaluations per epoch (2, or one every 500 steps)")
     add("--save-every", type=at_least(0, float), default=5, metavar="MINUTES",
         help="time between checkpoints (5)")
+    add("--export", type=path(lambda text: not os.path.exists(text), "exists: name a new folder"),
+        metavar="FOLDER", help="at the end, write the model in Hugging Face's format")
     args = parser.parse_args(argv)
     if WORLD_SIZE > 1 and not os.environ.get("MASTER_ADDR"):
         parser.error("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use torchrun")
     args.config = {key: value for changes in args.config for key, value in changes.items()}
-    args.weights = args.weights or Path(f"{args.text.stem}.pth")
+    args.weights = args.weights or Path(f"{args.text[0].resolve().stem}.pth")
+    files = [file for text in args.text for file in text_files(text)]
+    args.texts = files, text_files(args.val) if args.val else []
     new = not args.weights.with_suffix(".ckpt").exists()
-    for ending in (".csv", ".png", ".ckpt", ".lock", ".pth"):
+    for ending in (".csv", ".png", ".ckpt", ".lock", ".pth", ".best.pth"):
         output = args.weights.with_suffix(ending)
-        for source in (args.text, args.start_from):
+        for source in (*args.texts[0], *args.texts[1], args.start_from):
             if source and source.resolve() == output.resolve():
                 parser.error(f"{source} would be overwritten: name other --weights")
         if new and output.exists() and (ending != ".lock" or output.stat().st_size):

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,27 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_disk(weights: Path, cfg: dict[str, Any]) -> None:
+    """Raise ValueError unless the disk has room for the weights and a new checkpoint."""
+    dim, vocabulary, context = cfg["emb_dim"], cfg["vocab_size"], cfg["context_length"]
+    parameters = (2 * vocabulary + context) * dim + 12 * cfg["n_layers"] * dim**2  # most of them
+    # Bytes per parameter: 2 for two files of weights, 13 for the checkpoint beside an older one.
+    needed = (15 if weights.with_suffix(".ckpt").exists() else 28) * parameters
+    free = shutil.disk_usage(weights.parent).free
+    if free < needed:
+        what = f"{needed // 10**6:,} MB, but only {free // 10**6:,} MB are free on its disk"
+        raise ValueError(f"{weights} and its checkpoint need {what}")
+
+
 def save_checkpoint(
-    path: str | Path, model: GPTModel, state: TrainState, config: RunConfig
-) -> None:
+    path: str | Path, model: GPTModel, state: TrainState, config: RunConfig,
+    best: dict[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
     """Store everything that a training run needs to resume; see `load_checkpoint`.
 
     These are the weights, AdamW's two averages for each, the history, and the global random states:
-    2 GB for GPT_CONFIG_124M. Raises OSError if writing fails.
+    2 GB for GPT_CONFIG_124M. `best`, if any, are the weights of the lowest validation loss. Raises
+    OSError if writing fails.
     """
     model = wrapped_model(model)
     content = {
@@ -69,6 +84,7 @@ def save_checkpoint(
         "step": state.step,
         "history": [tuple(evaluation) for evaluation in state.history],
         "random": random_states(model.out_head.weight.device),
+        "best": best,
     }
     with atomic_write(path) as file:
         torch.save(content, file)
@@ -103,7 +119,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
     remedy = "delete it and the run's other files to start over"
     content = load_archive(path, "a checkpoint", remedy)
     keys = {"config", "run_config", "weights", "optimizer", "step", "history", "random"}
-    if not isinstance(content, dict) or content.keys() != keys:
+    if not isinstance(content, dict) or not content.keys() >= keys:
         raise ValueError(f"{path} was not written by save_checkpoint: use another file")
     return content
 

@@ -25,6 +25,10 @@ class Stopped(Exception):
     """Raised when a signal asks the command to stop. The argument is the signal's number."""
 
 
+class Converged(Exception):
+    """Raised when the validation loss falls no more."""
+
+
 def stop(number: int, frame: Any) -> NoReturn:
     """Stop immediately: a handler for `signals`."""
     raise Stopped(number)

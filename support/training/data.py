@@ -7,6 +7,7 @@ import math
 import random
 import statistics
 from numbers import Real
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -33,11 +34,12 @@ def split_tokens(
     split = round(len(token_ids) * (1 - val_fraction))
     parts = token_ids[:split], token_ids[split:]
     for name, part in zip(("training", "validation"), parts, strict=True):
-        _check_length(f"the {name} part", part, context_length)
+        check_length(f"the {name} part", part, context_length)
     return parts
 
 
-def _check_length(what: str, token_ids: torch.Tensor, context_length: int) -> None:
+def check_length(what: str, token_ids: torch.Tensor, context_length: int) -> None:
+    """Raise ValueError if a text has no window of `context_length` tokens."""
     if len(token_ids) <= context_length:
         raise ValueError(
             f"{what} has {len(token_ids)} tokens, but one window needs {context_length + 1}: use a "
@@ -66,7 +68,7 @@ class GPTDataset(Dataset):
         check_number("offset", offset)
         if not 0 <= offset < stride:
             raise ValueError(f"offset must be from 0 to below the stride {stride}, not {offset}")
-        _check_length("the text", token_ids, context_length)
+        check_length("the text", token_ids, context_length)
         self.token_ids, self.context_length, self.stride = token_ids, context_length, stride
         self.last_start = len(token_ids) - context_length - 1
         self.offset = offset if self.last_start else 0  # a single window cannot move
@@ -139,6 +141,19 @@ def eval_loader(
 def whole_windows(token_ids: torch.Tensor, length: int) -> torch.Tensor:
     """Return the tokens (T,) of as many whole windows as fit, so that each target counts once."""
     return token_ids[: 1 + (len(token_ids) - 1) // length * length]
+
+
+def make_loaders(
+    texts: tuple, config: dict[str, Any], vocab_size: int, evals: int | None
+) -> list[Any]:
+    """Return the evaluations per epoch, a loader for each epoch, and two for the losses."""
+    length, size = config["context_length"], {"vocab_size": vocab_size}
+    loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
+    evals = evals or max(2, len(loaders[0]) // 500)
+    # The longer a text, the more windows are evaluated, in about an eighth of the training's time.
+    windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
+    whole = [whole_windows(ids, length) for ids in texts]
+    return [evals, loaders, *(eval_loader(ids, length, windows, **size) for ids in whole)]
 
 
 def loss_with_error(loss: float, loader: DataLoader, model: GPTModel) -> str:

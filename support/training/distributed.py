@@ -1,4 +1,4 @@
-"""Training in several processes, started by torchrun, on one machine or several.
+"""Steps in parts, and training in several processes, started by torchrun, on one machine or more.
 
 Each process has a copy of the model and takes a share of each step's windows (data parallelism).
 The gradients are averaged over all processes, so that all take the same step. Li et al. 2020,
@@ -7,17 +7,17 @@ The gradients are averaged over all processes, so that all take the same step. L
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from gpt import GPTModel, train_step
+from gpt import GPTModel, calc_loss_batch, train_step
 
 
 def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
@@ -108,35 +108,45 @@ def check_same(what: str, value: Any) -> None:
         raise ValueError(f"{what} differs between processes {RANK} and 0: copy it from process 0")
 
 
-class SharedStep:
-    """`train_step` for several processes. All get the same batch, and each trains on its share.
+class SharedStep(nn.Module):
+    """`train_step` in parts. Each process takes its share of the batch, `size` windows at a time.
 
-    The result is that of one process with the whole batch, except for dropout and the order of
-    sums. It sets the global random state, for dropout. Raises ConnectionError, before any weight
-    changes, if another process has ended.
+    All processes get the same batch. The result is that of one process with the whole batch, except
+    for dropout and the order of sums. It sets the global random state, for dropout. Raises
+    ConnectionError, before any weight changes, if another process has ended.
     """
 
-    def __init__(self, model: GPTModel) -> None:
-        self.share = 1.0  # of the batch, for this process
-        with _with_others():
-            self.model: Any = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        self.model.register_comm_hook(self, _weighted_sum)
+    def __init__(self, model: GPTModel, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.model: Any = model
+        if WORLD_SIZE > 1:
+            with _with_others():
+                self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
-    def __call__(
+    def take(
         self, model: GPTModel, optimizer: AdamW, batch: tuple[Tensor, Tensor], step: int,
         learning_rate: float, max_grad_norm: float,
     ) -> None:  # fmt: skip
-        inputs, targets = (part[RANK::WORLD_SIZE] for part in batch)
-        self.share = len(inputs) / len(batch[0])
-        if not self.share:  # fewer windows than processes: take one with weight 0
-            inputs, targets = (part[:1] for part in batch)
+        """Take a step, as `train_step` does."""
+        share = [part[RANK::WORLD_SIZE] for part in batch]
+        # DistributedDataParallel averages the gradients over the processes.
+        self.weight = WORLD_SIZE / len(batch[0])  # of a window
+        if not len(share[0]):  # fewer windows than processes: take one with weight 0
+            share, self.weight = [part[:1] for part in batch], 0.0
+        *self.first, last = zip(*(part.split(self.size) for part in share), strict=True)
         torch.manual_seed(step * WORLD_SIZE + RANK)  # different dropout in each step and process
         with _with_others():
-            train_step(self.model, optimizer, (inputs, targets), step, learning_rate, max_grad_norm)
+            train_step(self, optimizer, last, step, learning_rate, max_grad_norm)  # type: ignore[arg-type]
 
-
-def _weighted_sum(step: SharedStep, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    # Sum some of the gradients over all processes, weighted by the shares. (The default, a plain
-    # mean, would give too much weight to the windows of an epoch's last, smaller batch.)
-    gradients = bucket.buffer().mul_(step.share)
-    return dist.all_reduce(gradients, async_op=True).get_future().then(lambda done: done.value()[0])
+    def forward(self, in_idx: Tensor) -> Tensor:
+        """Return the logits of the last part, after adding up the gradients of the others."""
+        for part in self.first:
+            several = isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if several else nullcontext():
+                loss = calc_loss_batch(part[0], part[1], self.model)
+                (loss * len(part[0]) * self.weight).backward()
+        logits = self.model(in_idx)
+        if (weight := len(in_idx) * self.weight) != 1:
+            logits.register_hook(lambda gradient: gradient * weight)
+        return logits
