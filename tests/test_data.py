@@ -19,6 +19,7 @@ from support.training.data import (
     epoch_loaders,
     eval_loader,
     loss_with_error,
+    make_loaders,
     split_tokens,
 )
 from support.training.token_file import load_token_file
@@ -222,3 +223,15 @@ def test_bad_token_ids(load):
             load(bad, 16, **size)
     with pytest.raises(TypeError, match="token_ids must be a tensor of token ids"):
         load("The old clock", 16)
+
+
+@pytest.mark.parametrize(
+    ("num_windows", "evals", "given", "eval_windows"),
+    [(60, 2, None, 4), (1600, 3, None, 66), (1600, 2, 2, 100), (1600, 40, 40, 5)],
+)
+def test_a_longer_text_is_evaluated_on_more_windows(num_windows, evals, given, eval_windows):
+    config = {"context_length": 2, "num_epochs": 1, "batch_size": 1}
+    texts = torch.arange(2 * num_windows + 1), torch.arange(2 * num_windows + 1)
+    found, _, *loaders = make_loaders(texts, config, 10_000, given)
+    assert found == evals
+    assert all(abs(len(loader) - eval_windows) <= 2 for loader in loaders)

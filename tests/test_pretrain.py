@@ -132,10 +132,9 @@ def test_it_gives_what_the_lesson_gives_bit_for_bit(folder, lesson):
         cell("from gpt import ("),
         cell("NUM_EPOCHS, BATCH_SIZE, LEARNING_RATE =").replace("tune_malloc()", ""),
         f"globals().update({changes})",
-        *map(
-            cell, ("counted = counted_models(val_whole", "def large_model():", "num_steps = sum(")
-        ),
-        *map(cell, ("def on_eval(evaluation):", "train_model(model, plan_epochs()")),
+        *map(cell, ("counted = counted_models(val_whole", "def large_model():")),
+        *map(cell, ("num_steps = sum(", "def on_eval(evaluation):")),
+        cell("train_model(model, plan_epochs()"),
         re.search(r"save_weights\(model.*ids\)", cell("save_weights(model, WEIGHTS"))[0],
     ):
         exec(source, names)
@@ -183,8 +182,7 @@ def test_the_head_start_is_given_where_it_pays(tokenizer, arguments, expected):
 
 def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     train("--weights", "out.pth", "--prompt", "The old clock", "--export", "hf")
-    lines = capsys.readouterr().out.splitlines()
-    *lines, end = lines
+    *lines, end = capsys.readouterr().out.splitlines()
     assert len(lines) == 3  # before the first step, and after each epoch
     assert all("A sample: 'The old clock" in line for line in lines)
     assert lines[-1].startswith("epoch 2.00: training loss ")
@@ -202,18 +200,6 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert loss == pytest.approx(history[-1][3], abs=0.1)  # except for rounding to 8 bits
     exported = load_hugging_face("hf")  # without rounding
     assert training_loss(exported, tokenizer, 16) == pytest.approx(history[-1][3], abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("num_windows", "evals", "given", "eval_windows"),
-    [(60, 2, None, 4), (1600, 3, None, 66), (1600, 2, 2, 100), (1600, 40, 40, 5)],
-)
-def test_a_longer_text_is_evaluated_on_more_windows(num_windows, evals, given, eval_windows):
-    config = {"context_length": 2, "num_epochs": 1, "batch_size": 1}
-    texts = torch.arange(2 * num_windows + 1), torch.arange(2 * num_windows + 1)
-    found, _, *loaders = pretrain.make_loaders(texts, config, 10_000, given)
-    assert found == evals
-    assert all(abs(len(loader) - eval_windows) <= 2 for loader in loaders)
 
 
 def test_help_is_whole(capsys):
@@ -373,7 +359,6 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --val none.txt", "argument --val: 'none.txt' is neither"),
         ("mine.txt --export .", "argument --export: '.' exists: name a new folder"),
         ("mine.txt --config n_layers=1000000000", r"mine.pth and its .* need [\d,]+ MB, but only"),
-        ("mine.txt --batch-size 2.5", "argument --batch-size: must be a whole number"),
         ("mine.txt --learning-rate nan", "argument --learning-rate: must be a number"),
         ("mine.txt --save-every -1", "argument --save-every: must be a number of at least 0"),
         ("mine.txt --weights mine.ckpt", "argument --weights: 'mine.ckpt' is not a file name that"),
@@ -381,14 +366,11 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --config gpt3", "argument --config: 'gpt3' is neither KEY=VALUE"),
         ("mine.txt --config layers=2", "argument --config: there is no key 'layers'; the"),
         ("mine.txt --config n_layers=0", "argument --config: n_layers must be a whole"),
-        ("mine.txt --config drop_rate=''", "argument --config: drop_rate must be a f"),
         ("mine.txt --config n_heads=5", "argument --config: emb_dim 16 is not a multiple"),
         ("mine.txt --config n_heads='", "argument --config: .* is neither"),
-        ("mine.txt --device gpu", "argument --device: cannot use 'gpu'"),
         ("mine.txt --device meta", "argument --device: cannot use 'meta'"),
         pytest.param("mine.txt --device cuda", ".*use 'cuda': .*(CUDA|NVIDIA)", marks=no_gpu),
         pytest.param("mine.txt --device mps", ".*use 'mps': there is no Apple", marks=no_mps),
-        ("mine.txt --precision low", "argument --precision: invalid choice"),
         ("mine.txt --colour red", "unrecognized arguments: --colour red"),
         ("mine.txt --start-from gpt2", "argument --start-from: 'gpt2' is not a file or folder"),
         ("mine.txt --start-from .", r"\. is not a folder with a config\.json"),
@@ -434,8 +416,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_kept(folder, failure, stop
     files = {path: path.read_bytes() for path in folder.iterdir() if path.name != "mine.txt"}
     for arguments, change in {
         "--epochs 3": "num_epochs 2, now 3",
-        "--batch-size 2": "batch_size 1, now 2",
-        "--learning-rate 1e-3": r"learning_rate 0\.0004, now 0\.001",
+        "--weight-decay 1": r"weight_decay 0\.1, now 1",
         "--no-head-start": "head_start True, now False",
         "--precision highest": "precision medium, now highest",
         "--config n_layers=2": "a model with the configuration .* not",
@@ -488,7 +469,7 @@ def test_a_disk_without_room_for_the_files(failure, small_disk):
     assert not list(small_disk.glob("*.ckpt"))
 
 
-@pytest.mark.parametrize("ending", ["csv", "png", "pth", "lock"])
+@pytest.mark.parametrize("ending", ["csv", "png", "pth", "best.pth", "lock"])
 def test_files_of_others_are_not_replaced(folder, failure, ending):
     (folder / f"mine.{ending}").write_text("mine")
     assert failure(2).startswith(f"mine.{ending} exists, but not from this run: name other")
@@ -622,8 +603,6 @@ def test_weights_that_do_not_fit(folder, failure):
     ]:
         assert failure(2, "--start-from", "start", *arguments).startswith(message)
     weights = folder / "start" / "model.safetensors"
-    weights.write_bytes(b"damaged")
-    assert "model.safetensors" in failure(2, "--start-from", "start")
     weights.unlink()
     weights.mkdir()
     assert "None" not in failure(1, "--start-from", "start")
@@ -631,13 +610,12 @@ def test_weights_that_do_not_fit(folder, failure):
 
 def test_the_dropout_of_a_folder_can_be_changed():
     save_hugging_face(GPTModel({**CONFIG, "drop_rate": 0.1}), "start")
-    losses = []
-    for name, rate in [("a", 0.1), ("b", 0.0), ("c", 0)]:
-        train("--start-from", "start", "--config", f"drop_rate={rate}", "--weights", f"{name}.pth")
-        content = read_checkpoint(f"{name}.ckpt")
-        assert content["config"]["drop_rate"] == rate
-        losses.append(content["history"][-1][3])
-    assert losses[0] != losses[1] == losses[2]
+    contents = {}
+    for rate in (0.1, 0.0):
+        train("--start-from", "start", "--config", f"drop_rate={rate}", "--weights", f"{rate}.pth")
+        contents[rate] = read_checkpoint(f"{rate}.ckpt")
+        assert contents[rate]["config"]["drop_rate"] == rate
+    assert contents[0.1]["history"] != contents[0.0]["history"]
 
 
 def test_it_resumes_with_its_initial_weights_wherever_they_are(folder, failure, stop_at):
