@@ -8,7 +8,14 @@ from nbclient import NotebookClient
 
 from gpt import Evaluation
 from support.inspection.plots import drawable, plot_losses, plot_temperature
-from support.lesson.figures import plot_block, plot_heads, plot_matrices, plot_shares, plot_windows
+from support.lesson.figures import (
+    plot_block,
+    plot_heads,
+    plot_looks,
+    plot_matrices,
+    plot_shares,
+    plot_windows,
+)
 from support.lesson.interactive import LiveCurve, show_attention, show_sampling
 
 HISTORY = [
@@ -78,7 +85,7 @@ DRAWINGS = {
     ),
     "windows": lambda tokenizer: plot_windows(TEXTS, length=2),
     "matrices": lambda tokenizer: plot_matrices({"scores": torch.randn(7, 7)}, TEXTS),
-    "heads": lambda tokenizer: plot_heads({"layer 0": torch.rand(2, 7, 7)}, "heads", TEXTS),
+    "looks": lambda tokenizer: plot_looks(dict.fromkeys("abc", torch.rand(1, 2, 7)), TEXTS, "x"),
     "shares": lambda tokenizer: plot_shares({1: [0.5]}, "".join(TEXTS), "temperature", 0.1),
 }
 
@@ -107,11 +114,15 @@ def test_matrices_share_rows_and_one_colour_scale():
 
 
 def test_arrows_of_a_block_end_at_its_boxes():
-    (ax,) = plot_block().axes
-    ends = {text.xy for text in ax.texts if hasattr(text, "xy")}
-    assert len(ax.patches) == 4
-    for box in ax.patches:
-        assert (box.get_x(), box.get_y() + box.get_height() / 2) in ends
+    figure = plot_block()
+    figure.draw_without_rendering()
+    texts = figure.axes[0].texts
+    boxes = [text.get_bbox_patch().get_window_extent() for text in texts if text.get_bbox_patch()]
+    arrows = [text.arrow_patch for text in texts if getattr(text, "arrow_patch", None)]
+    assert (len(boxes), len(arrows)) == (8, 9)
+    for x, y in (arrow.get_path().vertices[-3] for arrow in arrows):  # the tip
+        gaps = [max(b.x0 - x, x - b.x1, b.y0 - y, y - b.y1) for b in boxes]  # 0 on a border
+        assert min(map(abs, gaps)) < 6, (x, y)  # pixels; tips of thick lines are long
 
 
 def test_many_heads_take_several_rows():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
@@ -22,19 +23,14 @@ from utils import next_token_probs, token_label
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # distinct for colour-blind readers too
 
 
-def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a new figure, with its size in inches, and its axes, in the style of all figures."""
+def new_axes(width: float, height: float, ncols: int = 1, **layout: Any) -> tuple[Figure, Any]:
+    """Return a new figure, its size in inches, and its axes in a row, in the style of all plots."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    ax = figure.subplots()
-    style_axes(ax)
-    return figure, ax
-
-
-def style_axes(ax: Axes) -> None:
-    """Draw a light grid behind the data, and no frame at the top and the right."""
-    ax.grid(alpha=0.3)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    with rc_context({
+        "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
+        "axes.spines.top": False, "axes.spines.right": False,
+    }):  # fmt: skip
+        return figure, figure.subplots(1, ncols, **layout)
 
 
 def level_line(ax: Axes, name: str, level: float) -> None:
@@ -138,8 +134,8 @@ def plot_temperature(
         )
     top = logits.topk(min(num_tokens, len(logits))).indices
     labels = [token_label(i, tokenizer) for i in top.tolist()]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    whole, among = figure.subplots(1, 2, sharey=True, width_ratios=(len(top) + 1, len(top)))
+    ratios = (len(top) + 1, len(top))
+    figure, (whole, among) = new_axes(10, 4.2, 2, sharey=True, width_ratios=ratios)
     shares = {t: next_token_probs(logits[None], t)[0, top] for t in temperatures}
     sums = {t: [*probs.tolist(), max(0.0, 1 - probs.sum().item())] for t, probs in shares.items()}
     among_them = {t: next_token_probs(logits[None, top], t)[0].tolist() for t in temperatures}
@@ -165,5 +161,4 @@ def _draw_bars(ax: Axes, groups: Mapping[float, Sequence[float]], labels: Sequen
         )  # fmt: skip
     shown, style = drawable(labels)
     ax.set_xticks(range(len(labels)), shown, rotation=40, ha="right", **style)
-    style_axes(ax)
     ax.grid(False, axis="x")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from tiktoken import Encoding
 from torch import Tensor
 
-from support.inspection.plots import BLUE, ORANGE, drawable, new_axes, style_axes
+from support.inspection.plots import BLUE, ORANGE, drawable, new_axes
 from support.lesson.figures import plot_curves, set_title
 from utils import next_token_probs, token_label
 
@@ -128,8 +128,7 @@ def show_attention(tokens: Sequence[str], q: Tensor, k: Tensor, key_of: int = -2
         keys, query = k.clone(), torch.tensor([query_0, query_1])
         keys[key_of] = torch.tensor([key_0, key_1])
         weights = (keys @ query / 2**0.5).softmax(-1).tolist()
-        figure = Figure(figsize=(8, 3), layout="constrained")
-        plane, bars = figure.subplots(1, 2)
+        figure, (plane, bars) = new_axes(8, 3, 2)
         arrow = {"arrowstyle": "-|>", "color": ORANGE, "lw": 2, "shrinkA": 0, "shrinkB": 0}
         plane.annotate("", (query_0, query_1), (0, 0), arrowprops=arrow)
         plane.plot(keys[:, 0], keys[:, 1], "o", color=BLUE)
@@ -141,8 +140,6 @@ def show_attention(tokens: Sequence[str], q: Tensor, k: Tensor, key_of: int = -2
         bars.set_xticks(range(len(names)), names, **style)
         bars.set_ylim(0, 1)
         set_title(bars, f"attention weights of {tokens[-1]!r}")
-        style_axes(plane)
-        style_axes(bars)
         return figure
 
     start = [*q[-1].tolist(), *k[key_of].tolist()]
