@@ -5,7 +5,7 @@ import html
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +21,12 @@ NO_GRADIENT = (
 )
 
 
-class Folded:
+class Folded(NamedTuple):
     """A text that a notebook folds away under a summary. A terminal shows `plain` instead."""
 
-    def __init__(self, summary: str, text: str, plain: str) -> None:
-        self.summary, self.text, self.plain = summary, text, plain
+    summary: str
+    text: str
+    plain: str
 
     def __repr__(self) -> str:
         return self.plain
@@ -43,7 +44,15 @@ def judge_guess(guess: Any, actual: float | str, unit: str) -> str:
     if isinstance(actual, str):
         return judge_words(guess, actual)
     number = as_number(guess, unit)
-    return "" if math.isnan(number) else judge_number(number, actual, unit)
+    if math.isnan(number):
+        return ""
+    if actual and abs(number / actual) > 1000:
+        return "You guessed more than 1,000 times as much."
+    off, said = abs(number - actual), f"You guessed {number:.4g}{unit}:"
+    if off <= 0.1 * abs(actual):
+        return f"{said} {'spot on' if off <= 0.01 * abs(actual) else 'very close'}!"
+    sign = ", with the wrong sign" if number * actual < 0 else ""
+    return f"{said} off by {off:.3g}{unit}{sign}."
 
 
 def as_number(guess: Any, unit: str) -> float:
@@ -61,18 +70,6 @@ def as_number(guess: Any, unit: str) -> float:
         return math.inf
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
         return math.nan
-
-
-def judge_number(guess: float, actual: float, unit: str) -> str:
-    """Return a sentence on how far a guess is from the value."""
-    off = abs(guess - actual)
-    if actual and abs(guess / actual) > 1000:
-        return "You guessed more than 1,000 times as much."
-    said = f"You guessed {guess:.4g}{unit}:"
-    if off <= 0.1 * abs(actual):
-        return f"{said} {'spot on' if off <= 0.01 * abs(actual) else 'very close'}!"
-    sign = ", with the wrong sign" if guess * actual < 0 else ""
-    return f"{said} off by {off:.3g}{unit}{sign}."
 
 
 def judge_words(guess: object, actual: str) -> str:
@@ -151,39 +148,31 @@ def is_float(value: Any) -> bool:
 
 
 def difference(result: Any, right: Any) -> str:
-    """Return what a result should be and is, or an empty string if it is right."""
-    if not isinstance(right, Tensor):
-        return "" if same(result, right) else f"should return {short(right)}, but {outcome(result)}"
+    """Return what a result should be and is, or an empty string if it is right.
+
+    A tuple, an array or a tensor of the same kind of numbers will do for a list or a number.
+    """
+    target, tensor_due = torch.as_tensor(right), isinstance(right, Tensor)
     try:
         found = torch.as_tensor(result).detach()
     except Exception:  # an error, or no table of numbers
         found = torch.empty(0)
-    if found.shape != right.shape:
-        return f"should return a tensor of shape {tuple(right.shape)}, but {outcome(result)}"
-    far = ~found.double().isclose(right.double(), RTOL, ATOL)
+    fits, far = found.shape == target.shape, torch.ones(1)
+    if fits:
+        rtol = RTOL if target.is_floating_point() else 0
+        far = ~found.double().isclose(target.double(), rtol, ATOL)
+    right_type = torch.can_cast(found.dtype, target.dtype)
+    if right_type and not far.any() and (isinstance(result, Tensor) or not tensor_due):
+        return ""
+    if not fits or not tensor_due:
+        due = f"a tensor of shape {tuple(right.shape)}" if tensor_due else short(right)
+        return f"should return {due}, but {outcome(result)}"
     if far.any():
         row = tuple(far.any(-1).nonzero()[0].tolist())  # the first that differs
         place = f"in row {', '.join(map(str, row))}, it " if row else ""
         return f"is wrong: {place}should be {short(right[row])}, but is {short(found[row])}"
-    if isinstance(result, Tensor) and (right.dtype == torch.bool) == (found.dtype == torch.bool):
-        return ""
     due = "torch.bool" if right.dtype == torch.bool else "numbers"
     return f"has the right values, but its type is {kind(result)}: return a tensor of {due}"
-
-
-def same(result: Any, right: list | float) -> bool:
-    """Return whether a list or number is right. Tuples, arrays and tensors will do."""
-    plain = result.tolist() if hasattr(result, "tolist") else result
-    if isinstance(right, list):
-        items = [getattr(x, "tolist", lambda x=x: x)() for x in plain] if is_row(plain) else None
-        return items == right and all(isinstance(x, int) for x in items)
-    if isinstance(right, int) or not isinstance(plain, int | float):
-        return type(plain) is int and plain == right
-    return math.isclose(plain, right, rel_tol=RTOL, abs_tol=ATOL)
-
-
-def is_row(value: Any) -> bool:
-    return isinstance(value, list | tuple)
 
 
 def short(value: Any) -> str:
@@ -194,7 +183,7 @@ def short(value: Any) -> str:
     if isinstance(value, float):
         return repr(value) if value.is_integer() else f"{value:.4g}"
     shown = "model" if callable(value) else repr(value)
-    if is_row(value):
+    if isinstance(value, list | tuple):
         inside = ", ".join(map(short, value))
         shown = f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
     return shown if len(shown) <= 160 else shown[:160] + " ..."
