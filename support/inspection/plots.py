@@ -4,7 +4,7 @@ Importing Matplotlib is slow, so modules that do not plot never import this one.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -99,13 +99,10 @@ def plot_losses(
 
 def _add_tokens_axis(ax: Axes, epochs: list[float], tokens: list[int]) -> None:
     # An epoch's number of windows varies with its offset, so interpolate between the evaluations.
-    def to_tokens(x: Any) -> np.ndarray:
-        return np.interp(x, epochs, tokens)
-
-    def to_epochs(x: Any) -> np.ndarray:
-        return np.interp(x, tokens, epochs)
-
-    above = ax.secondary_xaxis("top", functions=(to_tokens, to_epochs))
+    there, back = (
+        partial(np.interp, xp=xp, fp=fp) for xp, fp in ((epochs, tokens), (tokens, epochs))
+    )
+    above = ax.secondary_xaxis("top", functions=(there, back))
     ticks = [t for t in MaxNLocator(6).tick_values(0, tokens[-1]) if 0 <= t <= tokens[-1]]
     above.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     above.set_xlabel("tokens seen")

@@ -21,17 +21,14 @@ class LessonClient(NotebookClient):
 
     def __init__(self, path: Path) -> None:
         notebook = nbformat.read(path, as_version=4)
-        folder = {"metadata": {"path": path.parent}}
-        super().__init__(
-            notebook, timeout=None, kernel_name="python3", resources=folder, coalesce_streams=True
-        )  # coalescing stores only the last state of a cell's progress bar
+        super().__init__(notebook, kernel_name="python3", timeout=None)
+        self.resources = {"metadata": {"path": path.parent}}
+        self.coalesce_streams = True  # stores only the last state of a cell's progress bar
         self.bar = tqdm(total=len(notebook.cells), unit="cell", file=sys.stderr, ncols=100)
         self.on_cell_start = self._show_title
-        self.on_cell_complete = lambda cell, cell_index: self.bar.update(
-            cell_index + 1 - self.bar.n
-        )
 
     def _show_title(self, cell: Any, cell_index: int) -> None:
+        self.bar.update(cell_index + 1 - self.bar.n)
         if cell.source.startswith("## "):
             self.bar.write(cell.source.splitlines()[0].removeprefix("## "), file=sys.stderr)
 

@@ -177,16 +177,14 @@ def split_heads(x, n_heads):
     return x.view(B, T, n_heads, C // n_heads).transpose(1, 2)
 
 
-def small_configs() -> list[dict]:
-    """Return settings that differ in everything that the number of parameters depends on."""
-    tiny = {**GPT_CONFIG_124M, "vocab_size": 100, "context_length": 8, "emb_dim": 12, "n_heads": 3}
-    changes = ({"n_layers": 1}, {"n_layers": 3, "n_heads": 2}, {"n_layers": 5, "vocab_size": 7},
-               {"n_layers": 2, "n_heads": 4, "emb_dim": 24, "qkv_bias": True})
-    return [{**tiny, **change} for change in changes]
+TINY = {**GPT_CONFIG_124M, "vocab_size": 100, "context_length": 8, "emb_dim": 12, "n_heads": 3}
 
 
 @exercise(lambda: [
-    (cfg, sum(p.numel() for p in GPTModel(cfg).parameters())) for cfg in small_configs()
+    (TINY | change, sum(p.numel() for p in GPTModel(TINY | change).parameters())) for change in (
+        {"n_layers": 1}, {"n_layers": 3, "n_heads": 2}, {"n_layers": 5, "vocab_size": 7},
+        {"n_layers": 2, "n_heads": 4, "emb_dim": 24, "qkv_bias": True},
+    )
 ])
 def num_parameters(cfg):
     v, t, c = cfg["vocab_size"], cfg["context_length"], cfg["emb_dim"]

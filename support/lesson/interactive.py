@@ -64,8 +64,8 @@ def show_with_sliders(
     without a notebook there are none, and the figure shows the first values.
     """
     alt = {"image/png": {"alt": description}}
-    figure = draw(**{name: value for name, (*_, value) in sliders.items()})
-    handle = display(figure, metadata=alt, display_id=True)
+    first = {name: value for name, (*_, value) in sliders.items()}
+    handle = display(draw(**first), metadata=alt, display_id=True)
     if not in_notebook() or not find_spec("ipywidgets"):
         return {}
     from ipywidgets import FloatSlider, VBox
@@ -94,16 +94,14 @@ def show_sampling(logits: Tensor, tokenizer: Encoding, num_tokens: int = 15) -> 
     """
     top = logits.topk(min(num_tokens, len(logits)))
     labels, style = drawable([token_label(i, tokenizer) for i in top.indices.tolist()])
-    before = next_token_probs(logits[None], 1.0)[0, top.indices].tolist()
+    before, places = next_token_probs(logits[None], 1.0)[0, top.indices], range(len(labels))
 
     def draw(temperature: float, top_k: float, top_p: float) -> Figure:
         probs = next_token_probs(logits[None], temperature, int(top_k), top_p)[0, top.indices]
         figure, ax = new_axes(8, 3)
-        ax.bar(range(len(labels)), probs.tolist(), color=BLUE, label="with these settings")
-        ax.bar(
-            range(len(labels)), before, fill=False, edgecolor=ORANGE, label="temperature 1, no cut"
-        )
-        ax.set_xticks(range(len(labels)), labels, rotation=40, ha="right", **style)
+        ax.bar(places, probs.tolist(), color=BLUE, label="with these settings")
+        ax.bar(places, before.tolist(), fill=False, edgecolor=ORANGE, label="temperature 1, no cut")
+        ax.set_xticks(places, labels, rotation=40, ha="right", **style)
         ax.set(ylabel="probability", ylim=(0, 1))
         others = max(0.0, 1 - probs.sum().item())
         set_title(ax, f"temperature {temperature:g}, top-k {top_k:g}, top-p {top_p:g}; "
@@ -117,16 +115,16 @@ def show_sampling(logits: Tensor, tokenizer: Encoding, num_tokens: int = 15) -> 
     )  # fmt: skip
 
 
-def show_attention(tokens: Sequence[str], q: Tensor, k: Tensor, key_of: int = -2) -> None:
+def show_attention(tokens: Sequence[str], q: Tensor, k: Tensor) -> None:
     """Display the last token's query, all keys and the attention weights, with sliders.
 
-    `q` and `k` have shape (T, 2). The sliders change the query, and the key of token `key_of`.
+    `q` and `k` have shape (T, 2). The sliders change the query, and the key of the token before.
     """
     names, style = drawable(tokens)
 
     def draw(query_0: float, query_1: float, key_0: float, key_1: float) -> Figure:
         keys, query = k.clone(), torch.tensor([query_0, query_1])
-        keys[key_of] = torch.tensor([key_0, key_1])
+        keys[-2] = torch.tensor([key_0, key_1])
         weights = (keys @ query / 2**0.5).softmax(-1).tolist()
         figure, (plane, bars) = new_axes(8, 3, 2)
         arrow = {"arrowstyle": "-|>", "color": ORANGE, "lw": 2, "shrinkA": 0, "shrinkB": 0}
@@ -142,10 +140,8 @@ def show_attention(tokens: Sequence[str], q: Tensor, k: Tensor, key_of: int = -2
         set_title(bars, f"attention weights of {tokens[-1]!r}")
         return figure
 
-    start = [*q[-1].tolist(), *k[key_of].tolist()]
-    sliders = {
-        name: (-3.0, 3.0, 0.1, round(value, 2))
-        for name, value in zip(("query_0", "query_1", "key_0", "key_1"), start, strict=True)
-    }
-    description = "Left: a query as an arrow and keys as dots. Right: bars of the attention weights"
-    show_with_sliders(draw, description, **sliders)
+    ends, (a, b), (c, d) = (-3.0, 3.0, 0.1), q[-1].tolist(), k[-2].tolist()
+    show_with_sliders(
+        draw, "Left: a query as an arrow and keys as dots. Right: bars of the attention weights",
+        query_0=(*ends, a), query_1=(*ends, b), key_0=(*ends, c), key_1=(*ends, d),
+    )  # fmt: skip
