@@ -285,7 +285,7 @@ def test_every_function_that_documents_errors_is_called():
         and "Raise" in (inspect.getdoc(thing) or "")
     }
     called_by_these = {
-        "check_config", "check_ids", "check_logits", "check_number", "check_prompt",
+        "check_config", "check_ids", "check_length", "check_logits", "check_number", "check_prompt",
         "check_sampling", "draw_token", "plot_losses", "train_step",
     }  # fmt: skip
     assert documented - CASES.keys() <= called_by_these
