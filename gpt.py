@@ -100,9 +100,8 @@ class KVCache:
     def gather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the attention output of the last T of S tokens, (B, H, T, D)."""
         T, S = q.size(2), k.size(2)
-        mask = None
-        if 1 < T < S:  # new token i is token S - T + i of its row
-            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        # New token i is token S - T + i of its row.
+        mask = q.new_ones(T, S, dtype=torch.bool).tril(S - T) if 1 < T < S else None
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S)
 
 
@@ -392,7 +391,7 @@ def _batches(loaders: Sequence[Batches], evals: float) -> Iterator[tuple[Any, fl
 
 def train_model(
     model: GPTModel, train_loaders: Sequence[Batches], train_eval_loader: Batches,
-    val_loader: Batches, *, learning_rate: float = 4e-4, warmup_steps: int = 10,
+    val_loader: Batches, *, learning_rate: float = 4e-4, warmup_steps: int = 10, max_steps: int = 0,
     weight_decay: float = 0.1, max_grad_norm: float = 1.0, evals_per_epoch: int = 2,
     on_step: Callable[[int, int], object] = lambda step, num_steps: None,
     on_eval: Callable[[Evaluation], object] = lambda evaluation: None,
@@ -402,7 +401,7 @@ def train_model(
 
     - `train_loaders` has one loader per epoch; the other two are for the two losses.
     - `learning_rate` (the peak), `warmup_steps`: see `wsd_schedule`. `weight_decay`: see
-      `create_optimizer`. `max_grad_norm`: see `train_step`.
+      `create_optimizer`. `max_grad_norm`: see `train_step`. `max_steps`: 0 for all.
     - `on_step(step, num_steps)` is called after each step, `on_eval(evaluation)` after each
       evaluation: before the first step, and `evals_per_epoch` times in each epoch.
     - Pass `take_step` to replace `train_step`; it takes the same arguments.
@@ -413,10 +412,10 @@ def train_model(
     """
     for name, value in {
         "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm, "evals_per_epoch": evals_per_epoch,
+        "max_grad_norm": max_grad_norm, "evals_per_epoch": evals_per_epoch, "max_steps": max_steps,
     }.items():  # fmt: skip
         _check_number(name, value, Real, low=0)
-    if not (num_steps := sum(map(len, train_loaders))):
+    if not (num_steps := int(min(max_steps or math.inf, sum(map(len, train_loaders))))):
         raise ValueError("train_loaders have no batches: there is nothing to train on")
     state, optimizer = state or TrainState(), create_optimizer(model, float(weight_decay))
     if state.optimizer:
@@ -435,14 +434,15 @@ def train_model(
     try:
         if not state.history:
             evaluate(0, 0.0, 0, 0.0)
-        for step, (batch, epoch, due) in enumerate(_batches(train_loaders, evals_per_epoch), 1):
+        steps = zip(range(1, num_steps + 1), _batches(train_loaders, evals_per_epoch), strict=False)
+        for step, (batch, epoch, due) in steps:
             tokens_seen += batch[0].numel()
             lr = float(learning_rate) * wsd_schedule(step, num_steps, warmup_steps)
             if step > state.step:  # otherwise it was taken before the interruption
                 take_step(model, optimizer, batch, step, lr, max_grad_norm)
                 state.step, state.optimizer = step, optimizer.state_dict()
                 on_step(step, num_steps)
-            if due and step >= state.step and step > state.history[-1].step:
+            if (due or step == max_steps) and step >= max(state.step, state.history[-1].step + 1):
                 evaluate(step, epoch, tokens_seen, lr)
     finally:
         model.eval()

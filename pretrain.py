@@ -87,15 +87,18 @@ def run_config_of(
     """
     processes, windows = old.get("processes", WORLD_SIZE), args.batch_size * args.accumulate
     resumed = windows * processes == old.get("batch_size")
+    batch_size = windows * (processes if resumed else WORLD_SIZE)
+    epoch_steps = max(1, (len(texts[0]) - 1) // (length * batch_size))  # at least so many
+    num_epochs = math.ceil(args.steps / epoch_steps) if args.steps else args.epochs
     config = run_config(
-        *texts, context_length=length, num_epochs=args.epochs, learning_rate=args.learning_rate,
-        warmup_steps=args.warmup, weight_decay=args.weight_decay,
-        batch_size=windows * (processes if resumed else WORLD_SIZE),
+        *texts, context_length=length, num_epochs=num_epochs, learning_rate=args.learning_rate,
+        warmup_steps=args.warmup, weight_decay=args.weight_decay, batch_size=batch_size,
+        max_steps=args.steps,
     )  # fmt: skip
     start_from = checkpoints.fingerprint(model.parameters()) if args.start_from else None
     head_start = args.head_start
     if head_start is None:
-        num_steps = args.epochs * len(texts[0]) // (length * config["batch_size"])
+        num_steps = args.steps or num_epochs * epoch_steps
         pays = not args.start_from and head_start_pays(model.cfg["emb_dim"], num_steps)
         head_start = old.get("head_start", pays)
     config |= {"head_start": head_start, "start_from": start_from}
@@ -261,7 +264,7 @@ def pretrain(args: argparse.Namespace) -> None:
     del saved  # frees a lot of memory
 
     evals, loaders, *eval_loaders = make_loaders(texts, config, vocab_size, args.evals_per_epoch)
-    num_steps = sum(map(len, loaders))
+    num_steps = args.steps or sum(map(len, loaders))
     run = Run(args, model, state, config, texts, tokenizer, eval_loaders[1], num_steps, best)
     if args.compile:
         model.compile()
@@ -275,8 +278,9 @@ def pretrain(args: argparse.Namespace) -> None:
             run.check_patience()
             train_model(
                 model, loaders, *eval_loaders, learning_rate=args.learning_rate,
-                warmup_steps=args.warmup, weight_decay=args.weight_decay, evals_per_epoch=evals,
-                on_step=run.on_step, on_eval=run.on_eval, state=state, take_step=take_step,
+                warmup_steps=args.warmup, weight_decay=args.weight_decay, max_steps=args.steps,
+                evals_per_epoch=evals, on_step=run.on_step, on_eval=run.on_eval,
+                take_step=take_step, state=state,
             )  # fmt: skip
         except command.Converged:
             run.bar.write("The validation loss falls no more: stopping early (--patience).")

@@ -226,11 +226,12 @@ def test_bad_token_ids(load):
 
 
 @pytest.mark.parametrize(
-    ("num_windows", "evals", "given", "eval_windows"),
-    [(60, 2, None, 4), (1600, 3, None, 66), (1600, 2, 2, 100), (1600, 40, 40, 5)],
-)
-def test_a_longer_text_is_evaluated_on_more_windows(num_windows, evals, given, eval_windows):
-    config = {"context_length": 2, "num_epochs": 1, "batch_size": 1}
+    ("num_windows", "steps", "evals", "given", "eval_windows"),
+    [(60, 0, 2, None, 4), (1600, 0, 3, None, 66), (1600, 0, 2, 2, 100), (1600, 0, 40, 40, 5),
+     (1600, 320, 10, None, 20), (1600, 5000, 3, None, 66)],
+)  # fmt: skip
+def test_a_longer_text_is_evaluated_on_more_windows(num_windows, steps, evals, given, eval_windows):
+    config = {"context_length": 2, "num_epochs": 1, "batch_size": 1, "max_steps": steps}
     texts = torch.arange(2 * num_windows + 1), torch.arange(2 * num_windows + 1)
     found, _, *loaders = make_loaders(texts, config, 10_000, given)
     assert found == evals

@@ -202,6 +202,21 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert training_loss(exported, tokenizer, 16) == pytest.approx(history[-1][3], abs=1e-3)
 
 
+@pytest.mark.parametrize("steps", [9, 20])
+def test_a_part_of_an_epoch_has_a_schedule_of_its_own(stop_at, steps):
+    arguments = ["mine.txt", "--config", SIZE, "--device", "cpu", "--steps", str(steps)]
+    pretrain.main([*arguments, "--weights", "whole.pth"])
+    *_, last = read_checkpoint("whole.ckpt")["history"]
+    rate = 4e-4 * gpt.wsd_schedule(steps, steps, 10)
+    assert last[:2] + last[5:] == pytest.approx((steps, steps / (NUM_STEPS / 2), rate))
+    stop_at(5, terminate)
+    with pytest.raises(SystemExit):
+        pretrain.main(arguments)
+    stop_at(0, None)
+    pretrain.main(arguments)
+    assert everything() == everything("whole")
+
+
 def test_help_is_whole(capsys):
     with pytest.raises(SystemExit):
         pretrain.main(["--help"])
@@ -332,11 +347,11 @@ def test_patience_ends_the_run_with_its_best_weights(folder, capsys, stop_at, fa
         assert everything() == everything("whole")
 
 
-def test_a_checkpoint_without_best_weights_resumes(failure, stop_at, uninterrupted):
+def test_a_checkpoint_of_an_earlier_version_resumes(failure, stop_at, uninterrupted):
     stop_at(9, terminate)
     failure(143)
     content = read_checkpoint("mine.ckpt")
-    del content["best"]  # as before they were stored
+    del content["best"], content["run_config"]["max_steps"]
     torch.save(content, "mine.ckpt")
     stop_at(0, None)
     train()
@@ -356,6 +371,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("x" * 300, "argument text: 'xxx"),
         ("mine.txt --epochs 0", "argument --epochs: must be a whole number from 1 to 100000"),
         ("mine.txt --epochs 1000000", "argument --epochs: must be a whole number from 1 to 1"),
+        ("mine.txt --steps 9", "argument --steps: not allowed with argument --epochs"),
         ("mine.txt --val none.txt", "argument --val: 'none.txt' is neither"),
         ("mine.txt --export .", "argument --export: '.' exists: name a new folder"),
         ("mine.txt --config n_layers=1000000000", r"mine.pth and its .* need [\d,]+ MB, but only"),

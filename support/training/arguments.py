@@ -198,8 +198,12 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add("--head-start", action=argparse.BooleanOptionalAction,
         help="start with heads that attend to previous tokens (default: if emb_dim x steps is at "
         "least 80,000, because it costs in smaller runs); see support/training/head_start.py")
-    add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=at_least(1), default=6, metavar="N", help="passes through the text (6)")
+    training = parser.add_argument_group("training")
+    add = training.add_argument
+    either = training.add_mutually_exclusive_group().add_argument
+    either("--epochs", type=at_least(1), default=6, metavar="N", help="passes through the text (6)")
+    either("--steps", type=at_least(1), default=0, metavar="N",
+        help="steps in all, instead of --epochs: for a large text, of which a part is enough")
     add("--batch-size", type=at_least(1), default=1, metavar="N",
         help="windows at a time, in each process (1)")
     add("--accumulate", type=at_least(1), default=1, metavar="N",

@@ -149,7 +149,8 @@ def make_loaders(
     """Return the evaluations per epoch, a loader for each epoch, and two for the losses."""
     length, size = config["context_length"], {"vocab_size": vocab_size}
     loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
-    evals = evals or max(2, len(loaders[0]) // 500)
+    num_steps = len(loaders[0])  # per epoch
+    evals = evals or max(2, 2 * num_steps // (config["max_steps"] or num_steps), num_steps // 500)
     # The longer a text, the more windows are evaluated, in about an eighth of the training's time.
     windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
     whole = [whole_windows(ids, length) for ids in texts]
