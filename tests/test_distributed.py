@@ -172,6 +172,15 @@ def test_a_process_that_hangs_ends_the_run(folder):
     assert 0 < read_checkpoint("mine.ckpt")["step"] < NUM_STEPS
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_processes_end_when_torchrun_is_killed_while_they_connect(folder):
+    first = "pretrain.distributed.CONNECTING = __import__('datetime').timedelta(seconds=1)"
+    first += "\nif os.environ['RANK'] == '1': os.kill(os.getppid(), 9)"
+    lost = "another process of this run has ended or lost its connection"
+    lines = failed(torchrun(*ARGUMENTS, first=first))
+    assert sorted(lines) == [f"process {i}: {lost}; {AGAIN}" for i in range(2)]
+
+
 def test_a_wrong_argument_is_reported_once(folder):
     # torchrun ends process 0 if the other one ends before.
     late = "time.sleep(2 if os.environ['RANK'] == '0' else 0)"

@@ -5,6 +5,7 @@ import csv
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -472,10 +473,13 @@ def test_a_file_that_cannot_be_written_loses_no_step(
         assert everything() == uninterrupted
 
 
-def test_a_folder_where_one_may_not_write(failure, small_disk):
+def test_a_folder_where_one_may_not_write(failure, small_disk, monkeypatch):
+    text = shutil.copy("mine.txt", small_disk)
     remount = ["mount", "-o", "remount,ro", small_disk]
     assert subprocess.run(remount).returncode == 0
-    line = failure(1, "--weights", str(small_disk / "mine.pth"))
+    monkeypatch.setattr(texts, "LARGE", 0)
+    train(text=text)  # whose tokens are stored beside the weights
+    line = failure(1, "--weights", str(small_disk / "mine.pth"), text=text)
     assert re.match(r"/.*mine\.\w+: .*Read-only file system.*; change its permissions, or", line)
 
 

@@ -38,6 +38,7 @@ def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
 # Process 0 writes the files.
 RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE = ranks(os.environ)
 
+CONNECTING = timedelta(minutes=1)  # to torchrun, which listens before it starts the processes
 TIMEOUT = timedelta(minutes=10)  # for the other processes' saves, and for slower machines
 
 
@@ -62,7 +63,10 @@ def process_group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with _with_others():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=CONNECTING))
+        store.set_timeout(TIMEOUT)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, None, TIMEOUT, size, rank, store)
     try:
         yield
     finally:
