@@ -6,11 +6,7 @@ import subprocess
 
 import nbformat
 import pytest
-from conftest import ROOT, run_python, same_weights
-
-from gpt import TrainState
-from support.model.hugging_face import load_hugging_face
-from support.training.checkpoints import save_checkpoint
+from conftest import ROOT, run_python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
@@ -94,14 +90,6 @@ def test_snippet_with_the_shipped_weights_which_know_the_story(story):
     text, loss = printed.rstrip().rsplit("\n", 1)
     assert text.startswith(story[:39]) and len(text) > 150
     assert float(loss) < 0.5
-
-
-def test_the_snippet_that_exports(tmp_path, monkeypatch, tiny_model):
-    (snippet,) = (b for b in blocks("python") if "mine.ckpt" in b)
-    monkeypatch.chdir(tmp_path)
-    save_checkpoint("mine.ckpt", tiny_model, TrainState(), {})
-    exec(snippet, {})
-    assert same_weights(load_hugging_face("mine"), tiny_model)
 
 
 def test_figures_are_those_of_the_notebook():
