@@ -140,7 +140,8 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def accessible(page: Page) -> None:
-    """Check the page as it is now with axe."""
+    """Check the page as it is now with axe, and that no value is missing in its words."""
+    assert not re.search(r"\b(NaN|undefined|null)\b", page.locator("body").inner_text())
     found = Axe().run(page).response["violations"]
     assert not [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in found]
 
@@ -210,6 +211,9 @@ def test_a_visit(open_page, size, theme):
     tokens.nth(20).click()
     expect(panel).to_contain_text(re.compile(r"Layer \d+, head \d+: .* attends to .* \d+%"))
     page.wait_for_function("document.querySelectorAll('#text [style*=background]').length === 21")
+    for side in ("offsetLeft", "offsetTop"):  # a grid of layers and heads
+        places = f"all => new Set(all.map((e) => e.{side})).size"
+        assert page.locator(".thumbnail").evaluate_all(places) == 12
     styles = tokens.evaluate_all("all => all.map((e) => e.style.background)")
     page.locator(".thumbnail:checked").press("ArrowLeft")
     assert tokens.evaluate_all("all => all.map((e) => e.style.background)") != styles

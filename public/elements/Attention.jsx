@@ -42,7 +42,7 @@ function Attention() {
       {nameOf(head)}: <b className="label">{tokens.at(-1).label}</b> attends to{' '}
       {most.map(({ weight, label }, i) => <span key={i}>{i > 0 && ', '}<b className="label">{label}</b> {page.percent(weight)}</span>)}
     </p>
-    <div id="heads" role="radiogroup" aria-label="Heads" style={{ gridTemplateColumns: `auto repeat(${page.config.heads}, minmax(0, 1fr))` }}>
+    <div id="heads" role="radiogroup" aria-label="Heads" style={{ gridTemplateColumns: `auto repeat(${page.config.n_heads}, minmax(0, 1fr))` }}>
       {all.map((row, layer) => [<span key={layer} className="legend">{layer + 1}</span>, row.map((weights, number) => cell(weights, layer, number))])}
     </div>
     <div className="row">

@@ -1,7 +1,7 @@
 // The sampling settings: how they are shown, and how input is read. Their limits come from app.py.
 
 // What app.py is configured with; the element Connection fills it in before the page shows anything:
-// context_length, layers, heads, vocabulary, limits, seed_digits, max_ids, compared, starters, problem.
+// the model's configuration, limits, seed_digits, max_ids, compared, starters, problem.
 export const config = {};
 
 export const FIELDS = {
