@@ -132,7 +132,8 @@ def restore(
     if content["config"] != model.cfg:
         what = f"a model with the configuration {content['config']}, not {model.cfg}"
         raise ValueError(f"{path} belongs to {what}")
-    old = {"max_steps": 0} | content["run_config"]  # which older ones lack
+    older = {"max_steps": 0}  # which the checkpoints of earlier versions lack
+    old, config = older | content["run_config"], older | config
     if changes := [
         f"{key} {old.get(key, 'unknown')}, now {config.get(key, 'unknown')}"
         for key in sorted(old.keys() | config.keys())
