@@ -1,8 +1,7 @@
 """Measure this project's speed beside other projects', on this machine's CPU.
 
-    python benchmarks/run.py > benchmarks/results-PROCESSOR.md     about 7 minutes on two cores
-    python benchmarks/run.py generate page                         only these sections
-    python benchmarks/run.py --quick                               short rounds, to try it
+    python benchmarks/run.py generate page     only these sections
+    python benchmarks/run.py --quick           short rounds, to try it; the numbers mean nothing
 
 Prints Markdown; progress goes to standard error. benchmarks/README.md says what is compared.
 """
