@@ -57,8 +57,7 @@ def rows(rounds: int, tokens: int) -> list[str]:
                 for group, prompts in groups.items():
                     times[group].append(asyncio.run(together(server, prompts, tokens)))
             memory = server.memory() / 1000
-    lines = ["| people | slowest first token, s | slowest person, tokens/s | all, tokens/s |"]
-    lines.append("|---|---|---|---|")
+    lines = ["| people | first token, s | slowest, tokens/s | all, tokens/s |", "|---" * 4 + "|"]
     for group, measured in times.items():
         first, slowest, speed = map(statistics.median, zip(*measured[1:], strict=True))
         lines.append(f"| {group} | {first:.2f} | {slowest:.1f} | {speed:.1f} |")
