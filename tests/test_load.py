@@ -4,12 +4,8 @@
 """
 
 import asyncio
-import os
 import random
-import re
 import statistics
-import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -20,7 +16,7 @@ from typing import NamedTuple
 import aiohttp
 import pytest
 import torch
-from app_server import Person, Shown, copy_app, need_chainlit, running_app
+from app_server import Person, Shown, running_app
 from conftest import ROOT
 
 SEED = 20
@@ -445,25 +441,3 @@ def test_a_failing_continuation_affects_nobody_else(server, known, word, at):
                 await generate_one(unlucky)
 
     asyncio.run(scene())
-
-
-CHAINLIT = [sys.executable, "-m", "chainlit", "run", "app.py", "-h"]
-
-
-@pytest.mark.parametrize(
-    ("command", "root", "remedy"),
-    [
-        (CHAINLIT, "..", "unset CHAINLIT_APP_ROOT; cd .*\n    chainlit run app.py"),
-        ([sys.executable, "app.py"], ".", "chainlit run app.py"),
-    ],
-)
-def test_started_wrongly_the_app_names_the_command(tmp_path, command, root, remedy):
-    need_chainlit()
-    folder = tmp_path / "app"
-    folder.mkdir()
-    copy_app(folder)
-    environment = {**os.environ, "CHAINLIT_APP_ROOT": str(folder / root)}
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert re.search(f"^    {remedy}$", run.stderr, re.MULTILINE)
-    assert "Traceback" not in run.stderr

@@ -172,13 +172,21 @@ def test_a_second_app_may_end(server, tmp_path):
     assert first_continuation(server)[1]["share"] > 0.5
 
 
-def test_started_elsewhere_the_app_says_where_to_start_it(place, tmp_path):
-    process = run(chainlit_run(place / "app.py"), tmp_path)
+@pytest.mark.parametrize("variables", [{}, {"CHAINLIT_APP_ROOT": "."}], ids=["", "variable"])
+def test_started_elsewhere_the_app_says_where_to_start_it(place, tmp_path, variables):
+    process = run(chainlit_run(place / "app.py"), tmp_path, **variables)
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
     change, start = re.findall("^    (.*)$", process.stderr, re.MULTILINE)
-    assert output(["sh", "-c", f"{change} && pwd"], tmp_path) == f"{place}\n"
+    show = f'{change} && echo "$CHAINLIT_APP_ROOT" && pwd'
+    assert output(["sh", "-c", show], tmp_path, **variables) == f"\n{place}\n"
     assert start == "chainlit run app.py"
+
+
+def test_as_a_python_script_the_app_names_its_command(place):
+    process = run([sys.executable, "app.py"], place)
+    assert process.returncode == 1
+    assert "\n    chainlit run app.py\n" in process.stderr and "Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize("run_before", [False, True])
