@@ -1,4 +1,4 @@
-"""The page under load, after failures, and started wrongly; with the shipped weights.
+"""The page under load and after failures, with the shipped weights.
 
 `pytest -n 0 -s -m long tests/test_load.py` prints the measurements: clients, times and memory.
 """
@@ -423,7 +423,7 @@ def test_a_class_of_thirty(server):
     assert asyncio.run(with_people()) == 1  # the other teacher's
 
 
-# 4. Failures, and a wrong start -----------------------------------------------------
+# 4. Failures ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("word", "at"), [("anvil", 0), ("bellows", 3)])

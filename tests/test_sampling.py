@@ -7,10 +7,9 @@ import torch
 from conftest import TINY_CONFIG
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gpt import GPTModel
-from utils import generate, generate_text_simple, next_token_probs, sample_next_token, stream
+from utils import generate, generate_text_simple, next_token_probs, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,25 +37,18 @@ def test_generate_equals_the_simple_loop(tiny_model, rows, length):
     assert torch.equal(generate(tiny_model, idx, new_tokens, context_size=16), simple)
 
 
-def test_each_step_gives_the_logits_of_the_simple_loop(tiny_model):
-    idx = prompt(2)
-    for next_ids, logits in stream(tiny_model, idx, 12, 16, temperature=1.0, generator=seeded()):
-        torch.testing.assert_close(logits, tiny_model(idx)[:, -1])
-        idx = torch.cat([idx, next_ids], dim=1)
-    assert idx.shape == (2, 16)
-
-
 @pytest.mark.parametrize("context_size", [1, 2, 5, 16])
-def test_past_the_context_the_last_half_is_kept(tiny_model, context_size):
+def test_each_steps_logits_and_past_the_context_the_last_half_is_kept(tiny_model, context_size):
     idx = prompt(2, length=7)
-    window = idx[:, -context_size:]
-    for next_ids, logits in stream(tiny_model, idx, 40, context_size):
+    window, arguments = idx[:, -context_size:], (40, context_size, 2.0)
+    for next_ids, logits in stream(tiny_model, idx, *arguments, generator=seeded()):
         if window.size(1) > context_size:  # the documented rule, without a cache
             window = window[:, -max(1, context_size // 2) :]
         torch.testing.assert_close(logits, tiny_model(window)[:, -1])
         window = torch.cat([window, next_ids], dim=1)
         idx = torch.cat([idx, next_ids], dim=1)
-    assert torch.equal(generate(tiny_model, idx[:, :7], 40, context_size), idx)
+    generated = generate(tiny_model, idx[:, :7], *arguments, generator=seeded())
+    assert torch.equal(generated, idx) and idx.shape == (2, 47)
 
 
 def test_end_of_text(tiny_model):
@@ -134,24 +126,6 @@ def test_probabilities_by_hand():
     close(next_token_probs(logits, top_p=0.01), torch.tensor([[1.0, 0, 0, 0]]))
     # top_p applies to the probabilities after top_k and temperature
     close(next_token_probs(logits, top_k=2, top_p=0.62), torch.tensor([[1.0, 0, 0, 0]]))
-
-
-@pytest.mark.parametrize(
-    ("probs_on", "generator_on", "drawn_on"),
-    [("cuda:0", "cpu", "cpu"), ("cuda:0", None, "cuda:0"), ("cpu", "cpu", "cpu")],
-)
-def test_the_generators_device_samples(monkeypatch, probs_on, generator_on, drawn_on):
-    devices, multinomial = [], torch.multinomial
-
-    def noted(probs, *args, **settings):
-        devices.append(str(probs.device))
-        return multinomial(probs, *args, **settings)
-
-    monkeypatch.setattr(torch, "multinomial", noted)
-    with FakeTensorMode():  # tracks only shapes and devices, so no GPU is needed
-        probs = torch.full((2, 5), 0.2, device=probs_on)
-        ids = sample_next_token(probs, generator_on and torch.Generator(generator_on))
-    assert (devices, str(ids.device), ids.shape) == ([drawn_on], probs_on, (2, 1))
 
 
 def test_draws_follow_the_probabilities(tiny_model):
