@@ -373,6 +373,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --epochs 0", "argument --epochs: must be a whole number from 1 to 100000"),
         ("mine.txt --epochs 1000000", "argument --epochs: must be a whole number from 1 to 1"),
         ("mine.txt --steps 9", "argument --steps: not allowed with argument --epochs"),
+        ("mine.txt --val ./mine.txt", "--val leaves no text to train on: name another one"),
         ("mine.txt --val none.txt", "argument --val: 'none.txt' is neither"),
         ("mine.txt --export .", "argument --export: '.' exists: name a new folder"),
         ("mine.txt --config n_layers=1000000000", r"mine.pth and its .* need [\d,]+ MB, but only"),
@@ -659,17 +660,19 @@ def test_it_resumes_with_its_initial_weights_wherever_they_are(folder, failure, 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_folder_of_texts_and_a_validation_text(folder, monkeypatch, tokenizer, story, large):
     (folder / "poems" / "more").mkdir(parents=True)
-    names = ("poems/1.txt", "poems/more/2.txt", "val.txt")
+    names = ("poems/1.txt", "poems/more/3.txt", "poems/more/2.txt")  # the last one validates
     *poems, val = (story[at : at + 900] for at in (0, 900, 2000))
     for name, text in zip(names, (*poems, val), strict=True):
         Path(name).write_text(text, encoding="utf-8")
     Path("mine.txt").write_text("<|endoftext|>".join(poems), encoding="utf-8")
+    shutil.move("poems/more/2.txt", "val.txt")
     train("--val", "val.txt")
+    shutil.move("val.txt", "poems/more/2.txt")
     ids = text_to_token_ids(val, tokenizer)[0]
     loss = calc_loss_loader(eval_loader(whole_windows(ids, 16), 16), load_model("mine.ckpt"))
     assert read_checkpoint("mine.ckpt")["history"][-1][4] == pytest.approx(loss)
     monkeypatch.setattr(texts, "LARGE", 0 if large else 10**9)
-    train("--val", "val.txt", text="poems")
+    train("--val", "poems/more/2.txt", text="poems")
     assert everything("poems") == everything()
     assert len(list(folder.glob("poems.*.tokens"))) == (2 if large else 0)
 

@@ -32,28 +32,27 @@ HELP = """\
 Train a GPT on your text, starting from random weights or from trained ones.
 
 Without arguments it trains on this project's story, like pretrain.ipynb, in minutes on two cores.
-It reads the text in windows of context_length tokens, and keeps the last tenth for the validation
-loss. It reports both losses and samples of generated text. It writes these files, named after the
-text or folder, to the current folder; --weights changes their name and folder:
+It takes about 24 bytes of memory per parameter (3.9 GB by default), and more for each window of
+context_length tokens. It keeps the last tenth of the text for the validation loss. It reports both
+losses and samples of generated text. It writes these files, named after the text or folder, to the
+current folder; --weights changes their name and folder:
 
-  mine.pth   the weights, rounded to 8 bits, for load_model (README.md shows how to generate with
-             them); written at the end or when stopped
-  mine.best.pth  those of the lowest validation loss, likewise
-  mine.csv   the history: both losses at each evaluation
-  mine.png   the history as a plot
-  mine.ckpt  the checkpoint, to resume an interrupted run; about 13 bytes per parameter
-  mine.lock  an empty file, locked against a second run
+  mine.pth       the weights, rounded to 8 bits; written at the end or when stopped
+  mine.best.pth  the weights of the lowest validation loss, likewise
+  mine.csv       the history: both losses at each evaluation
+  mine.png       the history as a plot
+  mine.ckpt      the checkpoint, to resume an interrupted run; about 13 bytes per parameter
+  mine.lock      an empty file, locked against a second run
 
 The tokens of a text of 10 MB or more are stored in mine.*.tokens. Only mine.pth or mine.best.pth is
-needed after the run. To train longer, use --start-from mine.ckpt, or mine.pth, and another name for
---weights: this begins a new schedule of the learning rate. If a run is killed while it writes, it
-leaves a *.partial file: delete it.
+needed after the run: python -m support.generate --weights mine.best.pth generates with it. To train
+longer, use --start-from mine.ckpt and another name for --weights; the learning rate then follows a
+new schedule. If a run is killed while it writes, it leaves a *.partial file: delete it.
 
-After Ctrl-C, SIGTERM or SIGHUP, the run finishes the current step, saves and stops. Run the same
-command again to resume; the number of processes may differ. Each machine needs the text, and
-mine.ckpt to resume. When torchrun is stopped, it gives its processes 30 seconds to save. If a
-machine loses its connection, the run ends after ten minutes, and mine.ckpt holds the last
-checkpoint.
+After Ctrl-C, SIGTERM or SIGHUP, it finishes the current step, saves and stops. Run the same command
+again to resume; the number of processes may differ. Each machine needs the text, and mine.ckpt to
+resume. When torchrun is stopped, it gives its processes 30 seconds to save. If a machine loses its
+connection, the run ends after ten minutes, and mine.ckpt has the last checkpoint.
 """
 EXAMPLES = """\
 examples:
@@ -167,9 +166,7 @@ def path(test: Callable[[str], bool], problem: str) -> Callable[[str], Path]:
 
 
 # For an impossible name, the functions of os.path return False, but those of Path raise.
-text_path = path(
-    lambda text: bool(text_files(text)), "is neither a UTF-8 text file nor a folder of .txt files"
-)
+text_path = path(lambda text: bool(text_files([text])), "is neither a file nor a folder with .txt")
 start_path = path(os.path.exists, "is not a file or folder")
 weights_path = path(
     lambda text: text.endswith(".pth") and os.path.isdir(os.path.dirname(text) or "."),
@@ -187,7 +184,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add = parser.add_argument_group("model and text").add_argument
     add("text", nargs="*", type=text_path, default=[STORY],
         help="UTF-8 files, or folders of .txt files, joined by <|endoftext|> (default: the story)")
-    add("--val", type=text_path, metavar="TEXT", help="validation text (default: the last tenth)")
+    add("--val", type=text_path, metavar="TEXT", action="append", default=[],
+        help="a validation text, left out of the training (default: the last tenth)")
     add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
     add("--config", type=model_config, metavar="SIZE", action="append", default=[],
         help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or a .json file with these "
@@ -203,14 +201,14 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     either = training.add_mutually_exclusive_group().add_argument
     either("--epochs", type=at_least(1), default=6, metavar="N", help="passes through the text (6)")
     either("--steps", type=at_least(1), default=0, metavar="N",
-        help="steps in all, instead of --epochs: for a large text, of which a part is enough")
+        help="steps in all, instead of --epochs, such as a part of an epoch of a large text")
     add("--batch-size", type=at_least(1), default=1, metavar="N",
         help="windows at a time, in each process (1)")
     add("--accumulate", type=at_least(1), default=1, metavar="N",
         help="batches per step (1): the step of an N times larger batch in the same memory")
     add("--learning-rate", type=at_least(0, float), metavar="RATE",
         help="its peak (4e-4, or 5e-5 with --start-from)")
-    add("--warmup", type=at_least(0), default=10, metavar="STEPS", help="steps to the peak (10)")
+    add("--warmup", type=at_least(0), default=10, metavar="STEPS", help="steps up to the peak (10)")
     add("--weight-decay", type=at_least(0, float), default=0.1, metavar="RATE", help="(0.1)")
     add("--patience", type=at_least(1), metavar="N",
         help="stop after N evaluations without a lower validation loss (never)")
@@ -235,8 +233,10 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         parser.error("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use torchrun")
     args.config = {key: value for changes in args.config for key, value in changes.items()}
     args.weights = args.weights or Path(f"{args.text[0].resolve().stem}.pth")
-    files = [file for text in args.text for file in text_files(text)]
-    args.texts = files, text_files(args.val) if args.val else []
+    val_files = text_files(args.val)
+    args.texts = text_files(args.text, val_files), val_files
+    if not args.texts[0]:
+        parser.error("--val leaves no text to train on: name another one")
     new = not args.weights.with_suffix(".ckpt").exists()
     for ending in (".csv", ".png", ".ckpt", ".lock", ".pth", ".best.pth"):
         output = args.weights.with_suffix(ending)

@@ -1,6 +1,7 @@
 """The token ids of the training and the validation text, from text files."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import tiktoken
@@ -15,11 +16,16 @@ from utils import text_to_token_ids
 LARGE = 10_000_000  # bytes; the tokens of a larger text are memory-mapped from a file
 
 
-def text_files(path: str | Path) -> list[Path]:
-    """Return the file at a path, or the .txt files in a folder, in the order of their paths."""
-    if os.path.isdir(path):
-        return sorted(Path(path).rglob("*.txt"))
-    return [Path(path)] if os.path.isfile(path) else []  # Path.is_file raises for some names
+def text_files(paths: Iterable[str | Path], without: Iterable[Path] = ()) -> list[Path]:
+    """Return these files, and the .txt files in these folders, except for those in `without`."""
+    files = []
+    for path in paths:
+        if os.path.isdir(path):
+            files += sorted(Path(path).rglob("*.txt"))
+        elif os.path.isfile(path):  # Path.is_file raises for some names
+            files.append(Path(path))
+    excluded = {path.resolve() for path in without}
+    return [file for file in files if file.resolve() not in excluded]
 
 
 def load_tokens(paths: list[Path], tokenizer: tiktoken.Encoding, name: Path) -> torch.Tensor:
