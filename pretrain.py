@@ -180,10 +180,10 @@ class Run:
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     def check_patience(self) -> None:
-        """Raise Converged after --patience evaluations without a lower validation loss."""
+        """Raise EarlyStop after --patience evaluations without a lower validation loss."""
         patience = self.args.patience  # with it, all processes stop together
         if patience and distributed.any_process(self.since_best() >= patience, self.args.device):
-            raise command.Converged
+            raise command.EarlyStop
 
     def write_history(self) -> None:
         """Write the history, as a table and as a plot."""
@@ -240,7 +240,7 @@ class Run:
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Train as `args` specify. Raises InputError for bad input, and Stopped after a signal."""
+    """Train as `args` specify. Raises InputError for bad input, and otherwise as `train` does."""
     torch.set_float32_matmul_precision(args.precision)
     tune_malloc()
     tokenizer = tiktoken.get_encoding("gpt2")
@@ -266,36 +266,41 @@ def pretrain(args: argparse.Namespace) -> None:
     evals, loaders, *eval_loaders = make_loaders(texts, config, vocab_size, args.evals_per_epoch)
     num_steps = args.steps or sum(map(len, loaders))
     run = Run(args, model, state, config, texts, tokenizer, eval_loaders[1], num_steps, best)
+    with signals(run.note_signal):
+        train(run, [loaders, *eval_loaders], evals)
+
+
+def train(run: Run, loaders: list[Any], evals: int) -> None:
+    """Train, and write all results. Raises Stopped after a signal, and else as `train_model`."""
+    args, model = run.args, run.model
     if args.compile:
         model.compile()
     take_step = train_step
     if WORLD_SIZE > 1 or args.accumulate > 1:
         take_step = distributed.SharedStep(model, args.batch_size).take
-    with signals(run.note_signal):
-        try:
-            if not state.step:
-                run.save()  # from now on, the other files are those of this run
-            run.check_patience()
-            train_model(
-                model, loaders, *eval_loaders, learning_rate=args.learning_rate,
-                warmup_steps=args.warmup, weight_decay=args.weight_decay, max_steps=args.steps,
-                evals_per_epoch=evals, on_step=run.on_step, on_eval=run.on_eval,
-                take_step=take_step, state=state,
-            )  # fmt: skip
-        except command.Converged:
-            run.bar.write("The validation loss falls no more: stopping early (--patience).")
-        except ConnectionError:  # a process was lost in a step, before any weight changed
-            run.save()
-            raise
-        finally:
-            run.bar.close()
-        run.save_all()
-        run.write_history()  # again, in case this failed before
-        if RANK == 0:
-            beside = "the best weights (.best.pth), the history (.csv, .png) and a checkpoint"
-            print(f"Wrote {args.weights}, and beside it {beside}.")
-            if args.export:
-                save_hugging_face(model, args.export)
+    try:
+        if not run.state.step:
+            run.save()  # from now on, the other files are those of this run
+        run.check_patience()
+        train_model(
+            model, *loaders, learning_rate=args.learning_rate, warmup_steps=args.warmup,
+            weight_decay=args.weight_decay, max_steps=args.steps, evals_per_epoch=evals,
+            on_step=run.on_step, on_eval=run.on_eval, take_step=take_step, state=run.state,
+        )  # fmt: skip
+    except command.EarlyStop:
+        run.bar.write("The validation loss no longer improves: stopping early (--patience).")
+    except ConnectionError:  # a process was lost in a step, before any weight changed
+        run.save()
+        raise
+    finally:
+        run.bar.close()
+    run.save_all()
+    run.write_history()  # again, in case this failed before
+    if RANK == 0:
+        beside = "the best weights (.best.pth), the history (.csv, .png) and a checkpoint"
+        print(f"Wrote {args.weights}, and beside it {beside}.")
+        if args.export:
+            save_hugging_face(model, args.export)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -281,7 +281,11 @@ def test_a_signal_saves_first_and_the_same_command_resumes(
 ):
     stop_at(at, lambda run: signal.raise_signal(number))
     assert failure(128 + number) == AGAIN
-    assert read_checkpoint("mine.ckpt")["step"] == at
+    content = read_checkpoint("mine.ckpt")
+    assert content["step"] == at
+    if at == 9:  # as an earlier version wrote it
+        del content["best"], content["run_config"]["max_steps"]
+        torch.save(content, "mine.ckpt")
     load_model("mine.pth")
     stop_at(0, None)
     train()
@@ -346,17 +350,6 @@ def test_patience_ends_the_run_with_its_best_weights(folder, capsys, stop_at, fa
     for _ in range(2):  # the second time, it has ended
         train(*arguments, "--patience", "2")
         assert everything() == everything("whole")
-
-
-def test_a_checkpoint_of_an_earlier_version_resumes(failure, stop_at, uninterrupted):
-    stop_at(9, terminate)
-    failure(143)
-    content = read_checkpoint("mine.ckpt")
-    del content["best"], content["run_config"]["max_steps"]
-    torch.save(content, "mine.ckpt")
-    stop_at(0, None)
-    train()
-    assert everything() == uninterrupted
 
 
 # 3. Bad input -------------------------------------------------------------------------------
@@ -490,11 +483,13 @@ def test_a_disk_without_room_for_the_files(failure, small_disk):
     assert not list(small_disk.glob("*.ckpt"))
 
 
-@pytest.mark.parametrize("ending", ["csv", "png", "pth", "best.pth", "lock"])
-def test_files_of_others_are_not_replaced(folder, failure, ending):
-    (folder / f"mine.{ending}").write_text("mine")
-    assert failure(2).startswith(f"mine.{ending} exists, but not from this run: name other")
-    assert (folder / f"mine.{ending}").read_text() == "mine"
+def test_files_of_others_are_not_replaced(folder, failure):
+    for ending in ("csv", "png", "pth", "best.pth", "lock"):
+        path = folder / f"mine.{ending}"
+        path.write_text("mine")
+        assert failure(2).startswith(f"{path.name} exists, but not from this run: name other")
+        assert path.read_text() == "mine"
+        path.unlink()
 
 
 def test_a_second_ctrl_c_while_it_saves(folder, failure, stop_at, monkeypatch):
@@ -612,17 +607,15 @@ def test_it_starts_from_other_weights(capsys, kind, tokenizer):
 
 def test_weights_that_do_not_fit(folder, failure):
     save_weights(GPTModel({**CONFIG, "n_layers": 2}), "start.pth")
-    line = failure(2, "--start-from", "start.pth")
-    assert line.startswith("start.pth has weights of another configuration: ")
-    assert len(line) < 300
+    assert re.match("start.pth has weights of .{20,250}$", failure(2, "--start-from", "start.pth"))
     save_hugging_face(GPTModel({**CONFIG, "n_layers": 2}), "start")
-    for arguments, message in [
-        ([], "--config has n_layers=1, but start has 2"),
+    for key, message in {
+        "n_layers=1": "--config has n_layers=1, but start has 2",
         # The sizes that nobody named are the folder's.
-        (["--config", "n_heads=4"], "--config has n_heads=4, but start has 2: leave it out"),
-        (["--config", "drop_rate=2"], "argument --config: drop_rate must be below 1"),
-    ]:
-        assert failure(2, "--start-from", "start", *arguments).startswith(message)
+        "n_heads=4": "--config has n_heads=4, but start has 2: leave it out",
+        "drop_rate=2": "argument --config: drop_rate must be below 1",
+    }.items():
+        assert failure(2, "--start-from", "start", "--config", key).startswith(message)
     weights = folder / "start" / "model.safetensors"
     weights.unlink()
     weights.mkdir()

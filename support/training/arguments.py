@@ -115,7 +115,7 @@ def model_config(text: str) -> dict[str, Any]:
             else:
                 cfg |= SIZES[item] if item in SIZES else {key: ast.literal_eval(value)}
         except (ValueError, SyntaxError):
-            what = f"neither KEY=VALUE, such as n_layers=4, nor one of {', '.join(SIZES)}"
+            what = f"neither KEY=VALUE (such as n_layers=4), a .json file, nor {', '.join(SIZES)}"
             raise argparse.ArgumentTypeError(f"{item!r} is {what}") from None
     if unknown := sorted(cfg.keys() - GPT_CONFIG_124M.keys()):
         keys = ", ".join(GPT_CONFIG_124M)

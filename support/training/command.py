@@ -25,8 +25,8 @@ class Stopped(Exception):
     """Raised when a signal asks the command to stop. The argument is the signal's number."""
 
 
-class Converged(Exception):
-    """Raised when the validation loss falls no more."""
+class EarlyStop(Exception):
+    """Raised when the validation loss no longer improves."""
 
 
 def stop(number: int, frame: Any) -> NoReturn:

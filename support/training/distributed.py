@@ -145,11 +145,11 @@ class SharedStep(nn.Module):
 
     def forward(self, in_idx: Tensor) -> Tensor:
         """Return the logits of the last part, after adding up the gradients of the others."""
-        for part in self.first:
-            several = isinstance(self.model, DistributedDataParallel)
-            with self.model.no_sync() if several else nullcontext():
-                loss = calc_loss_batch(part[0], part[1], self.model)
-                (loss * len(part[0]) * self.weight).backward()
+        no_sync = getattr(self.model, "no_sync", nullcontext)  # one process has nothing to sum
+        for inputs, targets in self.first:
+            with no_sync():
+                loss = calc_loss_batch(inputs, targets, self.model)
+                (loss * len(inputs) * self.weight).backward()
         logits = self.model(in_idx)
         if (weight := len(in_idx) * self.weight) != 1:
             logits.register_hook(lambda gradient: gradient * weight)

@@ -41,16 +41,12 @@ def load_token_file(paths: Sequence[Path], tokenizer: Encoding, name: Path) -> t
             digest.update(hashlib.file_digest(text, "sha256").digest())
     path = name.with_name(f"{name.name}.{digest.hexdigest()[:16]}.tokens")
     if not _is_intact(path):
-        try:
-            with atomic_write(path) as file:
-                checksum = 0
-                for ids in _encode(_pieces(paths), tokenizer):
-                    file.write(ids)
-                    checksum = zlib.crc32(ids, checksum)
-                file.write(checksum.to_bytes(CHECKSUM))
-        except OSError:
-            if not _is_intact(path):  # otherwise another run has created and mapped it
-                raise
+        with atomic_write(path) as file:
+            checksum = 0
+            for ids in _encode(_pieces(paths), tokenizer):
+                file.write(ids)
+                checksum = zlib.crc32(ids, checksum)
+            file.write(checksum.to_bytes(CHECKSUM))
     for other in name.parent.glob(f"{glob.escape(name.name)}.{'?' * 16}.tokens"):
         if other != path:
             with suppress(OSError):  # Windows neither deletes nor replaces a mapped file
