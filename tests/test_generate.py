@@ -9,8 +9,9 @@ import support.generate
 from utils import generate, load_model, text_to_token_ids, token_ids_to_text
 
 
-@pytest.mark.parametrize("temperature, top_k", [(0, 50), (1.0, 3), (1.5, 0)])
-@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize(
+    "temperature, top_k, piped", [(0, 50, False), (1.0, 3, False), (1.5, 0, True)]
+)
 def test_prints_what_generate_returns(
     saved, tokenizer, capsys, monkeypatch, temperature, top_k, piped
 ):
@@ -42,20 +43,14 @@ def test_a_character_of_several_tokens_is_printed_whole(saved, tokenizer, capsys
     assert capsys.readouterr().out == "A;B🕰️ é\n"
 
 
-@pytest.mark.parametrize("change, message", [
-    (["--weights", "missing.pth"], "missing.pth"), (["--temperature", "-1"], "temperature"),
-    (["--top-p", "1.5"], "top_p"), (["--max-tokens", "-3"], "max_new_tokens"),
-    (["--top-k", "-2"], "top_k"),
+@pytest.mark.parametrize("arguments, message", [
+    ([""], "nothing to continue"), (["A;B", "--weights", "missing.pth"], "missing.pth"),
+    (["A;B", "--temperature", "-1"], "temperature"), (["A;B", "--top-p", "1.5"], "top_p"),
+    (["A;B", "--max-tokens", "-3"], "max_new_tokens"), (["A;B", "--top-k", "-2"], "top_k"),
 ])  # fmt: skip
-def test_a_bad_argument_is_one_line(saved, capsys, change, message):
+def test_a_bad_argument_is_one_line(saved, capsys, arguments, message):
     with pytest.raises(SystemExit) as error:
-        support.generate.main(["A;B", "--weights", str(saved), *change])
+        support.generate.main(["--weights", str(saved), *arguments])
     (line,) = str(error.value).splitlines()
     assert message in line and line.endswith("(see --help)")
     assert capsys.readouterr().out == ""
-
-
-def test_an_empty_prompt_is_one_line(saved, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
-    with pytest.raises(SystemExit, match="nothing to continue"):
-        support.generate.main(["--weights", str(saved)])

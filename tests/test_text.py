@@ -36,7 +36,7 @@ PLACES = [
     (ENCODE, "TMPDIR={cache}"),  # tiktoken's own cache would be there
     (ENCODE, "TIKTOKEN_CACHE_DIR={cache}/data-gym-cache"),
     (ENCODE, "DATA_GYM_CACHE_DIR={cache}/data-gym-cache"),
-    (ENCODE + "import utils", "TIKTOKEN_CACHE_DIR="),
+    (ENCODE, "TIKTOKEN_CACHE_DIR="),
     ("import utils\nsys.path.remove('')\n" + ENCODE, "TIKTOKEN_CACHE_DIR="),
     (ENCODINGS_COLLECTED + ENCODE + ANOTHER_ENCODING, "TIKTOKEN_CACHE_DIR="),
 ]
@@ -70,23 +70,18 @@ def test_a_damaged_table_is_refused(tmp_path, monkeypatch):
         offline_gpt2.gpt2()
 
 
-@given(st.text())
-def test_round_trip(tokenizer, text):
-    ids = text_to_token_ids(text, tokenizer)
-    assert ids.dtype == torch.long and ids.dim() == 2
-    assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == text
-
-
 WORDS = [*" \n\ta7.\u3000\xa0\x1cé", "  ", "I'll", " 's", "<|endoftext|>"]
 
 
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=3)).map("".join), st.integers(1, 9))
-def test_a_text_in_pieces_has_the_same_tokens(tokenizer, text, size):
+def test_a_text_in_pieces_has_the_same_tokens_and_comes_back(tokenizer, text, size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, "PIECE", size)
         pieces = [*utils.split_text(text)]
         ids = text_to_token_ids(text, tokenizer)
-    assert ids[0].tolist() == tokenizer.encode(text, allowed_special="all")
+    assert ids.dtype == torch.long
+    assert ids.tolist() == [tokenizer.encode(text, allowed_special="all")]
+    assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == text
     assert "".join(pieces) == text and all(pieces)
 
 
