@@ -437,7 +437,7 @@ def train_model(
         steps = zip(range(1, num_steps + 1), _batches(train_loaders, evals_per_epoch), strict=False)
         for step, (batch, epoch, due) in steps:
             tokens_seen += batch[0].numel()
-            lr = float(learning_rate) * wsd_schedule(step, num_steps, warmup_steps)
+            lr = float(learning_rate * wsd_schedule(step, num_steps, warmup_steps))
             if step > state.step:  # otherwise it was taken before the interruption
                 take_step(model, optimizer, batch, step, lr, max_grad_norm)
                 state.step, state.optimizer = step, optimizer.state_dict()

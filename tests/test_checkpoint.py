@@ -16,7 +16,10 @@ from support.training.devices import random_states, set_random_states
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = torch.arange(500) * 7 % 61
-SETTINGS = {"num_epochs": 2, "warmup_steps": 3, "seed": 1}
+SETTINGS = {  # with NumPy's numbers, which a checkpoint must not contain
+    "num_epochs": 2, "warmup_steps": np.int64(3), "seed": np.int64(1),
+    "learning_rate": np.float64(4e-4), "max_grad_norm": np.float64(1),
+}  # fmt: skip
 NUM_STEPS = 38
 
 
@@ -103,38 +106,23 @@ def test_an_interrupted_run_ends_as_one_without(path, uninterrupted, steps, save
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": TEXT.where(torch.arange(500) != 7, 5)}, r"training text \w+, now \w+"),
         ({"text": TEXT.where(torch.arange(500) != 499, 5)}, r"validation text \w+, now \w+"),
-        ({"num_epochs": 3}, r"num_epochs 2, now 3"),
         ({"learning_rate": 1e-3, "seed": 2}, r"learning_rate 0.0004, now 0.001; seed 1, now 2"),
         ({"context_length": 8}, "context_length unknown, now 8"),
-        ({"batch_size": 2, "vocab_size": 99}, "batch_size 1, now 2; vocab_size 50257, now 99"),
-        ({"max_grad_norm": 2, "weight_decay": 0}, r"max_grad_norm 1\.0, now 2; weight_decay .*"),
-        ({"warmup_steps": 5}, "warmup_steps 3, now 5"),
         ({"ADAM_BETAS": (0.9, 0.95)}, r"adam_betas \(0.9, 0.99\), now \(0.9, 0.95\)"),
         ({"DECAY_FRACTION": 0.5}, r"decay_fraction 0.4, now 0.5"),
-        ({"LM_HEAD_LR_MULT": 2.0}, r"lm_head_lr_mult 4\.0, now 2\.0"),
-        ({"evals_per_epoch": 5}, None),
-        ({"text": TEXT.int()}, None),
     ],
 )
 def test_another_text_or_hyperparameter_is_refused(path, monkeypatch, change, message):
     with pytest.raises(Interruption):
         train_until({12}, path)
-    if message:
-        with monkeypatch.context() as patch:
-            for name in filter(str.isupper, change):
-                patch.setattr(gpt, name, change[name])
-            settings = {name: value for name, value in change.items() if name.islower()}
-            text_and_settings = rf"other texts or settings \({message}\): resume with"
-            refused(path, text_and_settings, config=config_of(**settings))
-        change = {}  # nothing is lost: the right ones still resume
-    model = new_model(seed=9)
-    state = load_checkpoint(path, model, config_of(**change))
-    assert state.step == 10
-    history = train(model, state, **change)
-    assert [e.step for e in history[:2]] == [0, 10]
-    assert history[2].step > 10
+    with monkeypatch.context() as patch:
+        for name in filter(str.isupper, change):
+            patch.setattr(gpt, name, change[name])
+        settings = {name: value for name, value in change.items() if name.islower()}
+        text_and_settings = rf"other texts or settings \({message}\): resume with"
+        refused(path, text_and_settings, config=config_of(**settings))
+    assert load_checkpoint(path, new_model(), config_of()).step == 10  # the right ones still resume
 
 
 def test_a_setting_that_does_not_exist():
@@ -148,8 +136,6 @@ def test_a_file_of_another_model_or_kind_is_refused(path):
     refused(path, r"training\.ckpt belongs to a model .*'n_layers': 2.* 3", model)
     save_weights(new_model(), path)
     refused(path, r"training\.ckpt was not written by save_checkpoint")
-    path.write_bytes(path.read_bytes()[:-100])
-    refused(path, r"training\.ckpt cannot be read as a checkpoint")
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])
@@ -197,22 +183,11 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(path, uninterrupte
     assert train_until(set(), path)[2:] == uninterrupted[2:]
 
 
-def test_a_missed_evaluation_is_not_repeated(path):
+def test_other_evaluations_and_another_dtype_do_not_matter(path):
     with pytest.raises(Interruption):
         train_until({14}, path, save_at_steps=True)
-    model = new_model()
-    state = load_checkpoint(path, model, config_of())
+    model, text, evals = new_model(), TEXT.int(), {"evals_per_epoch": 5}
+    state = load_checkpoint(path, model, config_of(text, **evals))
     assert [e.step for e in state.history] == [0, 10]
-    history = train(model, state, evals_per_epoch=5)
-    assert history[2].step > 14  # it was due at step 12, too
-
-
-def test_numpy_numbers(path):
-    model, state = new_model(), TrainState()
-    numbers = {"learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 1.0}
-    settings = {name: np.float64(value) for name, value in numbers.items()}
-    settings |= {"num_epochs": np.int64(1), "seed": np.int64(3), "warmup_steps": np.int64(3)}
-    train(model, state, **settings)
-    save_checkpoint(path, model, state, config_of(**settings))
-    numbers |= {"num_epochs": 1, "seed": 3}
-    assert load_checkpoint(path, model, config_of(**numbers)).history == state.history
+    history = train(model, state, text, **evals)
+    assert history[2].step > 14  # it was due at step 12, too, but a missed one is not repeated

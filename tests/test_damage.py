@@ -2,7 +2,6 @@
 
 import io
 import os
-import pickle
 import random
 import re
 import shutil
@@ -49,12 +48,15 @@ def save_legacy(model, path):
     torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
 
 
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 load_weights = partial(load_model, cfg=TINY_CONFIG)  # which not all of these hold
 KINDS = {  # functions to save and to load, and a file name
     "weights": (save_weights, load_weights, "weights.pth"),
     "checkpoint": (save_training, load_training, "training.ckpt"),
     "folder": (save_hugging_face, load_hugging_face, "folder"),
-    "plain": (lambda m, path: torch.save(m.state_dict(), path), load_weights, "plain.pth"),
     "legacy": (save_legacy, load_weights, "legacy.pth"),
     "safetensors": (lambda m, path: save_file(m.state_dict(), path), load_weights, "w.safetensors"),
 }
@@ -77,14 +79,12 @@ def damaged_header(content, rng):
     return damaged(content[:end], rng) + content[end:]
 
 
+CHECKSUMS = [("weights", damaged), ("weights", forged), ("checkpoint", damaged)]
+OTHERS = [(kind, damaged_header) for kind in ("legacy", "safetensors", "folder")]
+
+
 @pytest.mark.parametrize("times", [50, pytest.param(1000, marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-    ("kind", "damage"),
-    [
-        ("weights", damaged), ("weights", forged), ("checkpoint", damaged), ("plain", damaged),
-        ("legacy", damaged_header), ("safetensors", damaged_header), ("folder", damaged_header),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "damage"), CHECKSUMS + OTHERS)
 def test_damaged_files_are_refused_or_harmless(tmp_path, kind, damage, times):
     save, load, name = KINDS[kind]
     path, rng, refused = tmp_path / name, random.Random(0), 0
@@ -115,20 +115,15 @@ class Command:
         return os.system, (f"echo > {self.path}",)  # in any shell
 
 
-@pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])
+@pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("kind", ["weights", "checkpoint"])
-def test_a_command_in_the_file_is_not_run(tmp_path, kind, how):
+def test_a_command_in_the_file_is_not_run(tmp_path, kind, zipped):
     path, made = tmp_path / "weights.pth", tmp_path / "made"
-    content = {"tok_emb.weight": Command(made), "random": Command(made)}
-    if how == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    found = "is damaged or has another format" if how == "pickle" else "contains code"
-    with pytest.raises(ValueError, match=f"{found}.*; (use|delete)"):
+    torch.save({"random": Command(made)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"contains code.*; (use|delete)"):
         KINDS[kind][1](path)
     assert not made.exists()
-    pickle.loads(pickle.dumps(content))
+    torch.load(path, weights_only=False)
     assert made.exists()  # so the command works
 
 
@@ -187,13 +182,12 @@ def test_a_full_disk_keeps_the_old_files(tmp_path, small_disk, kind, older):
     for left in range(0, DISK, 4096):  # bytes that are free
         other.write_bytes(b"")
         other.write_bytes(bytes(shutil.disk_usage(small_disk).free - left))
-        before = {file: file.read_bytes() for file in small_disk.rglob("*") if file.is_file()}
+        before = files(small_disk)
         try:
             save(model_of(1), path)
         except OSError as error:
             assert re.search(rf"No space left on device.*unchanged.*{name}", str(error))
-            files = {file: file.read_bytes() for file in small_disk.rglob("*") if file.is_file()}
-            assert files == before
+            assert files(small_disk) == before
             failed += 1
         else:
             break

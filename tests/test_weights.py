@@ -14,7 +14,7 @@ from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.quantization import Int8Linear, exact_product
 from support.model.weights import load_model, save_weights
 from support.training.checkpoints import load_checkpoint, save_checkpoint
-from utils import generate, stream
+from utils import generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,14 +24,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_round_trip(tiny_model, saved, tmp_path):
     loaded = load_model(saved, TINY_CONFIG)
-    assert not loaded.training
-    assert all(p.dtype == torch.float32 and p.requires_grad for p in loaded.parameters())
+    assert not loaded.training and all(p.requires_grad for p in loaded.parameters())
     for name, tensor in tiny_model.state_dict().items():  # to the precision of 8 bits
         torch.testing.assert_close(
             loaded.state_dict()[name], tensor, rtol=1 / 16, atol=2**-10, msg=name
         )
     save_weights(loaded, tmp_path / "again.pth")
     assert same_weights(load_model(tmp_path / "again.pth"), loaded)
+    plain = torch.load(saved, weights_only=True)  # as anyone opens it
+    GPTModel(TINY_CONFIG).load_state_dict(plain, strict=True)
+    assert {tensor.dtype for tensor in plain.values()} == {torch.float8_e4m3fn}
+    kinds = {entry.compress_type for entry in zipfile.ZipFile(saved).infolist()}
+    assert kinds == {zipfile.ZIP_DEFLATED}
 
 
 def test_a_file_knows_its_configuration(saved, tmp_path):
@@ -45,14 +49,6 @@ def test_a_file_knows_its_configuration(saved, tmp_path):
             problem = f"configuration: {key} {config[key]}, not {value}"
             with pytest.raises(ValueError, match=problem):
                 load_model(path, {**config, key: value})
-
-
-def test_plain_torch_opens_the_file(saved):
-    state = torch.load(saved, weights_only=True)
-    GPTModel(TINY_CONFIG).load_state_dict(state | MASKS, strict=True)  # masks as in the book's
-    assert {tensor.dtype for tensor in state.values()} == {torch.float8_e4m3fn}
-    kinds = {entry.compress_type for entry in zipfile.ZipFile(saved).infolist()}
-    assert kinds == {zipfile.ZIP_DEFLATED}
 
 
 def test_same_weights_same_file(tiny_model, saved, tmp_path, monkeypatch):
@@ -71,20 +67,10 @@ def test_embeddings_of_unused_tokens_are_zeros(tiny_model, saved, tmp_path):
     assert (tmp_path / "w.pth").read_bytes() == saved.read_bytes()  # the model is unchanged
 
 
-def compiled(module):
-    return torch.compile(module, backend="eager")
-
-
-def with_a_compiled_block(model):
-    model.trf_blocks[1] = compiled(model.trf_blocks[1])
-    return model
-
-
-@pytest.mark.parametrize(
-    "wrap", [with_a_compiled_block, lambda model: torch.nn.DataParallel(compiled(model))]
-)
-def test_a_wrapped_model_is_saved_under_plain_names(tiny_model, saved, tmp_path, wrap):
-    other = wrap(GPTModel(TINY_CONFIG))
+def test_a_wrapped_model_is_saved_under_plain_names(tiny_model, saved, tmp_path):
+    other = GPTModel(TINY_CONFIG)
+    other.trf_blocks[1] = torch.compile(other.trf_blocks[1], backend="eager")
+    other = torch.nn.DataParallel(torch.compile(other, backend="eager"))
     save_checkpoint(tmp_path / "1.ckpt", tiny_model, TrainState(), {})
     load_checkpoint(tmp_path / "1.ckpt", other, {})
     save_weights(other, tmp_path / "2.pth")
@@ -119,14 +105,15 @@ def legacy(content, path):
 MASKS = {f"trf_blocks.{i}.att.mask": torch.ones(16, 16).triu(1) for i in range(2)}
 READABLE = {
     "plain": (torch.save, lambda w: w),
-    "compiled, in DDP": (torch.save, lambda w: prefixed("module._orig_mod.", w)),
-    "a compiled block": (torch.save, lambda w: prefixed("_orig_mod.", w, "trf_blocks.0.")),
+    "compiled, in DDP, with a compiled block": (
+        torch.save, lambda w: prefixed("module._orig_mod.", prefixed("_orig_mod.", w, "blocks.0.")),
+    ),
     "the book": (torch.save, lambda w: {"model_state_dict": w | MASKS, "optimizer_state_dict": {}}),
     "Lightning": (torch.save, lambda w: {"epoch": 1, "state_dict": prefixed("model.", w)}),
     "an average": (torch.save, lambda w: {"n_averaged": torch.tensor(2), **prefixed("module.", w)}),
     "legacy": (legacy, lambda w: w),
     "safetensors": (save_file, lambda w: w),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("write", "content"), READABLE.values(), ids=READABLE)
@@ -170,13 +157,9 @@ def test_other_contents_are_refused(tmp_path, content, message):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("content", [b"Everyone knew", pickle.dumps([1, 2]), bytes(5000), 0, 1, -1])
+@pytest.mark.parametrize("content", [b"Everyone knew", pickle.dumps([1, 2]), bytes(5000), b""])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_other_and_truncated_files(saved, tmp_path, name, content):
-    if isinstance(content, int):  # remaining bytes
-        if name == "w.safetensors":
-            save_file(torch.load(saved), saved)
-        content = saved.read_bytes()[:content]
+def test_other_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} .*is damaged"):
         load_model(tmp_path / name, TINY_CONFIG)
@@ -192,18 +175,6 @@ def test_a_missing_file_and_a_folder(tmp_path):
 # 3. The loaded model ------------------------------------------------------------------------
 
 
-def test_bfloat16(saved):
-    half = load_model(saved, TINY_CONFIG, dtype=torch.bfloat16)
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    full = load_model(saved, TINY_CONFIG)
-    ids = torch.randint(61, (3, 4))
-    torch.testing.assert_close(half(ids).float(), full(ids), rtol=0.05, atol=0.02)
-    for next_ids, logits in stream(half, ids, 12, 16):  # with a cache as without
-        torch.testing.assert_close(logits, half(ids)[:, -1], rtol=0.05, atol=0.02)
-        ids = torch.cat([ids, next_ids], dim=1)
-    assert generate(half, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
-
-
 def test_a_loaded_model_trains_like_any_other(saved):
     """Its matrices are stored column by column."""
     text, cfg = torch.arange(300) * 7 % 61, {**TINY_CONFIG, "drop_rate": 0.0}
@@ -215,23 +186,29 @@ def test_a_loaded_model_trains_like_any_other(saved):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
-# 4. 8-bit and 4-bit weights -----------------------------------------------------------------
+# 4. Smaller weights -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stored", "error"), [(torch.int8, torch.int8, 0.02), ("int4", torch.uint8, 0.15)]
+    ("dtype", "stored", "count", "error"),
+    [
+        (torch.bfloat16, torch.bfloat16, 2 + 2 * 13 + 3, 0.02),
+        (torch.int8, torch.int8, 2 * 6 + 1, 0.02),
+        ("int4", torch.uint8, 2 * 6 + 1, 0.15),
+    ],
 )
-def test_quantized_weights(tmp_path, dtype, stored, error):
+def test_smaller_weights(tmp_path, dtype, stored, count, error):
     path, cfg = tmp_path / "weights.pth", {**TINY_CONFIG, "emb_dim": 64, "n_heads": 4}
     save_weights(GPTModel(cfg), path)
     model, full = load_model(path, cfg, dtype=dtype), load_model(path, cfg)
-    assert [t.dtype for t in model.state_dict().values()].count(stored) == 2 * 6 + 1
+    assert [t.dtype for t in model.state_dict().values()].count(stored) == count
     ids = torch.randint(61, (3, 16))
     assert (model(ids) - full(ids)).norm() < error * full(ids).norm()
     assert generate(model, ids, 20, 16, temperature=1, top_k=5).shape == (3, 36)
     assert generate(model, ids[:1], 20, 16, draft_ids=ids[0]).shape == (1, 36)
-    with pytest.raises(ValueError, match=r"is quantized, .*: nothing saved"):
-        save_weights(model, path)
+    if dtype != torch.bfloat16:
+        with pytest.raises(ValueError, match=r"is quantized, .*: nothing saved"):
+            save_weights(model, path)
 
 
 def test_four_bits_need_groups_of_64_and_a_cpu(saved, tmp_path):
