@@ -97,27 +97,15 @@ class Case(NamedTuple):
     draws: bool = False  # whether it may draw from the global random state
 
 
-def is_rows(ids, rows):
-    return ids.dim() == 2 and len(ids) == rows and not ids.is_floating_point()
-
-
 def continued(result, idx, max_new_tokens, **others):
-    return (
-        is_rows(result, len(idx))
-        and torch.equal(result[:, : idx.size(1)], idx)
-        and result.size(1) == idx.size(1) + max_new_tokens
-        and 0 <= result.min() <= result.max() < V
-    )
+    new = result[:, idx.size(1) :]
+    right_ids = torch.equal(result[:, : idx.size(1)], idx) and ((new >= 0) & (new < V)).all()
+    return right_ids and new.shape == (len(idx), max_new_tokens)
 
 
 def are_probs(result, logits, **settings):
     sums = result.sum(-1)
     return result.shape == logits.shape and torch.allclose(sums.float(), torch.ones(()), atol=1e-2)
-
-
-def run_evaluation(model, token_ids, context_length):
-    loader = data.create_dataloader(token_ids, context_length, vocab_size=V)
-    return gpt.evaluate_model(model, loader, loader)
 
 
 def run_training(train_ids, val_ids, num_epochs, batch_size, seed, num_windows, **settings):
@@ -135,7 +123,7 @@ def run_head_start(cfg):
 
 def same_text(result, text, tokenizer):
     valid = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return is_rows(result, 1) and utils.token_ids_to_text(result, TOKENIZERS[0][0]) == valid
+    return len(result) == 1 and utils.token_ids_to_text(result, TOKENIZERS[0][0]) == valid
 
 
 SAMPLING = {"temperature": HEAT, "top_k": TOP_K, "top_p": TOP_P}
@@ -178,17 +166,13 @@ SMALL = [  # head starts need no minimum size
 SPAN = memorization.VerbatimSpan
 
 CASES = {
-    "GPTDataset": Case(
-        data.GPTDataset,
-        {**WINDOWS, "stride": WHOLE, "offset": ([0, 1], WHOLE[1]), "vocab_size": VOCAB_SIZES},
-        lambda r, context_length, **a: (
-            len(r[0][0]) == len(r[len(r) - 1][1]) == context_length and r[0][1].dtype == torch.long
-        ),
-    ),
     "create_dataloader": Case(
         data.create_dataloader, {**WINDOWS, "batch_size": ([1, 7], [0, -1, 2.5, True, "3"]),
-         "stride": ([None, 1, 16], WHOLE[1][:-4]), "seed": SEEDS, "vocab_size": VOCAB_SIZES},
-        lambda r, context_length, **a: all(x.size(1) == context_length for x, y in r),
+         "stride": ([None, 2, 16], WHOLE[1][:-4]), "offset": ([0, 1], WHOLE[1]), "seed": SEEDS,
+         "vocab_size": VOCAB_SIZES},
+        lambda r, context_length, **a: all(
+            x.size(1) == context_length and y.dtype == torch.long for x, y in r
+        ),
     ),
     "epoch_loaders": Case(
         data.epoch_loaders, {**WINDOWS, **EPOCHS, "vocab_size": VOCAB_SIZES},
@@ -211,10 +195,6 @@ CASES = {
     ),
     "give_head_start": Case(
         run_head_start, {"cfg": (SMALL, [])}, lambda r, cfg: r.isfinite().all(), draws=True
-    ),
-    "evaluate_model": Case(
-        run_evaluation, {"model": MODELS, **WINDOWS},
-        lambda r, **a: all(0 < loss < 20 for loss in r),
     ),
     "calc_loss_loader": Case(
         gpt.calc_loss_loader,
@@ -272,23 +252,18 @@ CASES = {
     ),
 }  # fmt: skip
 
-MODULES = gpt, utils, checks, data, attention, memorization, plots
+CALLED_BY_THESE = {
+    "GPTDataset", "check_config", "check_ids", "check_length", "check_logits", "check_number",
+    "check_prompt", "check_sampling", "draw_token", "plot_losses", "train_step",
+}  # fmt: skip
 
 
 def test_every_function_that_documents_errors_is_called():
-    documented = {
-        name
-        for module in MODULES
-        for name, thing in vars(module).items()
-        if getattr(thing, "__module__", None) == module.__name__
-        and not name.startswith("_")
-        and "Raise" in (inspect.getdoc(thing) or "")
-    }
-    called_by_these = {
-        "check_config", "check_ids", "check_length", "check_logits", "check_number", "check_prompt",
-        "check_sampling", "draw_token", "plot_losses", "train_step",
-    }  # fmt: skip
-    assert documented - CASES.keys() <= called_by_these
+    for module in (gpt, utils, checks, data, attention, memorization, plots):
+        for name, thing in vars(module).items():
+            if getattr(thing, "__module__", "") == module.__name__ and name[0] != "_":
+                documented = "Raise" in (inspect.getdoc(thing) or "")
+                assert not documented or name in CASES.keys() | CALLED_BY_THESE
 
 
 def global_state():
@@ -312,14 +287,13 @@ def try_one(name, rng):
         errors.append(AttributeError)
     if name == "train_model":
         errors.append(FloatingPointError)  # a learning rate of 1e30
+    accepted = True
     try:
         result = case.call(**arguments)
     except tuple(errors) as error:
         assert str(error)
         accepted = False
-    else:
-        accepted = True
-        assert case.holds(result, **arguments), f"{name}({arguments})"
+    assert not accepted or case.holds(result, **arguments), f"{name}({arguments})"
     after, random_state_after = global_state()
     assert after == before
     assert case.draws or torch.equal(random_state_after, random_state)

@@ -23,33 +23,25 @@ def is_grammatical(paragraph):
     return ended and paragraph.count("\n") == 1 and len(verdicts) in (3, 4) and all(verdicts)
 
 
-def probability(words):
-    """Return a paragraph's probability: the sum over all its derivations by the grammar's rules."""
-    names, load = ([word for word in words if word in known] for known in (NAMES, LOAD))
-    if not names or len(set(load[:3])) < 3:
-        return 0.0
-    drawn = {"NAME": names[0], "PRONOUN": NAMES[names[0]]}
-    drawn |= dict(zip(("FIRST", "SECOND", "THIRD"), load, strict=False))
+def probability(words, symbols=("PARAGRAPH",)):
+    """Return the probability that symbols become words, summed over all derivations."""
+    if not symbols:
+        return float(not words)
+    first, *rest = symbols
+    if first not in GRAMMAR:
+        return probability(words[1:], rest) if words[:1] == [first] else 0.0
+    rules = GRAMMAR[first].items()
+    return sum(p * probability(words, [*rule.split(" "), *rest]) for rule, p in rules)
 
-    def ends(symbol, start):
-        """Return the probability that a symbol becomes words[start:end], by end."""
-        if symbol not in GRAMMAR:
-            found = words[start : start + 1] == [drawn.get(symbol, symbol)]
-            return {start + 1: 1.0} if found else {}
-        total = {}
-        for rule, p in GRAMMAR[symbol].items():
-            reached = {start: p}
-            for part in rule.split(" "):
-                further = {}
-                for middle, q in reached.items():
-                    for end, r in ends(part, middle).items():
-                        further[end] = further.get(end, 0.0) + q * r
-                reached = further
-            for end, q in reached.items():
-                total[end] = total.get(end, 0.0) + q
-        return total
 
-    return ends("PARAGRAPH", 0).get(len(words), 0.0) / grammar.MEMORIES
+def paragraph_probability(words):
+    """Return a paragraph's probability, its name and its list included."""
+    name = next((word for word in words if word in NAMES), "")
+    load = [word for word in words if word in LOAD][:3]
+    memory = {name: "NAME", NAMES.get(name): "PRONOUN"}
+    memory |= zip(load, ("FIRST", "SECOND", "THIRD"), strict=False)
+    as_symbols = [memory.get(word, word) for word in words]
+    return probability(as_symbols) / grammar.MEMORIES if len({*load}) == 3 else 0.0
 
 
 @pytest.mark.parametrize("rules", [GRAMMAR, NO_AGREEMENT])
@@ -73,7 +65,7 @@ def test_samples_are_grammatical_and_have_one_derivation():
     for _ in range(100):
         words, nats = sample(rng)
         assert is_grammatical(words)
-        assert math.isclose(probability(words), math.exp(-nats))
+        assert math.isclose(paragraph_probability(words), math.exp(-nats))
 
 
 def test_parser_accepts_changed_paragraphs_exactly_if_the_rules_can_produce_them():
@@ -91,7 +83,7 @@ def test_parser_accepts_changed_paragraphs_exactly_if_the_rules_can_produce_them
             case 3:
                 words.insert(i, words[j])
         verdicts.append(is_grammatical(words))
-        assert verdicts[-1] == (probability(words) > 0), " ".join(words)
+        assert verdicts[-1] == (paragraph_probability(words) > 0), " ".join(words)
     assert 20 < sum(verdicts) < 1000
 
 
