@@ -203,6 +203,12 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert training_loss(exported, tokenizer, 16) == pytest.approx(history[-1][3], abs=1e-3)
 
 
+@pytest.mark.parametrize("option", ["--warmup 3", "--weight-decay 1", "--learning-rate 1e-3"])
+def test_an_option_changes_the_training(uninterrupted, option):
+    train(*option.split())
+    assert everything()[1] != uninterrupted[1]
+
+
 @pytest.mark.parametrize("steps", [9, 20])
 def test_a_part_of_an_epoch_has_a_schedule_of_its_own(stop_at, steps):
     arguments = ["mine.txt", "--config", SIZE, "--device", "cpu", "--steps", str(steps)]
@@ -229,15 +235,13 @@ def test_help_is_whole(capsys):
 
 
 def test_sizes_of_gpt2_have_its_number_of_parameters():
-    parameters = {}
-    for name in SIZES:
+    for name, millions in zip(SIZES, (124, 355, 774, 1558), strict=True):
         changes = model_config(f"{name},context_length=1024,qkv_bias=True")
         with torch.device("meta"):
             model = GPTModel(GPT_CONFIG_124M | changes)
+        # As `transformers` counts them, where the head is the token embeddings.
         total = sum(p.numel() for p in model.parameters()) - model.out_head.weight.numel()
-        parameters[name] = round(total / 1e6)
-    # As `transformers` counts them, where the head is the token embeddings.
-    assert parameters == {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
+        assert round(total / 1e6) == millions
 
 
 def test_bfloat16_as_on_a_gpu(uninterrupted, monkeypatch):
@@ -346,6 +350,7 @@ def test_patience_ends_the_run_with_its_best_weights(folder, capsys, stop_at, fa
     assert best == pytest.approx(min(losses), abs=0.05)  # except for rounding
     stop_at(history[-2][0] + 1, terminate)  # after the best evaluation
     failure(143, *arguments, "--patience", "2")
+    Path("mine.best.pth").unlink()  # the checkpoint holds them, too
     stop_at(0, None)
     for _ in range(2):  # the second time, it has ended
         train(*arguments, "--patience", "2")
@@ -401,7 +406,6 @@ MARK = b"\xef\xbb\xbf"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "mine.txt is empty"),
         (b" \n" * 600, "mine.txt is empty"),
         (b"Too short.", "the training part has 3 tokens, but one window needs 17: use a longer"),
         ("Die Uhr schlägt.".encode("latin-1"), r"mine.txt is not UTF-8 text \(byte 12 "),
@@ -411,7 +415,7 @@ MARK = b"\xef\xbb\xbf"
         ("A mark.".encode("utf-16"), "mine.txt is UTF-16 text: save it as UTF-8"),
         (b"\xfe\xff\0A", "mine.txt is UTF-16 text: save it as UTF-8"),
     ],
-    ids=range(9),
+    ids=range(8),
 )
 @pytest.mark.parametrize("large", [False, True])
 def test_an_unusable_text(folder, failure, monkeypatch, content, message, large):
@@ -553,15 +557,11 @@ def test_a_learning_rate_that_is_too_high(folder, failure, rate, message):
 # 4. Output that fails -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["cp1252", "pipe", "disk", "closed", "none"])
+@pytest.mark.parametrize("kind", ["cp1252", "pipe", "closed", "none"])
 def test_nothing_that_is_printed_ends_the_training(folder, monkeypatch, uninterrupted, kind):
     reader, writer = os.pipe()
     os.close(reader)  # so that writing into the pipe fails
-    if kind == "disk":
-        if not Path("/dev/full").exists():
-            pytest.skip("there is no /dev/full")
-        writer = os.open("/dev/full", os.O_WRONLY)
-    elif kind != "pipe":
+    if kind != "pipe":
         writer = os.open("log", os.O_WRONLY | os.O_CREAT)
     with open(writer, "w", encoding="cp1252") as stream, monkeypatch.context() as patch:
         if kind == "closed":
