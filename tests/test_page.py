@@ -348,6 +348,9 @@ def test_the_panel_covers_neither_the_token_nor_the_toolbar(open_page, size):
         if narrow:
             expect(page.locator("#panel")).to_be_hidden()
             expect(tokens.nth(index)).to_be_focused()
+    click(page, "#edit")  # the text is edited at its end
+    expect(page.locator("#continue")).to_have_text("Continue from here")
+    assert 0 < box(page, "#continue").top < box(page, "#edited").bottom < SIZES[size][1]
     if size == "phone":
         heights = "all => all.filter((e) => e.checkVisibility()).map((e) => e.offsetHeight)"
         assert min(page.locator(".toolbar button").evaluate_all(heights)) >= 40
@@ -496,7 +499,7 @@ def test_changing_one_word_editing_and_undo(open_page):
     page.locator("#text .token").nth(1).press("x")  # typing into the text
     expect(page.locator("#edited")).to_have_value(re.compile("^Everyone knewx who"))
     page.keyboard.type("able a")
-    click(page, "#continue-here")
+    click(page, "#continue")
     expect(page.locator(".versions")).to_contain_text("2/2")
     finished(page)
     assert text_of(page).startswith("Everyone knewxable a")
@@ -765,6 +768,7 @@ def test_the_page_follows_the_apps_context_and_limits(other_app, open_page):
 
     page.locator("#view").select_option("probs")
     expect(page.locator("#prompt-loss")).to_be_visible()
+    accessible(page)
     read = ids[end - context : end]
     ranks = [token["rank"] for token in scores(other_app.model, read)["tokens"]]
     shown = numbers(page, r"rank (\d+)", end - context + 1, end)
@@ -779,6 +783,7 @@ def test_the_page_follows_the_apps_context_and_limits(other_app, open_page):
     page.wait_for_function("document.querySelector('#text [aria-label*=attention]')")
     shown = numbers(page, r"attention (<?[\d.]+)%", end - context, end)
     assert shown == pytest.approx((100 * weights).tolist(), abs=0.6)
+    accessible(page)
 
     open_tab(page, "word")
     for index in (end, end + 10, end + 19):  # at temperature 0

@@ -89,20 +89,10 @@ function Token({ token, index, canFocus, isLooked, isUnread, hint }) {
 
 function Editor({ caret }) {
   const box = useRef(null);
-  useEffect(() => void (box.current.focus(), box.current.setSelectionRange(caret, caret)), []);
+  useEffect(() => void (box.current.setSelectionRange(caret, caret), box.current.focus()), []); // scrolls to the cursor
   const cancel = () => (page.set({ editing: null }), document.getElementById('edit').focus());
-  const send = () => {
-    document.querySelector('.toolbar .primary').focus();
-    page.rewrite(box.current.value.slice(0, box.current.selectionStart));
-  };
   return <div className="column" onKeyDown={(event) => event.key === 'Escape' && (event.preventDefault(), cancel())}>
-    <div className="row">
-      <span className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</span>
-      <span className="chips">
-        <button type="button" id="continue-here" className="primary" onClick={send}>Continue from here</button>
-        <button type="button" onClick={cancel}>Cancel</button>
-      </span>
-    </div>
+    <p className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</p>
     <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
   </div>;
 }

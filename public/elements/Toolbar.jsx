@@ -14,17 +14,18 @@ function Toolbar() {
   const busy = running !== null || offline;
   const stops = running !== null || interrupted !== null;
   // Not `disabled`, which would take the focus away.
-  const action = (id, label, title, act, off = busy) => <button id={id} type="button" title={title} aria-disabled={off} onClick={() => off || act()}>{label}</button>;
-  const onClick = (event) => (stops ? event.detail < 2 && page.stop() : busy || page.goOn()); // a double click does not stop
+  const action = (id, label, title, act, off = busy || editing !== null) => <button id={id} type="button" title={title} aria-disabled={off} onClick={() => off || act()}>{label}</button>;
+  const write = () => (editing === null ? page.goOn() : page.rewrite(document.getElementById('edited')));
+  const onClick = (event) => (stops ? event.detail < 2 && page.stop() : busy || write()); // a double click does not stop
   return <div className="toolbar column">
     <h1 className="sr-only">{page.nameOf(shown)}</h1>
     <div role="group" aria-label="Actions" className="chips">
-      <button id={stops ? 'stop' : 'continue'} type="button" className="primary" aria-disabled={busy && !stops} title={stops ? 'Stop writing' : 'Write on from the end of the text'} onClick={onClick}>
-        {stops ? 'Stop' : 'Continue'}
+      <button id={stops ? 'stop' : 'continue'} type="button" className="primary" aria-disabled={busy && !stops} title={stops ? 'Stop writing' : 'Write on from the end of the text, or from the cursor'} onClick={onClick}>
+        {stops ? 'Stop' : editing === null ? 'Continue' : 'Continue from here'}
       </button>
       {action('again', 'Try again', 'Write the last part again, with another seed', page.again)}
-      {action('edit', 'Edit', 'Change the text yourself', () => page.edit(chosen), busy || editing !== null)}
-      {action('undo', 'Undo', 'Take back the last change (Ctrl+Z)', page.undo, busy || page.undoable() < 0)}
+      {action('edit', editing === null ? 'Edit' : 'Cancel', 'Change the text yourself, or leave it as it was', () => (editing === null ? page.edit(chosen) : page.set({ editing: null })), busy)}
+      {action('undo', 'Undo', 'Take back the last change (Ctrl+Z)', page.undo, busy || editing !== null || page.undoable() < 0)}
       {action('new', 'New text', 'Begin another text; this one stays in the list', page.begin, running !== null)}
       <button id="share" type="button" popovertarget="sharing" title="Copy, download or link to this text">Share <span aria-hidden="true">▾</span></button>
       <div id="sharing" popover="auto">

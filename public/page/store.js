@@ -227,8 +227,9 @@ export const page = {
     const tokens = tokensOf(page.document()).slice(0, index === null ? undefined : index + 1);
     page.set({ editing: tokens.reduce((sum, { text }) => sum + text.length, 0), sheet: false });
   },
-  // Change the text to this one, and continue from its end. Tokens at its beginning stay.
-  async rewrite(text) {
+  // Change the text to what the editor holds before its cursor, and continue. Tokens at its beginning stay.
+  async rewrite({ value, selectionStart }) {
+    const text = value.slice(0, selectionStart);
     const old = tokensOf(page.document());
     let [kept, length] = [0, 0];
     while (kept < old.length && text.startsWith(old[kept].text, length)) length += old[kept++].text.length;
