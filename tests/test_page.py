@@ -277,7 +277,14 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     expect(learner.locator("#class-text")).to_have_text(question + " ? ")
     accessible(learner)
     option = learner.locator(".options button").first.text_content()
-    click(learner, ".options button", "#reveal")
+    click(learner, ".options button")
+    learner.context.set_offline(True)
+    learner.evaluate("page.socket.io.engine.close()")
+    expect(learner.locator("#reveal")).to_have_attribute("aria-disabled", "true")
+    learner.context.set_offline(False)
+    expect(learner.locator("#reveal")).to_have_attribute("aria-disabled", "false")
+    learner.errors.clear()
+    click(learner, "#reveal")
     expect(asked).to_contain_text("1 guess")
     learner.locator("#guess").fill(RTL)
     learner.keyboard.press("Enter")  # a changed guess is one guess
@@ -542,10 +549,16 @@ ALL = "page.tokensOf(page.document()).filter(page.isGenerated).length === 300"
 def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_path):
     copy_app(tmp_path)
     with serving(tmp_path) as server:
-        page = open_page(server=server)
+        page = open_page("phone", server=server)
         write_long(page)
+        click(page, "#look-inside")
         server.process.kill()
-        expect(page.locator("#offline")).to_contain_text("Connection lost. Trying again …")
+        lost = page.locator("#offline")
+        expect(lost).to_contain_text("Connection lost. Trying again …")
+        assert lost.evaluate(  # the sheet does not cover it
+            "e => { const { x, y } = e.getBoundingClientRect();"
+            " return document.elementFromPoint(x + 9, y + 9) === e }"
+        )
         accessible(page)
     with serving(tmp_path, port=int(server.url.rsplit(":")[-1])):
         page.wait_for_function(ALL)
@@ -601,13 +614,17 @@ def test_two_tabs_and_the_list_of_texts(open_page):
 
 def test_without_storage_the_page_works_and_says_so(open_page):
     page = open_page(
-        script="""Object.defineProperty(window, 'localStorage', {
-      configurable: true, get() { throw new DOMException('no', 'SecurityError') } })"""
+        script="""for (const name of ['localStorage', 'sessionStorage'])
+      Object.defineProperty(window, name, {
+        configurable: true, get() { throw new DOMException('no', 'SecurityError') } })"""
     )
     generate(page, max_new_tokens=5)
     click(page, "#new")
     expect(page.locator("#earlier li")).to_have_count(1)
     expect(page.locator("#not-stored")).to_contain_text("does not store your texts")
+    page.locator("#join-class input").fill("x")
+    click(page, "#join-class button")
+    expect(page.locator("h1")).to_have_text("This class is over")
 
 
 def test_what_is_typed_while_the_page_loads_stays(open_page):

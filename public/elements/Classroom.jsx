@@ -4,13 +4,14 @@ import { useState, useSyncExternalStore } from 'react';
 // Words to pick from, and a field for another one.
 function WordForm({ options, button, send, given }) {
   const [word, setWord] = useState(given ?? '');
-  const submit = (event) => (event.preventDefault(), word.trim() && send(word.trim()));
+  const off = !word.trim() || page.state.offline;
+  const submit = (event) => (event.preventDefault(), off || send(word.trim()));
   return <form onSubmit={submit} className="column">
     <div className="options chips">
       {options?.map((text) => <button key={text} type="button" aria-pressed={word === text} onClick={() => setWord(text)}>{text}</button>)}
     </div>
     <input id="guess" aria-label="Your guess" placeholder="Your own word" autoComplete="off" maxLength={40} value={word} onChange={(event) => setWord(event.target.value)} />
-    <button type="submit" id="reveal" className="primary" aria-disabled={!word.trim()}>{button}</button>
+    <button type="submit" id="reveal" className="primary" aria-disabled={off}>{button}</button>
   </form>;
 }
 
@@ -31,11 +32,11 @@ function Revealed({ bars, guesses, wrote, mine }) {
 }
 
 function Asked() {
-  const { classroom } = page.state;
+  const { classroom, offline } = page.state;
   return <div className="column" id="asked">
     <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the first page.{/^(localhost|127\.)/.test(location.hostname) && <> Only this computer can open that address: <code>support/README.md</code> says how to let others in.</>}</p>
     <p aria-live="polite"><b>{count(classroom.guesses)}</b></p>
-    {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" onClick={() => page.takePart({ reveal: true })}>Reveal</button>}
+    {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" aria-disabled={offline} onClick={() => offline || page.takePart({ reveal: true })}>Reveal</button>}
   </div>;
 }
 

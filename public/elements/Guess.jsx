@@ -23,7 +23,7 @@ function Score({ answer: { guess, prob }, pause, next, nextWord }) {
 }
 
 function Guess() {
-  const { pause, running, surprises, classroom } = useSyncExternalStore(page.subscribe, page.get);
+  const { pause, running, surprises, classroom, offline } = useSyncExternalStore(page.subscribe, page.get);
   const [answer, setAnswer] = useState(null); // the guess and its probability
   const next = pause === null ? undefined : page.look('next', page.read(pause));
   useEffect(() => void (pause === null && page.pauseAfter(page.promptOf(page.document()).length)), [pause, page.idsOf(page.document()).length]);
@@ -33,18 +33,18 @@ function Guess() {
   const nextWord = <button type="button" id="next-guess" className={answer || classroom?.bars ? 'primary' : ''} onClick={() => page.pauseAfter(pause + 5)}>Next word</button>;
   if (classroom?.teaching && classroom.pause === pause) return <><Asked />{nextWord}</>;
   if (answer) return <Score answer={answer} pause={pause} next={next} nextWord={nextWord} />;
-  const options = next?.top.filter(({ text }) => /^ \p{L}/u.test(text)).slice(0, OPTIONS).map(({ text }) => text.trim()).sort();
+  const options = next?.top.filter(({ text }) => /^ (a|I|\p{L}{2,})$/u.test(text)).slice(0, OPTIONS).map(({ text }) => text.trim()).sort();
   const reveal = async (guess) => {
     const prob = await page.request('look', { what: 'word', ids: page.read(pause), word: guess });
     if (!prob) return;
     page.set({ surprises: [...surprises, bitsOf(prob)], revealed: pause });
     setAnswer({ guess, prob });
   };
-  const ask = () => page.takePart({ ids: page.read(pause), options, wrote: page.wordAt(pause), pause });
+  const ask = () => options && !offline && page.takePart({ ids: page.read(pause), options, wrote: page.wordAt(pause), pause });
   return <>
     <p>The text stops here. Which word comes next? Pick one or type your own.</p>
     <WordForm key={pause} options={options} button="Reveal" send={reveal} />
-    <button type="button" id="ask-class" title="Others guess this word on their own devices, without names" aria-disabled={!options} onClick={() => options && ask()}>Ask the class</button>
+    <button type="button" id="ask-class" title="Others guess this word on their own devices, without names" aria-disabled={!options || offline} onClick={ask}>Ask the class</button>
   </>;
 }
 

@@ -20,7 +20,7 @@ export async function followClass() {
   if (sessionStorage.getItem('class') && !page.state.offline) await takePart();
   setTimeout(followClass, EVERY);
 }
-export const joinClass = (code) => (sessionStorage.setItem('class', code), location.assign('/'));
+export const joinClass = (code) => (sessionStorage.setItem('class', code), location.assign(code ? `/?class=${encodeURIComponent(code)}` : '/'));
 // This page answers a class, or its class is over.
 export const isLearner = () => page.state.classroom !== undefined && !page.state.classroom?.teaching;
 export const classAddress = () => `${location.origin}/?class=${page.state.classroom.code}`;
