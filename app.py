@@ -69,7 +69,10 @@ def load() -> GPTModel:
 
 # `chainlit run -w` executes this file again after each change: free the old model first.
 state.model = state.scheduler = None
-story_text = read_text(STORY)
+try:
+    story_text = read_text(STORY)
+except (OSError, ValueError) as error:
+    raise SystemExit(f"No story: {error}\nAPP_STORY can name another file.") from None
 story_ids = (
     background_executor.submit(text_to_token_ids, story_text, tokenizer).result()[0].tolist()
 )
@@ -163,12 +166,15 @@ async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
 
 
 async def missing_model() -> str | None:
-    """Return None if there is a model, or the error and the command that creates the weights."""
+    """Return None if there is a model, or the error and its remedy."""
     try:
         state.model or await run_in(inference_executor, load)
         return None
     except (OSError, ValueError) as error:
-        return f"{error}\n\nThis makes the weights in about 8 minutes: python -m support.lesson"
+        remedy = "This makes the weights in about 8 minutes: python -m support.lesson"
+        if "APP_WEIGHTS" in os.environ:
+            remedy = "The environment variable APP_WEIGHTS names this file: correct or unset it."
+        return f"{error}\n\n{remedy}"
 
 
 async def find_model() -> GPTModel | None:

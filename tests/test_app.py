@@ -382,6 +382,25 @@ def test_the_app_is_reloaded_after_each_change(tmp_path):
     assert first[0] == [1, 2]  # two threads with workers would slow each other down
 
 
+def test_missing_files_of_your_own_are_named_with_their_variable(tmp_path):
+    copy_app(tmp_path, weights=None)
+    no_story = "(?s)the app has ended.*No story: .*mine.txt.*APP_STORY"
+    with (
+        pytest.raises(AssertionError, match=no_story) as ended,
+        serving(tmp_path, APP_STORY="mine.txt"),
+    ):
+        pass
+    assert "Traceback" not in str(ended.value)
+
+    async def problem(person):
+        await person.send(PROMPT)
+        return await person.error()
+
+    with serving(tmp_path, APP_WEIGHTS="mine.pth") as server:
+        shown = visit(server, problem)
+    assert "mine.pth" in shown and "APP_WEIGHTS" in shown and "support.lesson" not in shown
+
+
 def test_git_ignores_the_files_that_the_app_writes(server):
     (server.folder / ".git" / "info").mkdir(parents=True)
     (server.folder / ".git" / "info" / "exclude").write_text("counted.py\ncount\nkept\n*.pth\n")
