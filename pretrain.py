@@ -275,7 +275,7 @@ def train(run: Run, loaders: list[Any], evals: int) -> None:
     args, model = run.args, run.model
     if args.compile:
         model.compile()
-    take_step = train_step
+    take_step, early = train_step, ""
     if WORLD_SIZE > 1 or args.accumulate > 1:
         take_step = distributed.SharedStep(model, args.batch_size).take
     try:
@@ -288,7 +288,7 @@ def train(run: Run, loaders: list[Any], evals: int) -> None:
             on_step=run.on_step, on_eval=run.on_eval, take_step=take_step, state=run.state,
         )  # fmt: skip
     except command.EarlyStop:
-        run.bar.write("The validation loss no longer improves: stopping early (--patience).")
+        early = "Stopped early: the validation loss no longer improves (--patience). "
     except ConnectionError:  # a process was lost in a step, before any weight changed
         run.save()
         raise
@@ -298,7 +298,7 @@ def train(run: Run, loaders: list[Any], evals: int) -> None:
     run.write_history()  # again, in case this failed before
     if RANK == 0:
         beside = "the best weights (.best.pth), the history (.csv, .png) and a checkpoint"
-        print(f"Wrote {args.weights}, and beside it {beside}.")
+        print(f"{early}Wrote {args.weights}, and beside it {beside}.")
         if args.export:
             save_hugging_face(model, args.export)
 

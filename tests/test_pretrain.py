@@ -342,7 +342,7 @@ def test_a_bug_shows_its_traceback_after_the_checkpoint_is_saved(monkeypatch, un
 def test_patience_ends_the_run_with_its_best_weights(folder, capsys, stop_at, failure, tokenizer):
     arguments = ["--epochs", "4", "--evals-per-epoch", "4", "--learning-rate", "0.1"]
     train(*arguments, "--patience", "2", "--weights", "whole.pth")
-    assert "stopping early" in capsys.readouterr().out
+    assert "Stopped early: " in capsys.readouterr().out
     history = read_checkpoint("whole.ckpt")["history"]
     losses = [line[4] for line in history]
     assert 0 < losses.index(min(losses)) == len(losses) - 1 - 2 < 14
