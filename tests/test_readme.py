@@ -1,4 +1,4 @@
-"""The README's files, commands, snippets and figures are right."""
+"""The README's files, commands and figures are right. test_places.py runs its snippet."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ import subprocess
 
 import nbformat
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
@@ -72,24 +72,6 @@ def test_sizes():
     for path in [*map(ROOT.joinpath, TOP), *(ROOT / "support").rglob("*.py")]:
         assert len(path.read_text().splitlines()) <= LIMITS.get(path.name, 250), path.name
     assert len(README.encode()) <= 9 * 1024
-
-
-TRAINING_LOSS = """
-from gpt import calc_loss_loader
-from support.files import read_text
-from support.training.data import eval_loader, split_tokens
-ids = text_to_token_ids(read_text("dataset/story.txt"), tokenizer)[0]
-print(calc_loss_loader(eval_loader(split_tokens(ids, 256)[0], 256, 2), model))
-"""
-
-
-def test_snippet_with_the_shipped_weights_which_know_the_story(story):
-    (snippet,) = (b for b in blocks("python") if "pretrain-story-model.pth" in b)
-    no_network = "import socket\nsocket.socket.connect = socket.getaddrinfo = None\n"
-    printed = run_python(no_network + snippet + TRAINING_LOSS, TIKTOKEN_CACHE_DIR="")
-    text, loss = printed.rstrip().rsplit("\n", 1)
-    assert text.startswith(story[:39]) and len(text) > 150
-    assert float(loss) < 0.5
 
 
 def test_figures_are_those_of_the_notebook():
