@@ -359,8 +359,17 @@ def test_the_panel_covers_neither_the_token_nor_the_toolbar(open_page, size):
     expect(page.locator("#continue")).to_have_text("Continue from here")
     assert 0 < box(page, "#continue").top < box(page, "#edited").bottom < SIZES[size][1]
     if size == "phone":
+        click(page, "#edit", "#new")
+        targets = "button, a, select, input:not([type])"
         heights = "all => all.filter((e) => e.checkVisibility()).map((e) => e.offsetHeight)"
-        assert min(page.locator(".toolbar button").evaluate_all(heights)) >= 40
+        assert min(page.locator(targets).evaluate_all(heights)) >= 40
+        click(page, ".starter")
+        finished(page)
+        click(page, "#look-inside", "#tab-next", "#share")
+        assert min(page.locator(targets).evaluate_all(heights)) >= 40
+        page.keyboard.press("Escape")  # closes only the menu
+        expect(page.locator("#sharing")).to_be_hidden()
+        expect(page.locator("#panel")).to_be_visible()
 
 
 def test_the_panel_follows_the_pointer(open_page):

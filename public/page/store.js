@@ -350,7 +350,7 @@ export const page = {
 };
 
 addEventListener('keydown', (event) => {
-  if (event.key === 'Escape' && !event.defaultPrevented && page.state.sheet) page.closeSheet();
+  if (event.key === 'Escape' && !event.defaultPrevented && page.state.sheet && !document.querySelector(':popover-open')) page.closeSheet();
   if (event.key !== 'z' || !(event.ctrlKey || event.metaKey) || event.target.closest('input, textarea') || !page.document()) return;
   event.preventDefault();
   page.undo();
