@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
-from itertools import pairwise, product
+from itertools import product
 from typing import NamedTuple
 
 import aiohttp
@@ -349,27 +349,6 @@ def test_a_crowd(server, known, clients, seconds):
     assert loop["workers"] == [1, WORKERS]  # two threads with workers would slow each other down
     assert after < before + MB_MORE
     assert objects(loop)["Continuation"] > 0  # they are counted, and those above are forgotten
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("requests", [0, 20])
-def test_the_longest_gap_while_another_persons_arrow_key_is_held(server, requests):
-    """Print the longest gap between one person's tokens; it depends on the machine."""
-
-    async def scene():
-        async with Person(server) as writer, Person(server) as holder:
-            await writer.set(max_new_tokens=300, temperature=5, top_k=0)  # no draft is accepted
-            await writer.send("The old clock")
-            await writer.expect("tokens")
-            texts = [[464] * 200 + [number] for number in range(requests)]
-            looks = [holder.act("look", what="attention", ids=ids) for ids in texts]
-            asking, times = asyncio.gather(*looks), [time.monotonic()]
-            while (await writer.expect("tokens", "finished"))[0] == "tokens":
-                times.append(time.monotonic())
-            await asking
-            return max(after - before for before, after in pairwise(times))
-
-    print(f"\nthe longest gap with {requests} requests: {asyncio.run(scene()):.3f} s")
 
 
 # 3. A class -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.inspection.memorization import (
@@ -36,21 +36,6 @@ def test_story_place_of_a_span_from_another_story(tokenizer, start):
         story_place(VerbatimSpan(0, 2, start), [1, 2, 3, 4], tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("text", "spans"),
-    [
-        ([1, 2, 3, 4], [(0, 4, 0)]),
-        ([0, 2, 3, 9, 0], [(1, 3, 9)]),
-        ([1, 2, 3, 9], [(0, 4, 8)]),  # the longer run, although a shorter one comes earlier
-        ([1, 2, 0, 4, 5], []),
-        ([1, 2, 3], [(0, 3, 0)]),  # the first of two occurrences
-        ([6, 7, 8, 1, 2, 3, 4, 5], [(0, 6, 5), (3, 5, 0)]),  # two that overlap
-    ],
-)
-def test_verbatim_spans_by_hand(text, spans):
-    assert verbatim_spans(text, [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 9], 3) == spans
-
-
 def test_verbatim_spans_of_tensors_and_of_bad_arguments():
     text, story = torch.arange(3, 12), torch.arange(20)
     assert verbatim_spans(text, story) == [VerbatimSpan(0, 9, 3)]
@@ -61,26 +46,31 @@ def test_verbatim_spans_of_tensors_and_of_bad_arguments():
     assert verbatim_spans([7] * 2000, [7] * 2000) == [VerbatimSpan(0, 2000, 0)]  # without hours
 
 
+STORY = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 9]
+
+
 @given(
     text=st.lists(st.integers(0, 3), max_size=30),
     story=st.lists(st.integers(0, 3), max_size=30),
     least=st.integers(1, 5),
 )
+@example(text=[1, 2, 3, 9], story=STORY, least=3)  # the longer run, although a shorter one is first
+@example(text=[6, 7, 8, 1, 2, 3, 4, 5], story=STORY, least=3)  # two that overlap
 def test_verbatim_spans(text, story, least):
-    def in_story(run):
-        return any(story[i : i + len(run)] == run for i in range(len(story) - len(run) + 1))
+    """Spans are the longest runs from each place that no earlier one contains."""
 
+    def places(run):
+        return [i for i in range(len(story)) if story[i : i + len(run)] == run]
+
+    expected, end = [], 0
+    for start in range(len(text)):
+        last = end
+        while end < len(text) and places(text[start : end + 1]):
+            end += 1
+        if end > last and end - start >= least:
+            expected.append((start, end - start, places(text[start:end])[0]))
+        end = max(end, start + 1)
     spans = verbatim_spans(text, story, least)
-    covered = set()
-    for start, length, story_start in spans:
-        assert length >= least
-        assert text[start : start + length] == story[story_start : story_start + length]
-        covered |= set(range(start, start + length))
-    expected = {
-        i
-        for start in range(len(text) - least + 1)
-        for i in range(start, start + least)
-        if in_story(text[start : start + least])
-    }
-    assert covered == expected
-    assert verbatim_share(spans, len(text)) == (len(expected) / len(text) if text else 0)
+    assert spans == expected
+    covered = {i for start, length, _ in spans for i in range(start, start + length)}
+    assert verbatim_share(spans, len(text)) == (len(covered) / len(text) if text else 0)

@@ -12,8 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
 
 
-def blocks(language, text=README):
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+BASH = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def test_the_table_names_every_top_level_file_and_no_other(git_checkout):
@@ -46,7 +45,7 @@ def test_links_and_pictures(folder):
 
 
 def test_commands_name_existing_files():
-    commands = [c for b in blocks("bash") for c in re.split(r"&&|\n", b) if c.strip()]
+    commands = [c for b in BASH for c in re.split(r"&&|\n", b) if c.strip()]
     words = [word for command in commands for word in shlex.split(command)]
     files = [w for w in words if re.search(r"\.(txt|ipynb|py)$", w)]
     files += [w.replace(".", "/") + "/__main__.py" for w in words if w.startswith("support.")]
@@ -58,7 +57,7 @@ def test_commands_name_existing_files():
 
 def test_ci_runs_the_command_for_tests():
     ci = (ROOT / ".ci" / "run").read_text().replace(" --quiet", "")
-    (command,) = (b for b in blocks("bash") if "pytest" in b)
+    (command,) = (b for b in BASH if "pytest" in b)
     for part in command.strip().split(" && "):
         assert re.search(rf"^{re.escape(part)}$", ci, re.MULTILINE), part
     assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
