@@ -259,7 +259,7 @@ def pretrain(args: argparse.Namespace) -> None:
     torch.manual_seed(SEED)  # for dropout
     with input_checks():
         state = checkpoints.restore(path, saved, model, config) if saved else TrainState()
-        distributed.check_same("the text, the checkpoint or --start-from", (config, state.step))
+        distributed.check_same(config | {"step of the checkpoint": state.step})
     best = saved.get("best") if saved else None
     del saved  # frees a lot of memory
 

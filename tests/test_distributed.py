@@ -209,6 +209,10 @@ def test_two_machines_which_share_no_folder(folder, one_process):
     assert {path.name for path in places[1].iterdir()} == {"mine.txt"}
     assert_same_run(one_process / "mine.ckpt", places[0] / "mine.ckpt")
     _, (line,) = map(failed, train())  # the second has no checkpoint
-    assert line.startswith(
-        "the text, the checkpoint or --start-from differs between processes 1 and 0: copy"
-    )
+    assert line.startswith("process 1 and process 0 differ in: step of the checkpoint; ")
+    for path in places[0].glob("mine.[!t]*"):
+        path.unlink()
+    with (places[1] / "mine.txt").open("a") as text:
+        text.write(" and more" * 100)
+    _, (line,) = map(failed, train())
+    assert line.startswith("process 1 and process 0 differ in: training text, validation text; ")

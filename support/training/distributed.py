@@ -103,13 +103,14 @@ def any_process(yes: bool, device: torch.device) -> bool:
 
 
 @_with_others()
-def check_same(what: str, value: Any) -> None:
-    """Raise ValueError if `value` differs from that of the first process."""
-    first = [value]
+def check_same(values: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the keys, if `values` differ from those of the first process."""
+    first = [values]
     if WORLD_SIZE > 1:
         dist.broadcast_object_list(first)
-    if first[0] != value:
-        raise ValueError(f"{what} differs between processes {RANK} and 0: copy it from process 0")
+    if keys := ", ".join(key for key in values if values[key] != first[0].get(key)):
+        remedy = "start all with the same arguments and copies of the same files"
+        raise ValueError(f"process {RANK} and process 0 differ in: {keys}; {remedy}")
 
 
 class SharedStep(nn.Module):
