@@ -1,6 +1,7 @@
 """Training that is interrupted, killed or given the wrong things, and resumes."""
 
 import math
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -140,26 +141,17 @@ def test_a_file_of_another_model_or_kind_is_refused(path):
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])
 def test_the_random_state_of_a_gpu_is_stored_with_the_cpus(monkeypatch, device):
-    device, gpu = torch.device(device), torch.Generator().manual_seed(5)
-    where = [device] if device.type == "cuda" else []  # Apple's has no number
-
-    def get(*place):
-        assert place == tuple(where)
-        return gpu.get_state()
-
-    def put(state, *place):
-        assert place == tuple(where)
-        gpu.set_state(state)
-
-    monkeypatch.setattr(getattr(torch, device.type), "get_rng_state", get)
-    monkeypatch.setattr(getattr(torch, device.type), "set_rng_state", put)
-    states, draws = random_states(device), []
-    for _ in range(2):
-        set_random_states(device, states)
+    device, generators, draws = torch.device(device), defaultdict(torch.Generator), []
+    module, place = getattr(torch, device.type), [device] * (device.type == "cuda")
+    monkeypatch.setattr(module, "get_rng_state", lambda *where: generators[where].get_state())
+    monkeypatch.setattr(
+        module, "set_rng_state", lambda state, *where: generators[where].set_state(state)
+    )
+    states, gpu = random_states(device), generators[*place]
+    for stored in (states, states, random_states(torch.device("cpu"))):  # the last: from elsewhere
+        set_random_states(device, stored)
         draws.append([torch.rand(3).tolist(), torch.rand(3, generator=gpu).tolist()])
-    assert draws[0] == draws[1]
-    set_random_states(device, random_states(torch.device("cpu")))  # resumed elsewhere
-    assert torch.rand(3, generator=gpu).tolist() != draws[0][1]
+    assert draws[0] == draws[1] and draws[1][1] != draws[2][1]
 
 
 @pytest.mark.parametrize("at", [1, 7, 25])

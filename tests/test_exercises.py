@@ -60,7 +60,6 @@ num_windows(num_tokens, length, stride)
 - math.ceil((num_tokens - 1) / length)
 cross_entropy(logits, targets)
 + -logits.softmax(-1).gather(1, targets[:, None]).log().mean()
-+ logits.logsumexp(-1).mean() - logits[range(len(targets)), targets].mean()
 + F.cross_entropy(logits.double(), targets).float()
 - F.cross_entropy(logits, targets).item()
 - logits -= logits.logsumexp(-1, keepdim=True)\n-logits.gather(1, targets[:, None]).mean()
@@ -82,7 +81,6 @@ may_look(n)
 - torch.ones(3, 3, dtype=torch.bool).tril()
 attend(q, k, v)
 + q = q / q.size(-1) ** 0.5\ns = q @ k.mT\ns += torch.full_like(s, -1e9).triu(1)\ns.softmax(-1) @ v
-+ torch.stack([(q[..., i, None, :] @ k[..., : i + 1, :].mT / q.size(-1) ** 0.5).softmax(-1)[..., 0, :, None].mul(v[..., : i + 1, :]).sum(-2) for i in range(q.size(-2))], -2)
 - q /= q.size(-1) ** 0.5\ncausal(q @ k.mT).softmax(-1) @ v
 - F.softmax(causal(q @ k.T / q.size(1) ** 0.5), dim=1) @ v
 - causal(q @ k.mT / q.size(1) ** 0.5).softmax(-1) @ v
@@ -103,7 +101,6 @@ layer_norm(x, scale, shift)
 - v = x.var(-1, keepdim=True, correction=0).detach()\n(x - x.mean(-1, keepdim=True)) / (v + 1e-5).sqrt() * scale + shift
 split_heads(x, n_heads)
 + x.unflatten(-1, (n_heads, -1)).permute(0, 2, 1, 3)
-+ torch.stack(x.chunk(n_heads, -1), 1)
 - x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2)
 - x.unflatten(-1, (2, -1)).permute(0, 2, 1, 3)
 - x.unflatten(-1, (n_heads, 2)).transpose(1, 2)
@@ -116,14 +113,12 @@ num_parameters(cfg)
 descend(w, x, y, lr)
 + w = torch.tensor(w, requires_grad=True)\n((w * x - y) ** 2).backward()\nw.data -= lr * w.grad\nw
 + e = 1e-3\nw - lr * (((w + e) * x - y) ** 2 - (w * x - y) ** 2) / e
-+ e = 1e-6\nw - lr * (((w + e) * x - y) ** 2 - (w * x - y) ** 2) / e
 + w = torch.tensor(torch.tensor(w))\nw - lr * 2 * (w * x - y) * x
 - w - lr * (w * x - y) * x
 - w - 0.1 * 2 * (w * x - y) * x
 - lr * 2 * (w * x - y) * x
 next_probs(logits, temperature, top_k)
 + logits = logits / temperature\nlogits[logits < logits.topk(top_k).values[-1]] = -math.inf\nlogits.softmax(0)
-+ top = logits.topk(top_k)\ntorch.zeros_like(logits).scatter(0, top.indices, (top.values / temperature).softmax(0))
 + logits = logits.double() / temperature\ntorch.where(logits >= logits.topk(top_k).values[-1], logits, -math.inf).softmax(0)
 - logits /= temperature\nlogits[logits < logits.topk(top_k).values[-1]] = -math.inf\nlogits.softmax(0)
 - (logits[:top_k] / temperature).softmax(-1)
@@ -132,7 +127,6 @@ next_probs(logits, temperature, top_k)
 - torch.where(logits >= logits.topk(3).values[-1], logits / temperature, -math.inf).softmax(-1)
 continue_text(model, ids, num_tokens, top_p)
 + sample(model, ids, num_tokens, lambda p, total: total - p < top_p)
-+ for _ in range(num_tokens):\n    p = model(ids)[:, -1].softmax(-1)\n    p[p < min(x for x in p[0] if p[p > x].sum() < top_p)] = 0\n    ids = torch.cat([ids, p.multinomial(1)], 1)\nids
 - sample(model, ids, num_tokens, lambda p, total: total <= top_p)
 - sample(model, ids, num_tokens, lambda p, total: p == p.max())
 - sample(model, ids, num_tokens, lambda p, total: total - p < 0.78)
@@ -145,7 +139,6 @@ continue_text(model, ids, num_tokens, top_p)
 - torch.cat([0 * ids, sample(model, ids, num_tokens, lambda p, total: total - p < top_p)[:, ids.size(1) :]], 1)
 - for _ in range(num_tokens):\n    p = model(ids)[:, -1].softmax(-1).sort(descending=True).values\n    ids = torch.cat([ids, torch.where(p.cumsum(-1) - p < top_p, p, 0).multinomial(1)], 1)\nids
 longest_run(text, story)
-+ max((n for n in range(len(text) + 1) for i in range(len(text) - n + 1) for j in range(len(story)) if text[i : i + n] == story[j : j + n]), default=0)
 + difflib.SequenceMatcher(None, text, story, autojunk=False).find_longest_match().size
 - s, t = (''.join(map(str, ids)) for ids in (story, text))\nmax(n for n in range(len(t) + 1) for i in range(len(t)) if t[i : i + n] in s) if t else 0
 - max((n for n in range(len(text) + 1) for j in range(len(story)) if text[:n] == story[j : j + n]), default=0)
@@ -166,12 +159,10 @@ agreement(sentences, one, many)
 - sum(any(w in one for w in words) == ('was' in words) for words in sentences) / len(sentences)
 - sum(([w in one for w in words if w in one | many][0]) == ('was' in words) for words in sentences)
 share_new_and_right(sentences, verdicts, known)
-+ new = [v for s, v in zip(sentences, verdicts) if s not in known]\nnew.count(True) / len(new)
 + torch.tensor([float(v) for s, v in zip(sentences, verdicts) if s not in known]).mean()
 - sum(v for s, v in zip(sentences, verdicts) if s not in known) / len(sentences)
 - new = {s: v for s, v in zip(sentences, verdicts) if s not in known}\nsum(new.values()) / len(new)
 attention_at_distance(weights, distance)
-+ weights.diagonal(-distance).mean()
 + sum(weights.tolist()[i][i - distance] for i in range(distance, len(weights))) / (len(weights) - distance)
 - weights.diagonal(-1).mean()
 - weights.diagonal(-distance).sum() / len(weights)
