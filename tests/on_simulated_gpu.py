@@ -66,10 +66,6 @@ def trained(model):
     )  # fmt: skip
 
 
-def sampled(model, **settings):
-    return utils.generate(model, ids(3), LONG, 16, 0.9, generator=generator(), **settings)
-
-
 def in_batch(model):
     batch, texts = Batch(model, TOKENIZER, STORY), {}
     for prompt, temperature, top_k in zip(ids(2).split(1), (0.0, 0.9), (None, 5), strict=True):
@@ -82,9 +78,7 @@ def in_batch(model):
 
 
 WITHOUT_READS: dict[str, Callable[[GPTModel], Any]] = {
-    "GPTModel": lambda model: model(ids(2)),
     "KVCache": cached,
-    "calc_loss_batch": lambda model: gpt.calc_loss_batch(ids(2), ids(2), model),
     "give_head_start": with_a_head_start,
     "generate_text_simple": lambda model: utils.generate_text_simple(model, ids(2), LONG, 16),
     "stream": lambda model: list(utils.stream(model, ids(2), LONG, 16)),
@@ -96,14 +90,10 @@ WITHOUT_READS: dict[str, Callable[[GPTModel], Any]] = {
     "8 bits": with_eight_bits,
 }
 WITH_READS: dict[str, Callable[[GPTModel], Any]] = {
-    "generator": sampled,
-    "eos_id": lambda model: sampled(model, top_k=5, top_p=0.9, eos_id=3),
-    "draft_ids": lambda model: utils.generate(
-        model, ids(), LONG, 16, draft_ids=torch.tensor(STORY)
-    ),
-    "token_ids_to_text": lambda model: utils.token_ids_to_text(
-        model(ids())[0].argmax(1), TOKENIZER
-    ),
+    "generator": lambda model: utils.generate(model, ids(3), LONG, 16, 0.9, generator=generator()),
+    "eos_id": lambda model: utils.generate(model, ids(3), LONG, 16, eos_id=3),
+    "draft_ids": lambda model: utils.generate(model, ids(), LONG, 16, draft_ids=ids(1, 200)),
+    "token_ids_to_text": lambda model: utils.token_ids_to_text(model(ids()).argmax(2), TOKENIZER),
     "calc_loss_loader": lambda model: gpt.calc_loss_loader([(ids(2), ids(2))] * 2, model),
     "train_model": trained,
     "Batch": in_batch,
