@@ -33,7 +33,6 @@ V, T = TINY_CONFIG["vocab_size"], TINY_CONFIG["context_length"]
 # For each kind of argument, valid values and invalid ones ------------------------------------
 
 WHOLE = [1, 2, 3, 5, 16, 40], [0, -1, 17, 2**31, 10**400, 2.0, 0.5, math.nan, None, "3", [1], True]
-SHARE = [0.1, 0.5, 0.9, 1.0, 0.001], [0, -0.5, 1.5, math.nan, math.inf, None, "0.5", 1j]
 HEAT = [0, 0.0, 0.5, 1.0, 5, 1e-30, 1e30, 1e300], [-1, math.nan, math.inf, None, "hot", [1.0]]
 TOP_K = [None, 1, 5, 61, 10**9], [0, -3, 2.5, "5", math.nan]
 TOP_P = [None, 0.05, 0.5, 1, 1.0], [0, 1.1, -1, math.nan, "0.5"]
@@ -159,10 +158,9 @@ TRAINING = {
 }  # fmt: skip
 WINDOWS = {"token_ids": TEXTS, "context_length": ([5, 16], WHOLE[1])}
 SMALL = [  # head starts need no minimum size
-    *CONFIGS[0], {**TINY_CONFIG, "emb_dim": 8, "n_heads": 8}, {**TINY_CONFIG, "emb_dim": 1,
-    "n_heads": 1}, {**TINY_CONFIG, "emb_dim": 6, "n_heads": 1}, {**TINY_CONFIG, "emb_dim": 10,
-    "n_heads": 2, "context_length": 3},
-]  # fmt: skip
+    {**TINY_CONFIG, "emb_dim": dim, "n_heads": heads, "context_length": length}
+    for dim, heads, length in ((24, 3, 16), (8, 8, 16), (1, 1, 16), (6, 1, 16), (10, 2, 3))
+]
 SPAN = memorization.VerbatimSpan
 
 CASES = {
@@ -185,7 +183,8 @@ CASES = {
         lambda r, num_windows, **a: 1 <= len(r) <= num_windows + 1,
     ),
     "split_tokens": Case(
-        data.split_tokens, {**WINDOWS, "val_fraction": SHARE},
+        data.split_tokens, {**WINDOWS,
+         "val_fraction": ([0.1, 0.5], [0, -0.5, 1, 1.5, math.nan, math.inf, None, "0.5", 1j])},
         lambda r, token_ids, **a: torch.equal(torch.cat(r), token_ids),
     ),
     "GPTModel": Case(GPTModel, {"cfg": CONFIGS}, lambda r, cfg: r.cfg == cfg, draws=True),
@@ -300,14 +299,9 @@ def try_one(name, rng):
     return accepted
 
 
-@pytest.mark.parametrize("calls", [400, pytest.param(10_000, marks=pytest.mark.long)])
-def test_random_calls(calls):
-    outcomes = {name: set() for name in CASES}
-    for number in range(calls):
-        name = sorted(CASES)[number % len(CASES)]
-        try:
-            outcomes[name].add(try_one(name, random.Random(number)))
-        except Exception as error:
-            raise AssertionError(f"call {number}: {name}: {error!r}") from error
-    assert [name for name, seen in outcomes.items() if True not in seen] == []
-    assert sum(False in seen for seen in outcomes.values()) > len(outcomes) / 2
+@pytest.mark.parametrize("calls", [16, pytest.param(450, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", CASES)
+def test_random_calls(name, calls):
+    accepted = {try_one(name, random.Random(number)) for number in range(calls)}
+    refusable = any(invalid for _, invalid in CASES[name].arguments.values())
+    assert accepted == ({True, False} if refusable else {True})
