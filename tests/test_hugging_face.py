@@ -24,7 +24,6 @@ pytestmark = [
 transformers.utils.logging.disable_progress_bar()
 
 TINY_GPT2 = {"vocab_size": 61, "n_positions": 16, "n_embd": 24, "n_head": 3, "n_layer": 2}
-IDS = torch.arange(48).view(4, 12)
 
 
 @torch.no_grad()
@@ -47,15 +46,11 @@ def ours(**settings):
 
 
 @torch.no_grad()
-def assert_same(mine, theirs, ids=IDS):
-    """Same logits, and the same greedy continuations up to the end of the context."""
+def assert_same(mine, theirs):
+    """Compare the logits at each position of the context."""
+    length, vocab_size = mine.cfg["context_length"], mine.cfg["vocab_size"]
+    ids = torch.arange(3 * length).view(3, length) % vocab_size
     torch.testing.assert_close(mine(ids), theirs(ids).logits.float(), atol=1e-4, rtol=0)
-    new = mine.cfg["context_length"] - ids.size(1)
-    written = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False,
-        eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    assert torch.equal(generate(mine, ids, new, mine.cfg["context_length"]), written)
 
 
 # 1. Saving ----------------------------------------------------------------------------------
@@ -136,13 +131,12 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def as_published(folder, **settings):
+def as_published(folder):
     """Write a GPT-2 as the published one is: names without prefix, tied, masks beside weights."""
-    theirs = written(**settings)(folder)
+    theirs = written()(folder)
     masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 16, 16).tril() for i in range(2)}
     masks |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
     rewrite(folder, lambda t: masks | {n.removeprefix("transformer."): t[n] for n in t})
-    assert_same(load_hugging_face(folder), AutoModelForCausalLM.from_pretrained(folder))
     return theirs
 
 
