@@ -31,12 +31,13 @@ WORKERS = torch.get_num_threads()
 FAILED = "Something went wrong here. Your next text may work."
 
 # For the end of app.py. A text with one of these words fails at this token. Sessions end 5 seconds
-# after a disconnection, so that the test sees it.
-FAILING = """
+# after a disconnection, so that the test sees it. Classes are full early.
+CHANGES = """
 from chainlit.config import config
 from support.page.batch import Slot
 
 config.project.session_timeout = 5
+classroom.MAX_WORDS = 40
 
 FAILS_AT = {"anvil": 0, "bellows": 3}
 unfailing = Slot.take
@@ -59,7 +60,7 @@ Slot.take = failing
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder, threads = tmp_path_factory.mktemp("app"), {"OMP_NUM_THREADS": str(WORKERS)}
-    with running_app(folder, more=FAILING, **threads) as server:
+    with running_app(folder, more=CHANGES, **threads) as server:
         yield server
 
 
@@ -387,9 +388,9 @@ def test_a_class_of_thirty(server):
         counts = {bar["word"]: bar["count"] for bar in bars}
         assert counts["had"] == 21 and counts["was"] == counts["stopped"] == 0
         assert sum(counts.values()) == 31 and 0 < sum(bar["prob"] for bar in bars) < 1
-        for i in range(300):
+        for i in range(40):
             seen = await act(late, code, page=f"page {i}", guess="had")
-        assert seen is not None and (await act(late, code))["guesses"] == 300  # no more
+        assert seen is not None and (await act(late, code))["guesses"] == 40  # no more
         seen = await act(teacher, **QUESTION)  # the next question
         assert (seen["code"], seen["guesses"]) == (code, 0)
         await teacher.client.disconnect()
