@@ -11,6 +11,8 @@ effect within one step. `background_executor` runs other long tasks.
 from support.python_version import require_python
 
 require_python("chainlit")  # the imports below fail on other versions
+if __name__ == "__main__":
+    raise SystemExit("This is a web page. Start it with:\n\n    chainlit run app.py\n")
 
 import asyncio
 import os
@@ -141,6 +143,10 @@ STARTERS = [
     "On Thursday there was fog.",
     "The old clock",
 ]
+if STARTERS[0] not in story_text:  # of another story, the first words of four paragraphs
+    lines = [line for line in story_text.splitlines() if line.strip()]
+    few = lines[:: max(1, len(lines) // 4)][:4]
+    STARTERS = list(dict.fromkeys(" ".join(line.split()[:6])[:60] for line in few))
 ELEMENTS = (
     "Connection", "Start", "Classroom", "Toolbar", "Text", "Panel", "Bars", "Word", "Guess",
     "Attention", "Layers", "Compare", "Story", "Settings",
@@ -325,7 +331,3 @@ async def on_chat_end() -> None:
     stop_generation(left=True)
     cl.chat_context.clear()  # otherwise Chainlit stores the messages forever
     cl.context.session.chat_started = False  # `start` checks this
-
-
-if __name__ == "__main__":
-    raise SystemExit("This is a web page. Start it with:\n\n    chainlit run app.py\n")

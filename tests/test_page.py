@@ -774,6 +774,8 @@ def numbers(page: Page, pattern: str, start: int, end: int) -> list[float]:
 
 def test_the_page_follows_the_apps_context_and_limits(other_app, open_page):
     page, context = open_page(server=other_app), other_app.config["context_length"]
+    starters = page.locator("#starters button").all_text_contents()
+    assert starters and all(starter in " ".join(STORY.split()) for starter in starters)
     click(page, "#settings-button")
     expect(page.locator("#settings-button")).to_contain_text("25 tokens")
     page.locator("#set-max_new_tokens").fill("99")
