@@ -147,9 +147,11 @@ def test_the_random_state_of_a_gpu_is_stored_with_the_cpus(monkeypatch, device):
     monkeypatch.setattr(
         module, "set_rng_state", lambda state, *where: generators[where].set_state(state)
     )
-    states, gpu = random_states(device), generators[*place]
-    for stored in (states, states, random_states(torch.device("cpu"))):  # the last: from elsewhere
-        set_random_states(device, stored)
+    gpu = generators[*place].manual_seed(5)
+    states = random_states(device)
+    for stored in (None, states, random_states(torch.device("cpu"))):  # the last: from elsewhere
+        if stored:
+            set_random_states(device, stored)
         draws.append([torch.rand(3).tolist(), torch.rand(3, generator=gpu).tolist()])
     assert draws[0] == draws[1] and draws[1][1] != draws[2][1]
 
