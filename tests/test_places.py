@@ -211,8 +211,8 @@ def test_as_a_python_script_the_app_names_its_command(place):
 def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless, run_before):
     command = chainlit_run("app.py")
     if run_before:  # by somebody else, who could write there
-        output(["chmod", "u+w", "."], read_only)
-        (read_only / ".files").mkdir()
+        output(["chmod", "u+w", ".", ".chainlit"], read_only)
+        output([sys.executable, "-c", "import chainlit.config"], read_only)
         output(["chmod", "-R", "a-w", "."], read_only)
     process = run([*homeless, *command], read_only)
     assert process.returncode == 1
