@@ -56,7 +56,7 @@ tokenizer = tiktoken.get_encoding("gpt2")
 
 
 def model_config() -> dict[str, Any]:
-    """Return the model's configuration, or the usual one if there is no model."""
+    """Return the model's configuration, or the default if there is no model."""
     return state.model.cfg if state.model else GPT_CONFIG_124M
 
 
@@ -74,7 +74,7 @@ state.model = state.scheduler = None
 try:
     story_text = read_text(STORY)
 except (OSError, ValueError) as error:
-    raise SystemExit(f"No story: {error}\nAPP_STORY can name another file.") from None
+    raise SystemExit(f"No story: {error}\nSet APP_STORY to another file.") from None
 story_ids = (
     background_executor.submit(text_to_token_ids, story_text, tokenizer).result()[0].tolist()
 )

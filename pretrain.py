@@ -83,7 +83,7 @@ def run_config_of(
 ) -> RunConfig:
     """Return the settings that must match on resume. `old`: those stored in the checkpoint.
 
-    The number of windows per step must match, but not that of the processes that share them.
+    The number of windows per step must match; the number of processes need not.
     """
     processes, windows = old.get("processes", WORLD_SIZE), args.batch_size * args.accumulate
     resumed = windows * processes == old.get("batch_size")
@@ -171,11 +171,11 @@ class Run:
                 self.write_history()
             except OSError as error:
                 what = f"{error.filename}: {error.strerror}"
-                self.bar.write(f"{what}. Training goes on, and the next evaluation tries again.")
+                self.bar.write(f"{what}. Training continues; the next evaluation tries again.")
         self.check_patience()
 
     def since_best(self) -> int:
-        """Return the number of evaluations since that with the lowest validation loss."""
+        """Return the number of evaluations since the one with the lowest validation loss."""
         losses = [evaluation.val_loss for evaluation in self.state.history]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
@@ -220,7 +220,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def save_best(self) -> None:
-        """Write the best weights, which the checkpoint holds, too."""
+        """Write the best weights, which are also in the checkpoint."""
         if self.best:
             self.save_weights(self.args.weights.with_suffix(".best.pth"), self.best)
 
@@ -326,10 +326,10 @@ def main(argv: list[str] | None = None) -> None:
                 raise
             what = f"out of memory on {args.device}: use a smaller --batch-size or --config"
         except FloatingPointError as error:
-            what = f"{error} (--learning-rate), and name other --weights"
+            what = f"{error} (--learning-rate), and change --weights"
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                again = "change its permissions, or name other --weights"
+                again = "change its permissions, or change --weights"
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             what += f"; {again}"
         else:

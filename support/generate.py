@@ -29,7 +29,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m support.generate",
         description="Continue a text with a trained model, and print it token by token.",
     )
-    parser.add_argument("prompt", nargs="?", help="its beginning; by default, standard input")
+    parser.add_argument("prompt", nargs="?", help="beginning of the text (default: standard input)")
     parser.add_argument(
         "--weights", default="pretrain-story-model.pth", help="the model's file (%(default)s)"
     )
@@ -38,8 +38,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--top-k", type=int, default=50, help="candidates for each token; 0: all (%(default)s)"
     )
-    parser.add_argument("--top-p", type=float, help="their total probability (no limit)")
-    parser.add_argument("--seed", type=int, help="to repeat a text (random)")
+    parser.add_argument("--top-p", type=float, help="the candidates' total probability (no limit)")
+    parser.add_argument("--seed", type=int, help="for a reproducible text (random)")
     return parser.parse_args(arguments)
 
 

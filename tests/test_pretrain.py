@@ -380,7 +380,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --weights mine.ckpt", "argument --weights: 'mine.ckpt' is not a file name that"),
         ("mine.txt --weights no/a.pth", "argument --weights: 'no/a.pth' is not a file name that"),
         ("mine.txt --config gpt3", "argument --config: 'gpt3' is neither KEY=VALUE"),
-        ("mine.txt --config layers=2", "argument --config: there is no key 'layers'; the"),
+        ("mine.txt --config layers=2", "argument --config: unknown key 'layers'; the"),
         ("mine.txt --config n_layers=0", "argument --config: n_layers must be a whole"),
         ("mine.txt --config n_heads=5", "argument --config: emb_dim 16 is not a multiple"),
         ("mine.txt --config n_heads='", "argument --config: .* is neither"),
@@ -491,7 +491,7 @@ def test_files_of_others_are_not_replaced(folder, failure):
     for ending in ("csv", "png", "pth", "best.pth", "lock"):
         path = folder / f"mine.{ending}"
         path.write_text("mine")
-        assert failure(2).startswith(f"{path.name} exists, but not from this run: name other")
+        assert failure(2).startswith(f"{path.name} exists, but not from this run: change --weights")
         assert path.read_text() == "mine"
         path.unlink()
 
@@ -517,9 +517,9 @@ def test_no_input_is_overwritten(folder, failure, ending):
     text = folder / f"mine.{ending}"
     (folder / "mine.txt").rename(text)
     before = text.read_bytes()
-    assert re.match(r"mine\.\w+ would be over.* other --weights", failure(2, text=f"./{text.name}"))
+    assert re.match(r"mine\.\w+ would be over.*: change --w", failure(2, text=f"./{text.name}"))
     start = ["--start-from", text.name, "--weights", "./mine.pth"]
-    assert failure(2, *start, text=__file__).startswith(f"{text.name} would be overwritten: name")
+    assert failure(2, *start, text=__file__).startswith(f"{text.name} would be overwritten: change")
     assert text.read_bytes() == before
     assert list(folder.iterdir()) == [text]
 
@@ -546,7 +546,7 @@ def test_each_config_adds_to_those_before(folder):
 )
 def test_a_learning_rate_that_is_too_high(folder, failure, rate, message):
     line = failure(1, "--learning-rate", rate, "--save-every", "0")
-    assert re.search(rf"{message}.*lower rate \(--learning-rate\), and name other --weights", line)
+    assert re.search(rf"{message}.*lower rate \(--learning-rate\), and change --weights", line)
     assert not (folder / "mine.pth").exists()
     if rate == "1e30":  # otherwise the weights are only too large for 8 bits
         saved = read_checkpoint("mine.ckpt")

@@ -46,7 +46,7 @@ function Attention() {
       {all.map((row, layer) => [<span key={layer} className="legend">{layer + 1}</span>, row.map((weights, number) => cell(weights, layer, number))])}
     </div>
     <div className="row">
-      <span className="legend">Rows: layers. Cells: heads. The stripes are the last {STRIPES} tokens; at the right end is the word itself.</span>
+      <span className="legend">Rows: layers. Cells: heads. Stripes: the last {STRIPES} tokens, up to the word itself. Darker: more attention.</span>
       <button type="button" aria-pressed={head === 'average'} onClick={() => page.set({ head: 'average' })}>Average</button>
     </div>
   </>;

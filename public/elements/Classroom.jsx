@@ -34,7 +34,7 @@ function Revealed({ bars, guesses, wrote, mine }) {
 function Asked() {
   const { classroom, offline } = page.state;
   return <div className="column" id="asked">
-    <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the first page.{/^(localhost|127\.)/.test(location.hostname) && <> Only this computer can open that address: <code>support/README.md</code> says how to let others in.</>}</p>
+    <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the start page.{/^(localhost|127\.)/.test(location.hostname) && <> Only this computer can open that address: <code>support/README.md</code> says how to let others in.</>}</p>
     <p aria-live="polite"><b>{count(classroom.guesses)}</b></p>
     {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" aria-disabled={offline} onClick={() => offline || page.takePart({ reveal: true })}>Reveal</button>}
   </div>;
@@ -44,7 +44,7 @@ function Classroom() {
   const { classroom } = useSyncExternalStore(page.subscribe, page.get);
   if (!page.isLearner() || page.document()) return null;
   const leave = <button type="button" id="leave-class" onClick={() => page.joinClass('')}>Leave the class</button>;
-  if (!classroom) return <section className="start column" aria-label="Class"><h1>This class is over</h1><p>No class has this code now.</p>{leave}</section>;
+  if (!classroom) return <section className="start column" aria-label="Class"><h1>No such class</h1><p>It has ended, or the code is wrong.</p>{leave}</section>;
   const { number, text, options, mine, guesses, bars } = classroom;
   return <section className="start column" id="class" aria-label="Class">
     <h1>Which word comes next?</h1>

@@ -28,7 +28,7 @@ function Guess() {
   const next = pause === null ? undefined : page.look('next', page.read(pause));
   useEffect(() => void (pause === null && page.pauseAfter(page.promptOf(page.document()).length)), [pause, page.idsOf(page.document()).length]);
   useEffect(() => setAnswer(null), [pause]);
-  if (pause === null) return <p>{running ? 'The model writes a few words…' : 'The text ends before the next pause. Continue it, and guess on.'}</p>;
+  if (pause === null) return <p>{running ? 'The model is writing a few words…' : 'No more words to guess here. Press Continue to get more.'}</p>;
   const { Asked, WordForm } = page.components;
   const nextWord = <button type="button" id="next-guess" className={answer || classroom?.bars ? 'primary' : ''} onClick={() => page.pauseAfter(pause + 5)}>Next word</button>;
   if (classroom?.teaching && classroom.pause === pause) return <><Asked />{nextWord}</>;
@@ -44,7 +44,7 @@ function Guess() {
   return <>
     <p>The text stops here. Which word comes next? Pick one or type your own.</p>
     <WordForm key={pause} options={options} button="Reveal" send={reveal} />
-    <button type="button" id="ask-class" title="Others guess this word on their own devices, without names" aria-disabled={!options || offline} onClick={ask}>Ask the class</button>
+    <button type="button" id="ask-class" title="Others guess this word on their own devices, anonymously" aria-disabled={!options || offline} onClick={ask}>Ask the class</button>
   </>;
 }
 

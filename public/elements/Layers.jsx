@@ -13,9 +13,9 @@ function Layers() {
     cells: [<span className="label">{label}</span>, page.percent(prob)]
   }));
   return <>
-    <p>The model could stop after each layer and guess. Before <b className="label">{token.label}</b>, it would say:</p>
+    <p>If the model stopped after each layer, it would predict, in place of <b className="label">{token.label}</b>:</p>
     <Bars heads={['After', 'first choice', 'probability']} rows={rows} />
-    <p className="legend">Bold: the word that stands in the text.</p>
+    <p className="legend">Bold: the word in the text.</p>
   </>;
 }
 

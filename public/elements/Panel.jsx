@@ -6,7 +6,7 @@ const TABS = {
   word: { label: 'This word', component: 'Word', asks: 'to see what else it could have been' },
   next: { label: 'What comes next', component: 'Word' },
   guess: { label: 'Guess', component: 'Guess' },
-  attention: { label: 'Attention', component: 'Attention', asks: 'to see which words before it the model looks at' },
+  attention: { label: 'Attention', component: 'Attention', asks: 'to see which earlier words the model looks at' },
   layers: { label: 'Layers', component: 'Layers', asks: 'to see how the model arrived at it' },
   compare: { label: 'Compare', component: 'Compare' },
   story: { label: 'The story', component: 'Story' }

@@ -39,10 +39,10 @@ function Settings() {
   const [resets, setResets] = useState(0); // a reset also clears a seed that is not valid
   if (!settings) return null;
   const names = ['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : []), 'max_new_tokens'];
-  const lost = 'Connection lost. Trying again … Your text goes on when the connection is back. If it does not come back, check that the app is running.';
+  const lost = 'Connection lost. Trying again … Your text will continue once the page is online. If it stays offline, check that the app is running.';
   return <div id="settings-line">
     {offline && <p id="offline" role="alert" className="problem">{lost}</p>}
-    {running && people >= MANY && <p className="legend" role="status">{people} people are writing, so it takes longer.</p>}
+    {running && people >= MANY && <p className="legend" role="status">{people} people are writing, so it may be slower.</p>}
     <button type="button" id="settings-button" popovertarget="settings">{page.summary(settings)} <span aria-hidden="true">▴</span></button>
     <div id="settings" popover="auto" role="group" aria-label="Settings">
       <div className="row">

@@ -32,12 +32,12 @@ function Start() {
     <div id="cards">
       {Object.entries(CARDS).map(([name, [title, text]]) => <button key={name} id={`card-${name}`} type="button" className="card column" disabled={blocked} onClick={() => page.startWith(name)}><b>{title}</b><span>{text}</span></button>)}
     </div>
-    <h2>Or type a beginning below, or use one of these</h2>
+    <h2>Type your own beginning below, or use one of these</h2>
     <div id="starters" className="chips">
       {page.config.starters.map((prompt) => <button key={prompt} type="button" className="starter" disabled={blocked} onClick={() => page.send(prompt)}>{prompt}</button>)}
     </div>
     <form id="join-class" className="chips" onSubmit={(event) => (event.preventDefault(), page.joinClass(event.target.elements.code.value.trim()))}>
-      <input name="code" aria-label="Code of a class" placeholder="Code of a class" inputMode="numeric" autoComplete="off" maxLength={9} required />
+      <input name="code" aria-label="Class code" placeholder="Class code" inputMode="numeric" autoComplete="off" maxLength={9} required />
       <button type="submit">Join</button>
     </form>
     {documents.length > 0 && <>

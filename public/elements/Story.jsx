@@ -25,7 +25,7 @@ function Story() {
     <p className="legend" aria-live="polite">
       {run
         ? `${run.length} tokens, from paragraph ${run.paragraph} of the story.`
-        : 'This is all that the model has ever read. Blue: passages of six tokens or more that your text copies.'}
+        : 'The model trained on all but the last tenth. Blue: six or more tokens in a row that your text copies.'}
     </p>
     <div id="story-text" className="prose">
       {parts.map(({ text, runs }, i) =>

@@ -40,7 +40,7 @@ function coloured(shown, view, { head, running }) {
   }
   if (view === 'drafts') {
     tokens.forEach((token) => (token.className = token.draft && 'from-draft'));
-    return { tokens, line: 'Green: words drafted from the story that the model accepted.' };
+    return { tokens, line: 'Green: guesses copied from the story that the model accepted.' };
   }
   if (view === 'attention') {
     const read = looked in tokens ? page.read(looked, looked + 1) : [];
@@ -61,8 +61,8 @@ const Legend = ({ view, views, line, loss, invisible, unread, before }) => <div 
     {line ?? ['How likely the model found each token: ', ...LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)]}
     {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
     {unread && ' Grey: too far back for the model to read.'}
-    {invisible && ' ▯: a character that has no shape of its own.'}
-    {before > 0 && ` The beginning of your prompt is not kept: the model reads only the last ${page.config.context_length} tokens.`}
+    {invisible && ' ▯: an invisible character.'}
+    {before > 0 && ` Your prompt’s beginning was cut off: the model reads only the last ${page.config.context_length} tokens.`}
   </span>
 </div>;
 
@@ -83,7 +83,7 @@ function Token({ token, index, canFocus, isLooked, isUnread, hint }) {
     <span className={classes.filter(Boolean).join(' ')} data-index={index} data-marker={markerOf(token.text) || undefined} role="button" aria-label={`${token.label}${prob}${attention}`} aria-pressed={isLooked} tabIndex={canFocus ? 0 : -1} style={style}>
       {token.text}
     </span>
-    {hint && <span className="hint" data-hint="‹ click: the model hesitated here" />}
+    {hint && <span className="hint" data-hint="‹ click: the model was unsure here" />}
   </>;
 }
 
@@ -92,7 +92,7 @@ function Editor({ caret }) {
   useEffect(() => void (box.current.setSelectionRange(caret, caret), box.current.focus()), []); // scrolls to the cursor
   const cancel = () => (page.set({ editing: null }), document.getElementById('edit').focus());
   return <div className="column" onKeyDown={(event) => event.key === 'Escape' && (event.preventDefault(), cancel())}>
-    <p className="legend">The text up to the cursor stays. The old version stays behind ‹ ›.</p>
+    <p className="legend">Text after the cursor is replaced. ‹ › brings the old version back.</p>
     <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
   </div>;
 }

@@ -20,12 +20,12 @@ function Toolbar() {
   return <div className="toolbar column">
     <h1 className="sr-only">{page.nameOf(shown)}</h1>
     <div role="group" aria-label="Actions" className="chips">
-      <button id={stops ? 'stop' : 'continue'} type="button" className="primary" aria-disabled={busy && !stops} title={stops ? 'Stop writing' : 'Write on from the end of the text, or from the cursor'} onClick={onClick}>
+      <button id={stops ? 'stop' : 'continue'} type="button" className="primary" aria-disabled={busy && !stops} title={stops ? 'Stop writing' : 'Continue from the end of the text, or from the cursor'} onClick={onClick}>
         {stops ? 'Stop' : editing === null ? 'Continue' : 'Continue from here'}
       </button>
       {action('again', 'Try again', 'Write the last part again, with another seed', page.again)}
-      {action('edit', editing === null ? 'Edit' : 'Cancel', 'Change the text yourself, or leave it as it was', () => (editing === null ? page.edit(chosen) : page.set({ editing: null })), busy)}
-      {action('undo', 'Undo', 'Take back the last change (Ctrl+Z)', page.undo, busy || editing !== null || page.undoable() < 0)}
+      {action('edit', editing === null ? 'Edit' : 'Cancel', 'Edit the text yourself, or cancel your edit', () => (editing === null ? page.edit(chosen) : page.set({ editing: null })), busy)}
+      {action('undo', 'Undo', 'Undo the last change (Ctrl+Z)', page.undo, busy || editing !== null || page.undoable() < 0)}
       {action('new', 'New text', 'Begin another text; this one stays in the list', page.begin, running !== null)}
       <button id="share" type="button" popovertarget="sharing" title="Copy, download or link to this text">Share <span aria-hidden="true">▾</span></button>
       <div id="sharing" popover="auto">

@@ -34,7 +34,7 @@ function Gave({ index, token }) {
   return <p id="gave" aria-live="polite">
     <b className="label">{token.label}</b>{' '}
     {scored ? `The model gave it ${page.percent(Math.exp(scored.logprob))} (${rank})${settings}.` : waiting}
-    {token.draft && ' It was drafted from the story, and the model accepted it.'}
+    {token.draft && ' It was guessed from the story, and the model accepted it.'}
   </p>;
 }
 

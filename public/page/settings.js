@@ -5,7 +5,7 @@
 export const config = {};
 
 export const FIELDS = {
-  temperature: { label: 'Temperature', step: 0.1, help: '0: always the most likely token. 1: the model’s own probabilities. Higher: more even ones.' },
+  temperature: { label: 'Temperature', step: 0.1, help: '0: always the most likely token. 1: the model’s own probabilities. Higher: more random.' },
   top_k: { label: 'Top-k', step: 1, help: 'Sample from the k most likely tokens. 0: from all.' },
   top_p: { label: 'Top-p', step: 0.05, help: 'Sample from the fewest tokens whose probabilities add up to p. 1: from all.' },
   max_new_tokens: { label: 'Tokens', step: 1, help: 'How many tokens to generate. A token is about four letters.' }

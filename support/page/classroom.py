@@ -18,7 +18,7 @@ import chainlit as cl
 MAX_WORDS = 300  # different words, and guesses, for a question
 MAX_LENGTH = 40  # characters of a word
 MAX_OPTIONS = 6
-# The model's probability of a word after token ids; None if the person's next word replaces it.
+# The model's probability of a word after token ids; None if a newer request replaced this one.
 WordProb = Callable[[list[int], str], Awaitable[float | None]]
 
 
@@ -28,7 +28,7 @@ class Question:
     text: str
     options: list[str]  # to choose from
     wrote: str  # the word in the teacher's text
-    pause: int  # its place there, for the teacher's page
+    pause: int  # its index there, for the teacher's page
     probs: dict[str, float] = field(default_factory=dict)  # the model's, by word
     guesses: dict[str, str] = field(default_factory=dict)  # by the secret name of a page
     revealed: bool = False
@@ -73,7 +73,7 @@ def read_question(payload: dict[str, Any], ids: list[int], text: str) -> Questio
 
 
 async def ask(teacher: str, question: Question, word_prob: WordProb) -> Classroom:
-    """Ask the class of this teacher, or a new one; return it."""
+    """Ask this teacher's class, created if needed; return it."""
     for word in (*question.options, question.wrote):
         question.probs[word] = await word_prob(question.ids, word) or 0
     for room in list(classrooms.values()):
@@ -87,7 +87,7 @@ async def ask(teacher: str, question: Question, word_prob: WordProb) -> Classroo
 
 
 async def guess(asked: Question, page: str, word: str, word_prob: WordProb) -> None:
-    """Note a guess. It replaces the page's earlier one, until the guesses are revealed."""
+    """Store a guess. Until the guesses are revealed, it replaces the page's earlier one."""
     if word not in asked.probs:
         prob = await word_prob(asked.ids, word)
         if prob is not None and len(asked.probs) < MAX_WORDS:

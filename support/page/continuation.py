@@ -36,7 +36,7 @@ class Continuation:
             f"temperature {settings.temperature:g}",
             random and settings.top_k and f"top-k {settings.top_k}",
             random and settings.top_p and f"top-p {settings.top_p:g}",
-            self.cropped and f"only the last {len(self.context)} tokens of the text read",
+            self.cropped and f"the model read only the last {len(self.context)} tokens",
             self.stopped and "stopped",
         ]
         return [line for line in lines if line]

@@ -235,7 +235,7 @@ async def safely(work: Awaitable[None]) -> None:
         await work
     except Exception:
         logger.exception("a continuation failed")
-        await show_problem("Something went wrong here. Your next text may work.")
+        await show_problem("Something went wrong. You can try again.")
 
 
 async def show_problem(text: str) -> None:

@@ -38,11 +38,11 @@ losses and samples of generated text. It writes these files, named after the tex
 current folder; --weights changes their name and folder:
 
   mine.pth       the weights, rounded to 8 bits; written at the end or when stopped
-  mine.best.pth  the weights of the lowest validation loss, likewise
+  mine.best.pth  the weights with the lowest validation loss, also in 8 bits
   mine.csv       the history: both losses at each evaluation
   mine.png       the history as a plot
   mine.ckpt      the checkpoint, to resume an interrupted run; about 13 bytes per parameter
-  mine.lock      an empty file, locked against a second run
+  mine.lock      an empty file; its lock prevents a second run
 
 The tokens of a text of 10 MB or more are stored in mine.*.tokens. Only mine.pth or mine.best.pth is
 needed after the run: python -m support.generate --weights mine.best.pth generates with it. To train
@@ -61,7 +61,7 @@ examples:
   python pretrain.py dataset/mine.txt --config emb_dim=192,n_heads=6,n_layers=4
       train a small model, in a few minutes
   python pretrain.py poems --val more.txt --patience 4
-      train on all .txt files in the folder poems; stop early if the loss on more.txt rises
+      train on all .txt files in the folder poems; stop early if the loss on more.txt stops falling
   python pretrain.py dataset/mine.txt --start-from pretrain-story-model.pth
       start from trained weights instead of random ones
   torchrun --nproc-per-node 2 pretrain.py dataset/mine.txt
@@ -119,7 +119,7 @@ def model_config(text: str) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(f"{item!r} is {what}") from None
     if unknown := sorted(cfg.keys() - GPT_CONFIG_124M.keys()):
         keys = ", ".join(GPT_CONFIG_124M)
-        raise argparse.ArgumentTypeError(f"there is no key {unknown[0]!r:.60}; the keys are {keys}")
+        raise argparse.ArgumentTypeError(f"unknown key {unknown[0]!r:.60}; the keys are {keys}")
     return cfg
 
 
@@ -185,7 +185,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add("text", nargs="*", type=text_path, default=[STORY],
         help="UTF-8 files, or folders of .txt files, joined by <|endoftext|> (default: the story)")
     add("--val", type=text_path, metavar="TEXT", action="append", default=[],
-        help="a validation text, left out of the training (default: the last tenth)")
+        help="a validation text, excluded from training (default: the last tenth)")
     add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
     add("--config", type=model_config, metavar="SIZE", action="append", default=[],
         help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or a .json file with these "
@@ -195,7 +195,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         "format; --config can change the drop_rate, and shorten the context_length of a folder")
     add("--head-start", action=argparse.BooleanOptionalAction,
         help="start with heads that attend to previous tokens (default: if emb_dim x steps is at "
-        "least 80,000, because it costs in smaller runs); see support/training/head_start.py")
+        "least 80,000, because it hurts smaller runs); see support/training/head_start.py")
     training = parser.add_argument_group("training")
     add = training.add_argument
     either = training.add_mutually_exclusive_group().add_argument
@@ -205,7 +205,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add("--batch-size", type=at_least(1), default=1, metavar="N",
         help="windows at a time, in each process (1)")
     add("--accumulate", type=at_least(1), default=1, metavar="N",
-        help="batches per step (1): the step of an N times larger batch in the same memory")
+        help="batches per step (1): the effect of an N times larger batch in the same memory")
     add("--learning-rate", type=at_least(0, float), metavar="RATE",
         help="its peak (4e-4, or 5e-5 with --start-from)")
     add("--warmup", type=at_least(0), default=10, metavar="STEPS", help="steps up to the peak (10)")
@@ -242,9 +242,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         output = args.weights.with_suffix(ending)
         for source in (*args.texts[0], *args.texts[1], args.start_from):
             if source and source.resolve() == output.resolve():
-                parser.error(f"{source} would be overwritten: name other --weights")
+                parser.error(f"{source} would be overwritten: change --weights")
         if new and output.exists() and (ending != ".lock" or output.stat().st_size):
-            parser.error(f"{output} exists, but not from this run: name other --weights")
+            parser.error(f"{output} exists, but not from this run: change --weights")
     if args.learning_rate is None:
         args.learning_rate = 5e-5 if args.start_from else 4e-4
     return parser, args

@@ -141,8 +141,8 @@ def restore(
     ]:
         what = f"a run with other texts or settings ({'; '.join(changes)})"
         raise ValueError(
-            f"{path} belongs to {what}: resume with the same ones, or train its weights further in "
-            f"a run of its own (--start-from {path}, and other --weights)"
+            f"{path} belongs to {what}: resume with the same ones, or start a new run from its "
+            f"weights (--start-from {path}, and new --weights)"
         )
     for name, tensor in plain_weights(model).items():
         tensor.copy_(content["weights"][name])

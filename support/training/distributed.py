@@ -104,7 +104,7 @@ def any_process(yes: bool, device: torch.device) -> bool:
 
 @_with_others()
 def check_same(values: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the keys, if `values` differ from those of the first process."""
+    """Raise ValueError naming the keys whose values differ from those of process 0."""
     first = [values]
     if WORLD_SIZE > 1:
         dist.broadcast_object_list(first)
