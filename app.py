@@ -228,22 +228,22 @@ async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, 
         await asyncio.gather(*(stream_continuation(request, *run, ids) for run in runs))
 
 
-def look(what: str, model: GPTModel, ids: list[int], word: str) -> Any:
+def look(what: str, model: GPTModel, ids: list[int], words: list[str]) -> Any:
     """Return a view of a text, from support/page/views.py."""
     read = ids[-model_config()["context_length"] :]
     if what in ("scores", "attention"):
         return views.scores(model, read) if what == "scores" else views.attention(model, read)
     if what == "word":
-        return views.word_prob(model, tokenizer, read, word)
+        return [views.word_prob(model, tokenizer, read, word) for word in words]
     return (views.next_token if what == "next" else views.layers)(model, tokenizer, read)
 
 
-async def inspect(what: str, ids: list[int], word: str = "") -> Any:
+async def inspect(what: str, ids: list[int], words: list[str]) -> Any:
     """Return a view of a text, or None if this person's next request replaces this one."""
     if not (model := await find_model()):
         return None
     key = cl.context.session.id, what
-    return await state.scheduler.inspect(key, look, what, model, ids, word)
+    return await state.scheduler.inspect(key, look, what, model, ids, words)
 
 
 @cl.action_callback("look")
@@ -252,7 +252,7 @@ async def on_look(action: cl.Action) -> Any:
     if what == "copied":
         return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
     if what in ("next", "layers", "scores", "attention", "word"):
-        return await inspect(what, ids, str(action.payload.get("word"))[: classroom.MAX_LENGTH])
+        return await inspect(what, ids, [str(action.payload.get("word"))[: classroom.MAX_LENGTH]])
     return None
 
 

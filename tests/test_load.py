@@ -355,7 +355,13 @@ def test_a_crowd(server, known, clients, seconds):
 # 3. A class -----------------------------------------------------------------------------------
 
 QUESTION = {"ids": [464, 1468, 8801], "options": ["was", "had"], "wrote": "stopped", "pause": 3}
-JUNK_ACTS = [{"guess": " "}, {"ids": [-1]}, {"ids": [464]}, QUESTION | {"wrote": ""}, {"code": []}]
+JUNK_ACTS = [
+    QUESTION | {"options": 5},
+    {"ids": [-1]},
+    {"ids": [464]},
+    QUESTION | {"wrote": ""},
+    {"code": []},
+]
 
 
 def test_a_class_of_thirty(server):
@@ -369,27 +375,33 @@ def test_a_class_of_thirty(server):
     async def scene(stack):
         people = [await stack.enter_async_context(Person(server)) for _ in range(33)]
         teacher, other, late, *learners = people
-        code = (await act(teacher, **QUESTION))["code"]
+        asked = await act(teacher, **QUESTION)
+        code, number = asked["code"], asked["number"]
+
+        def guess(person, word, **more):
+            return act(person, code, **{"guess": word, "number": number} | more)
+
         seen = await act(other, **QUESTION | {"ids": [464] * 300, "options": [5] * 99})
         assert (seen["options"], seen["text"]) == (["5"] * 6, "The" * 256)
         assert code != seen["code"]  # another class
         words = ["had" if i % 3 else f"w{i}" for i in range(30)]
-        asking = [act(p, code, guess=w) for p, w in zip(learners, words, strict=True)]
-        await asyncio.gather(*asking)
+        await asyncio.gather(*map(guess, learners, words))
         assert [await act(learners[0], **{"code": code} | junk) for junk in JUNK_ACTS] == [None] * 5
-        seen = await act(learners[0], code, reveal=True, guess="a  " + "b" * 10**5)  # a change
-        assert seen["guesses"] == 30 and seen["mine"] == "a " + "b" * 37
+        assert await guess(learners[0], " ") is None
+        seen = await guess(learners[0], "\ud800  " + "b" * 10**5, reveal=True)  # a change
+        assert seen["guesses"] == 30 and seen["mine"] == "? " + "b" * 37
+        assert (await guess(learners[0], "late", number=-1))["mine"] == seen["mine"]
         assert (seen["bars"], seen["wrote"], seen["teaching"]) == (None, None, False)
         assert (await act(learners[0], code, reveal=True))["bars"] is None
         assert (await act(teacher, code, reveal=True))["teaching"]
-        assert (await act(learners[0], code, guess="had"))["mine"] == seen["mine"]
+        assert (await guess(learners[0], "had"))["mine"] == seen["mine"]
         assert (await act(late, code))["bars"] is None
-        bars = (await act(late, code, guess="had"))["bars"]
+        bars = (await guess(late, "had"))["bars"]
         counts = {bar["word"]: bar["count"] for bar in bars}
         assert counts["had"] == 21 and counts["was"] == counts["stopped"] == 0
         assert sum(counts.values()) == 31 and 0 < sum(bar["prob"] for bar in bars) < 1
         for i in range(40):
-            seen = await act(late, code, page=f"page {i}", guess="had")
+            seen = await guess(late, "had", page=f"page {i}")
         assert seen is not None and (await act(late, code))["guesses"] == 40  # no more
         seen = await act(teacher, **QUESTION)  # the next question
         assert (seen["code"], seen["guesses"]) == (code, 0)

@@ -49,7 +49,7 @@ function Classroom() {
   return <section className="start column" id="class" aria-label="Class">
     <h1>Which word comes next?</h1>
     <div className="prose" id="class-text">{text}<span className="gap"> ? </span></div>
-    {bars ? <Revealed {...classroom} /> : <WordForm key={number} options={options} given={mine} button={mine ? 'Change my guess' : 'Send my guess'} send={(guess) => page.takePart({ guess })} />}
+    {bars ? <Revealed {...classroom} /> : <WordForm key={number} options={options} given={mine} button={mine ? 'Change my guess' : 'Send my guess'} send={(guess) => page.takePart({ guess, number })} />}
     <p className="legend" role="status">{!bars && mine && 'Sent. You can change it until the teacher reveals the guesses. '}{count(guesses)} so far.</p>
     <div>{leave}</div>
   </section>;

@@ -13,7 +13,7 @@ sessionStorage.setItem('class-page', name);
 // null if there is no such class, undefined without a class.
 export async function takePart(act = {}) {
   const classroom = await page.request('class', { page: name, code: sessionStorage.getItem('class'), ...act });
-  if (classroom) sessionStorage.setItem('class', classroom.code);
+  if (classroom && act.ids) sessionStorage.setItem('class', classroom.code);
   if (classroom !== undefined && JSON.stringify(classroom) !== JSON.stringify(page.state.classroom)) page.set({ classroom });
 }
 export async function followClass() {

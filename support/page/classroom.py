@@ -18,8 +18,8 @@ import chainlit as cl
 MAX_WORDS = 300  # different words, and guesses, for a question
 MAX_LENGTH = 40  # characters of a word
 MAX_OPTIONS = 6
-# The model's probability of a word after token ids; None if a newer request replaced this one.
-WordProb = Callable[[list[int], str], Awaitable[float | None]]
+# The model's probabilities of words after token ids; None if a newer request replaced this one
+WordProbs = Callable[[list[int], list[str]], Awaitable[list[float] | None]]
 
 
 @dataclass
@@ -50,7 +50,8 @@ class Classroom:
         return {
             "code": self.code, "number": asked.number, "text": asked.text, "pause": asked.pause,
             "teaching": teaching, "options": asked.options, "guesses": len(asked.guesses),
-            "mine": asked.guesses.get(page), "wrote": asked.wrote if shown else None,
+            "mine": asked.guesses.get(page), "wrote": asked.wrote if shown or teaching else None,
+            "ids": asked.ids if teaching else None,
             "bars": [{"word": word, "count": counts[word], "prob": asked.probs[word]}
                      for word in words] if shown else None,
         }  # fmt: skip
@@ -61,7 +62,10 @@ classrooms: WeakValueDictionary[str, Classroom] = WeakValueDictionary()  # by co
 
 def read_word(raw: Any) -> str:
     """Return a word without surrounding or repeated spaces. Raises ValueError if it is empty."""
-    if not (word := " ".join(str(raw)[:MAX_LENGTH].split())):
+    valid = (
+        str(raw)[:MAX_LENGTH].encode(errors="replace").decode()
+    )  # JSON can hold half a character
+    if not (word := " ".join(valid.split())):
         raise ValueError("an empty word")
     return word
 
@@ -72,10 +76,12 @@ def read_question(payload: dict[str, Any], ids: list[int], text: str) -> Questio
     return Question(ids, text, options, read_word(payload["wrote"]), int(payload["pause"]))
 
 
-async def ask(teacher: str, question: Question, word_prob: WordProb) -> Classroom:
-    """Ask this teacher's class, created if needed; return it."""
-    for word in (*question.options, question.wrote):
-        question.probs[word] = await word_prob(question.ids, word) or 0
+async def ask(teacher: str, question: Question, word_probs: WordProbs) -> Classroom | None:
+    """Ask this teacher's class, created if needed; return it, or None after a newer question."""
+    words = [*question.options, question.wrote]
+    if (probs := await word_probs(question.ids, words)) is None:
+        return None
+    question.probs = dict(zip(words, probs, strict=True))
     for room in list(classrooms.values()):
         if room.teacher == teacher:
             room.question = question
@@ -86,26 +92,26 @@ async def ask(teacher: str, question: Question, word_prob: WordProb) -> Classroo
     return room
 
 
-async def guess(asked: Question, page: str, word: str, word_prob: WordProb) -> None:
+async def guess(asked: Question, page: str, word: str, word_probs: WordProbs) -> None:
     """Store a guess. Until the guesses are revealed, it replaces the page's earlier one."""
     if word not in asked.probs:
-        prob = await word_prob(asked.ids, word)
-        if prob is not None and len(asked.probs) < MAX_WORDS:
-            asked.probs[word] = prob
+        probs = await word_probs(asked.ids, [word])
+        if probs and len(asked.probs) < MAX_WORDS:
+            (asked.probs[word],) = probs
     is_new = page not in asked.guesses
     if word in asked.probs and (len(asked.guesses) < MAX_WORDS if is_new else not asked.revealed):
         asked.guesses[page] = word
 
 
 async def take_part(
-    payload: dict[str, Any], question: Question | None, word_prob: WordProb
+    payload: dict[str, Any], question: Question | None, word_probs: WordProbs
 ) -> dict[str, Any] | None:
     """Ask `question`, guess or reveal, as a page's payload says; return its class, if any."""
     page, room = str(payload["page"])[:100], classrooms.get(str(payload.get("code")))
     if question:
-        room = await ask(page, question, word_prob)
-    elif room and "guess" in payload:
-        await guess(room.question, page, read_word(payload["guess"]), word_prob)
+        room = await ask(page, question, word_probs)
+    elif room and "guess" in payload and payload.get("number") == room.question.number:
+        await guess(room.question, page, read_word(payload["guess"]), word_probs)
     elif room and payload.get("reveal") and page == room.teacher:
         room.question.revealed = True
     if room and page == room.teacher:

@@ -81,10 +81,14 @@ def scores(model: GPTModel, token_ids: Sequence[int]) -> dict[str, Any]:
 
 
 def word_prob(model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int], word: str) -> float:
-    """Return the probability that a text continues with a space and these tokens of a word."""
-    ids = tokenizer.encode_ordinary(f" {word}")
-    read = [*token_ids, *ids][-model.cfg["context_length"] :]
-    own = scores(model, read)["tokens"][-len(ids) :]
+    """Return the probability that a text continues with a space and these tokens of a word.
+
+    0 if the model lacks one of them, or cannot read them all and a token before them.
+    """
+    ids, longest = tokenizer.encode_ordinary(f" {word}"), model.cfg["context_length"]
+    if len(ids) >= longest or max(ids) >= model.cfg["vocab_size"]:
+        return 0.0
+    own = scores(model, [*token_ids, *ids][-longest:])["tokens"][-len(ids) :]
     return math.exp(sum(token["logprob"] for token in own))
 
 
