@@ -355,13 +355,7 @@ def test_a_crowd(server, known, clients, seconds):
 # 3. A class -----------------------------------------------------------------------------------
 
 QUESTION = {"ids": [464, 1468, 8801], "options": ["was", "had"], "wrote": "stopped", "pause": 3}
-JUNK_ACTS = [
-    QUESTION | {"options": 5},
-    {"ids": [-1]},
-    {"ids": [464]},
-    QUESTION | {"wrote": ""},
-    {"code": []},
-]
+JUNK_ACTS = [QUESTION | {"options": 5}, {"ids": [-1]}, {"ids": [464]}, QUESTION | {"wrote": ""}]
 
 
 def test_a_class_of_thirty(server):
@@ -386,7 +380,7 @@ def test_a_class_of_thirty(server):
         assert code != seen["code"]  # another class
         words = ["had" if i % 3 else f"w{i}" for i in range(30)]
         await asyncio.gather(*map(guess, learners, words))
-        assert [await act(learners[0], **{"code": code} | junk) for junk in JUNK_ACTS] == [None] * 5
+        assert [await act(learners[0], **{"code": code} | junk) for junk in JUNK_ACTS] == [None] * 4
         assert await guess(learners[0], " ") is None
         seen = await guess(learners[0], "\ud800  " + "b" * 10**5, reveal=True)  # a change
         assert seen["guesses"] == 30 and seen["mine"] == "? " + "b" * 37

@@ -62,9 +62,7 @@ classrooms: WeakValueDictionary[str, Classroom] = WeakValueDictionary()  # by co
 
 def read_word(raw: Any) -> str:
     """Return a word without surrounding or repeated spaces. Raises ValueError if it is empty."""
-    valid = (
-        str(raw)[:MAX_LENGTH].encode(errors="replace").decode()
-    )  # JSON can hold half a character
+    valid = str(raw)[:MAX_LENGTH].encode(errors="replace").decode()  # without surrogates
     if not (word := " ".join(valid.split())):
         raise ValueError("an empty word")
     return word
