@@ -414,7 +414,7 @@ def train_model(
         "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
         "max_grad_norm": max_grad_norm, "evals_per_epoch": evals_per_epoch, "max_steps": max_steps,
     }.items():  # fmt: skip
-        _check_number(name, value, Real, low=0)
+        _check_number(name, value, int if name == "max_steps" else Real, low=0)
     if not (num_steps := int(min(max_steps or math.inf, sum(map(len, train_loaders))))):
         raise ValueError("train_loaders have no batches: there is nothing to train on")
     state, optimizer = state or TrainState(), create_optimizer(model, float(weight_decay))

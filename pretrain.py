@@ -276,7 +276,7 @@ def train(run: Run, loaders: list[Any], evals: int) -> None:
     if args.compile:
         model.compile()
     take_step, early = train_step, ""
-    if WORLD_SIZE > 1 or args.accumulate > 1:
+    if WORLD_SIZE > 1 or run.config["batch_size"] > args.batch_size:
         take_step = distributed.SharedStep(model, args.batch_size).take
     try:
         if not run.state.step:
@@ -292,15 +292,19 @@ def train(run: Run, loaders: list[Any], evals: int) -> None:
     except ConnectionError:  # a process was lost in a step, before any weight changed
         run.save()
         raise
+    except FloatingPointError:  # the current weights diverge
+        run.save_best()
+        raise
     finally:
         run.bar.close()
     run.save_all()
-    run.write_history()  # again, in case this failed before
     if RANK == 0:
-        beside = "the best weights (.best.pth), the history (.csv, .png) and a checkpoint"
+        best = "the best weights (.best.pth), " if run.best else ""
+        beside = f"{best}the history (.csv, .png) and a checkpoint"
         print(f"{early}Wrote {args.weights}, and beside it {beside}.")
         if args.export:
             save_hugging_face(model, args.export)
+    run.write_history()  # again, in case this failed before
 
 
 def main(argv: list[str] | None = None) -> None:

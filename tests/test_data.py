@@ -83,10 +83,12 @@ def test_tokenizing_is_done_once_for_each_version_of_a_text(tmp_path, tokenizer,
         token_file.unlink()
         token_file.write_bytes(damaged)
         assert load_token_file([path], tokenizer, path).tolist() == ids.tolist()
+    others = tmp_path / "mine.txt.of.somebody.else.tokens"
+    others.touch()
     path.write_text("Another text.")
     assert tokenizer.decode(load_token_file([path], tokenizer, path).tolist()) == "Another text."
     assert tokenizer.decode(ids.tolist()) == "One text."
-    assert len(list(tmp_path.glob("*.tokens"))) == 1
+    assert others.exists() and len(list(tmp_path.glob("*.tokens"))) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")

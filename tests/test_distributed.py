@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 
 import pretrain
+from gpt import GPTModel
 from support.training.checkpoints import read_checkpoint
 from support.training.distributed import ranks
 
@@ -142,7 +143,9 @@ in_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /pro
 
 @in_proc
 @pytest.mark.parametrize("who", [1, "torchrun", pytest.param(0, marks=pytest.mark.long)])
-def test_a_lost_process_ends_the_run_and_one_process_resumes(folder, capsys, one_process, who):
+def test_a_lost_process_ends_the_run_and_one_process_resumes(
+    folder, capsys, monkeypatch, one_process, who
+):
     process = torchrun(*ARGUMENTS, *SLOWLY)
     wait_for_a_step(process)
     if who == "torchrun":
@@ -156,7 +159,16 @@ def test_a_lost_process_ends_the_run_and_one_process_resumes(folder, capsys, one
     with pytest.raises(SystemExit):
         pretrain.main([*ARGUMENTS, "--batch-size", "3"])
     assert "batch_size 2, now 3" in capsys.readouterr().err
-    pretrain.main(ARGUMENTS)  # with two windows in each step, as it began
+    sizes, forward = set(), GPTModel.forward
+
+    def counted(model, ids):
+        if model.training:
+            sizes.add(len(ids))
+        return forward(model, ids)
+
+    monkeypatch.setattr(GPTModel, "forward", counted)
+    pretrain.main(ARGUMENTS)  # with two windows in each step, as it began, but one at a time
+    assert sizes == {1}
     assert_same_run(one_process / "mine.ckpt", "mine.ckpt")
 
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 from torch.nn import functional as F
 
 from support.lesson.exercises import EXERCISES, check, reveal
-from support.lesson.feedback import find_fault
+from support.lesson.feedback import difference, find_fault
 
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
 MARKDOWN = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
@@ -269,6 +269,19 @@ def test_the_kind_of_the_result_counts(name, capsys):
         for change in (lambda result: result, lambda result: None):
             printed = said(wrapped(name, change, spoil=True), capsys)
             assert printed.startswith("not yet. ") and "changes its argument" in printed
+
+
+NUMBERS = torch.tensor([1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "result, right, fits",
+    [([], [], True), ((), [], True), ("x", [], False), (None, [], False), ({}, [], False),
+     (1, 1, True), (True, 1, False), ([True], [1], False), (True, 1.0, False),
+     (NUMBERS > 0, NUMBERS, False), (NUMBERS > 0, NUMBERS > 0, True)],
+)  # fmt: skip
+def test_only_results_of_the_right_kind_are_accepted(result, right, fits):
+    assert (difference(result, right) == "") == fits
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,11 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert loss == pytest.approx(history[-1][3], abs=0.1)  # except for rounding to 8 bits
     exported = load_hugging_face("hf")  # without rounding
     assert training_loss(exported, tokenizer, 16) == pytest.approx(history[-1][3], abs=1e-3)
+    content = read_checkpoint("out.ckpt")
+    del content["best"]  # as in the checkpoints of an earlier version
+    torch.save(content, "out.ckpt")
+    train("--weights", "out.pth")
+    assert "Wrote out.pth, and beside it the history" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--warmup 3", "--weight-decay 1", "--learning-rate 1e-3"])
@@ -373,7 +378,15 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --steps 9", "argument --steps: not allowed with argument --epochs"),
         ("mine.txt --val ./mine.txt", "--val leaves no text to train on: name another one"),
         ("mine.txt --val none.txt", "argument --val: 'none.txt' is neither"),
-        ("mine.txt --export .", "argument --export: '.' exists: name a new folder"),
+        *(
+            (
+                f"mine.txt --export {folder}",
+                f"argument --export: '{folder}' is not the name of a new",
+            )
+            for folder in (".", "mine.txt/x")
+        ),
+        ("mine.txt --config odd.json", "argument --config: odd.json is damaged, .* JSON object"),
+        ("mine.txt --config no.json", r"argument --config: \[Errno \d+\] "),
         ("mine.txt --config n_layers=1000000000", r"mine.pth and its .* need [\d,]+ MB, but only"),
         ("mine.txt --learning-rate nan", "argument --learning-rate: must be a number"),
         ("mine.txt --save-every -1", "argument --save-every: must be a number of at least 0"),
@@ -396,8 +409,11 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 )
 def test_a_wrong_argument(folder, failure, command, message):
     text, *arguments = command.split()
+    (folder / "odd.json").write_text("[]")
+    (folder / "no.json").symlink_to("/proc/self/mem")  # which cannot be read
     assert re.match(message, failure(2, *arguments, text=text))
-    assert {path.name for path in folder.iterdir()} <= {"mine.txt", "mine.lock"}
+    inputs = {"mine.txt", "odd.json", "no.json"}
+    assert {path.name for path in folder.iterdir()} <= {*inputs, "mine.lock"}
 
 
 MARK = b"\xef\xbb\xbf"
@@ -459,7 +475,9 @@ def test_a_file_that_cannot_be_written_loses_no_step(
         Path(name).mkdir()
 
     stop_at(9, block)
-    assert failure(1).startswith(f"{name}: not saved (Is a directory)")
+    line = failure(1, "--export", "hf")
+    assert line.startswith(f"{name}: not saved (Is a directory)")
+    assert Path("hf").exists() == (name in ("mine.csv", "mine.png"))
     if name == "mine.ckpt":
         assert Path("mine.pth").read_bytes() == uninterrupted[3]  # whatever can be saved is saved
     else:
@@ -552,6 +570,7 @@ def test_a_learning_rate_that_is_too_high(folder, failure, rate, message):
         saved = read_checkpoint("mine.ckpt")
         assert saved["step"] == int(re.search(r"step (\d+)", line)[1]) - 1
         assert all(weights.isfinite().all() for weights in saved["weights"].values())
+    load_model("mine.best.pth")
 
 
 # 4. Output that fails -----------------------------------------------------------------------
@@ -652,7 +671,7 @@ def test_it_resumes_with_its_initial_weights_wherever_they_are(folder, failure, 
 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_folder_of_texts_and_a_validation_text(folder, monkeypatch, tokenizer, story, large):
-    (folder / "poems" / "more").mkdir(parents=True)
+    (folder / "poems" / "more" / "a folder.txt").mkdir(parents=True)
     names = ("poems/1.txt", "poems/more/3.txt", "poems/more/2.txt")  # the last one validates
     *poems, val = (story[at : at + 900] for at in (0, 900, 2000))
     for name, text in zip(names, (*poems, val), strict=True):
@@ -665,7 +684,7 @@ def test_a_folder_of_texts_and_a_validation_text(folder, monkeypatch, tokenizer,
     loss = calc_loss_loader(eval_loader(whole_windows(ids, 16), 16), load_model("mine.ckpt"))
     assert read_checkpoint("mine.ckpt")["history"][-1][4] == pytest.approx(loss)
     monkeypatch.setattr(texts, "LARGE", 0 if large else 10**9)
-    train("--val", "poems/more/2.txt", text="poems")
+    train("--val", "poems/more/2.txt", "--val", "poems/more/../more/2.txt", text="poems")
     assert everything("poems") == everything()
     assert len(list(folder.glob("poems.*.tokens"))) == (2 if large else 0)
 

@@ -124,13 +124,22 @@ def test_an_interruption_leaves_a_usable_model(callback, error):
 
 
 @pytest.mark.parametrize(
-    "name", ["learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "evals_per_epoch"]
+    "name",
+    [
+        "learning_rate",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "evals_per_epoch",
+        "max_steps",
+    ],
 )
 def test_bad_hyperparameters(tiny_model, name):
     calls = []
     for value in (-1e-3, math.nan, math.inf, 10**400, "fast", None, [1.0]):
-        error = ValueError if isinstance(value, int | float) else TypeError
-        with pytest.raises(error, match=f"{name} must be a finite number of at least 0, not "):
+        kind, what = (int, "whole") if name == "max_steps" else (int | float, "finite")
+        error = ValueError if isinstance(value, kind) else TypeError
+        with pytest.raises(error, match=f"{name} must be a {what} number of at least 0, not "):
             train(tiny_model, **{name: value}, on_step=calls.append, on_eval=calls.append)
     assert calls == []  # it was refused before anything began
 

@@ -156,12 +156,14 @@ def difference(result: Any, right: Any) -> str:
     try:
         found = torch.as_tensor(result).detach()
     except Exception:  # an error, or no table of numbers
-        found = torch.empty(0)
+        found = torch.empty((0,) * (target.dim() + 1))  # its shape never fits
     fits, far = found.shape == target.shape, torch.ones(1)
     if fits:
         rtol = RTOL if target.is_floating_point() else 0
         far = ~found.double().isclose(target.double(), rtol, ATOL)
-    right_type = torch.can_cast(found.dtype, target.dtype)
+    right_type = torch.can_cast(found.dtype, target.dtype) and (  # but a bool is no number
+        (found.dtype == torch.bool) == (target.dtype == torch.bool)
+    )
     if right_type and not far.any() and (isinstance(result, Tensor) or not tensor_due):
         return ""
     if not fits or not tensor_due:

@@ -20,7 +20,7 @@ from support.training.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE, WORLD_SIZ
 from support.training.texts import text_files
 
 STORY = Path(__file__).parents[2] / "dataset" / "story.txt"
-MOST = 100_000  # epochs, windows per step, evaluations per epoch
+MOST = 100_000  # of anything that is counted, such as epochs
 SIZES = {  # GPT-2's; the other keys are as in GPT_CONFIG_124M
     "gpt2": {"emb_dim": 768, "n_heads": 12, "n_layers": 12},
     "gpt2-medium": {"emb_dim": 1024, "n_heads": 16, "n_layers": 24},
@@ -109,14 +109,13 @@ def model_config(text: str) -> dict[str, Any]:
     cfg: dict[str, Any] = {}
     for item in text.split(","):
         key, _, value = item.partition("=")
+        is_file = item.endswith(".json") and os.path.isfile(item)
         try:
-            if item.endswith(".json") and os.path.isfile(item):
-                cfg |= read_json(Path(item))
-            else:
-                cfg |= SIZES[item] if item in SIZES else {key: ast.literal_eval(value)}
-        except (ValueError, SyntaxError):
+            known = read_json(Path(item)) if is_file else SIZES.get(item)
+            cfg |= {key: ast.literal_eval(value)} if known is None else known
+        except (OSError, ValueError, SyntaxError) as error:
             what = f"neither KEY=VALUE (such as n_layers=4), a .json file, nor {', '.join(SIZES)}"
-            raise argparse.ArgumentTypeError(f"{item!r} is {what}") from None
+            raise argparse.ArgumentTypeError(error if is_file else f"{item!r} is {what}") from None
     if unknown := sorted(cfg.keys() - GPT_CONFIG_124M.keys()):
         keys = ", ".join(GPT_CONFIG_124M)
         raise argparse.ArgumentTypeError(f"unknown key {unknown[0]!r:.60}; the keys are {keys}")
@@ -226,8 +225,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help="evaluations per epoch (2, or one every 500 steps)")
     add("--save-every", type=at_least(0, float), default=5, metavar="MINUTES",
         help="time between checkpoints (5)")
-    add("--export", type=path(lambda text: not os.path.exists(text), "exists: name a new folder"),
-        metavar="FOLDER", help="at the end, write the model in Hugging Face's format")
+    add("--export", metavar="FOLDER", help="at the end, write the model in Hugging Face's format",
+        type=path(lambda text: os.path.isdir(Path(text).parent) and not os.path.exists(text),
+                  "is not the name of a new folder in an existing one"))
     args = parser.parse_args(argv)
     if WORLD_SIZE > 1 and not os.environ.get("MASTER_ADDR"):
         parser.error("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use torchrun")

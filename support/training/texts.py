@@ -17,15 +17,16 @@ LARGE = 10_000_000  # bytes; the tokens of a larger text are memory-mapped from 
 
 
 def text_files(paths: Iterable[str | Path], without: Iterable[Path] = ()) -> list[Path]:
-    """Return these files, and the .txt files in these folders, except for those in `without`."""
-    files = []
+    """Return these files, and the .txt files in these folders, once each, except `without`."""
+    files: list[Path] = []
     for path in paths:
         if os.path.isdir(path):
-            files += sorted(Path(path).rglob("*.txt"))
+            files += filter(Path.is_file, sorted(Path(path).rglob("*.txt")))
         elif os.path.isfile(path):  # Path.is_file raises for some names
             files.append(Path(path))
     excluded = {path.resolve() for path in without}
-    return [file for file in files if file.resolve() not in excluded]
+    unique = {file.resolve(): file for file in files}
+    return [file for resolved, file in unique.items() if resolved not in excluded]
 
 
 def load_tokens(paths: list[Path], tokenizer: tiktoken.Encoding, name: Path) -> torch.Tensor:

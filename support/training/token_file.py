@@ -47,7 +47,7 @@ def load_token_file(paths: Sequence[Path], tokenizer: Encoding, name: Path) -> t
                 file.write(ids)
                 checksum = zlib.crc32(ids, checksum)
             file.write(checksum.to_bytes(CHECKSUM))
-    for other in name.parent.glob(f"{glob.escape(name.name)}.{'?' * 16}.tokens"):
+    for other in name.parent.glob(f"{glob.escape(name.name)}.{'[0-9a-f]' * 16}.tokens"):
         if other != path:
             with suppress(OSError):  # Windows neither deletes nor replaces a mapped file
                 other.unlink()
