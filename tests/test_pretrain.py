@@ -378,13 +378,8 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --steps 9", "argument --steps: not allowed with argument --epochs"),
         ("mine.txt --val ./mine.txt", "--val leaves no text to train on: name another one"),
         ("mine.txt --val none.txt", "argument --val: 'none.txt' is neither"),
-        *(
-            (
-                f"mine.txt --export {folder}",
-                f"argument --export: '{folder}' is not the name of a new",
-            )
-            for folder in (".", "mine.txt/x")
-        ),
+        ("mine.txt --export .", "argument --export: '.' is not the name of a new folder in"),
+        ("mine.txt --export mine.txt/x", "argument --export: 'mine.txt/x' is not the name of"),
         ("mine.txt --config odd.json", "argument --config: odd.json is damaged, .* JSON object"),
         ("mine.txt --config no.json", r"argument --config: \[Errno \d+\] "),
         ("mine.txt --config n_layers=1000000000", r"mine.pth and its .* need [\d,]+ MB, but only"),

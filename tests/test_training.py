@@ -125,14 +125,7 @@ def test_an_interruption_leaves_a_usable_model(callback, error):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "learning_rate",
-        "warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-        "evals_per_epoch",
-        "max_steps",
-    ],
+    "learning_rate warmup_steps weight_decay max_grad_norm evals_per_epoch max_steps".split(),
 )
 def test_bad_hyperparameters(tiny_model, name):
     calls = []
