@@ -125,8 +125,9 @@ def test_an_interruption_leaves_a_usable_model(callback, error):
 
 @pytest.mark.parametrize(
     "name",
-    "learning_rate warmup_steps weight_decay max_grad_norm evals_per_epoch max_steps".split(),
-)
+    ["learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "evals_per_epoch",
+     "max_steps"],
+)  # fmt: skip
 def test_bad_hyperparameters(tiny_model, name):
     calls = []
     for value in (-1e-3, math.nan, math.inf, 10**400, "fast", None, [1.0]):
