@@ -95,7 +95,8 @@ def click(page: Page, *selectors: str) -> None:
 
 
 def settle(page: Page, **settings) -> None:
-    """Change settings as the page's controls do."""
+    """Change settings as the page's controls do, once the page has started."""
+    page.wait_for_function("page.state?.settings")
     page.evaluate("settings => page.change(settings)", settings)
 
 
@@ -553,14 +554,14 @@ def test_unlikely_prompt_tokens_have_a_rank_and_buttons_survive_failures(open_pa
 
 
 def write_long(page: Page) -> None:
-    """Begin a text of 300 tokens, and wait for some."""
-    settle(page, temperature=5, top_k=0, max_new_tokens=300)
+    """Begin a text of 150 tokens, and wait for some."""
+    settle(page, temperature=5, top_k=0, max_new_tokens=150)
     page.locator("#chat-input").fill("The old clock")
     click(page, "#chat-submit")
     page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
 
 
-ALL = "page.tokensOf(page.document()).filter(page.isGenerated).length === 300"
+ALL = "page.tokensOf(page.document()).filter(page.isGenerated).length === 150"
 
 
 def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_path):
@@ -583,7 +584,7 @@ def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_p
         for part in ("#text", ".toolbar", "#settings-line", "#panel"):
             expect(page.locator(part)).to_have_count(1)
         page.evaluate("page.change({ max_new_tokens: 5 }); page.goOn()")
-        page.wait_for_function(ALL.replace("300", "305"))
+        page.wait_for_function(ALL.replace("150", "155"))
         assert page.errors == []
         page.close()  # before the server ends, which the page would report
 
