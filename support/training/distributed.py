@@ -67,10 +67,15 @@ def process_group(device: torch.device) -> Iterator[None]:
         store.set_timeout(TIMEOUT)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, None, TIMEOUT, size, rank, store)
+    lost = False
     try:
         yield
+    except ConnectionError:
+        lost = True  # destroying the group could wait for the lost process
+        raise
     finally:
-        dist.destroy_process_group()
+        if not lost:
+            dist.destroy_process_group()
 
 
 @contextmanager
