@@ -23,7 +23,7 @@ from gpt import GPTModel, calc_loss_batch, train_step
 def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
     """Return RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as set by torchrun.
 
-    Unless the first two agree, they are those of a job scheduler: return 0, 1, 0, 1.
+    Return 0, 1, 0, 1 if the first two do not agree, as when only a job scheduler has set them.
     """
     defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     values = [environment.get(name, default) for name, default in defaults.items()]
