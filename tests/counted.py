@@ -1,8 +1,8 @@
 """The app for the tests: app.py, which also reports to files in its folder.
 
 "count" has the number of generated tokens. "kept" gets the numbers of `Server.kept` when there is a
-file "asked". If there is a file "say", its text replaces the model's. A task wakes up every 10 ms
-and measures how late it is, in ms:
+file "asked". If there is a file "say", its text replaces the model's. Random seeds are the same
+after each start. A task wakes up every 10 ms and measures how late it is, in ms:
 - "blocked": without the time in which the thread was ready but the system had no CPU for it (as
   the kernel counts). The rest is the app's: the loop computed, slept, read a file, or waited for
   the interpreter's lock.
@@ -16,6 +16,8 @@ import asyncio
 import gc
 import json
 import os
+import random
+import secrets
 import time
 from collections import Counter
 from pathlib import Path
@@ -83,3 +85,4 @@ async def start_watch():
 
 
 Slot.take = counted
+secrets.randbelow = random.Random(0).randrange  # draws the seeds
