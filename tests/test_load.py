@@ -394,9 +394,11 @@ def test_a_class_of_thirty(server):
         counts = {bar["word"]: bar["count"] for bar in bars}
         assert counts["had"] == 21 and counts["was"] == counts["stopped"] == 0
         assert sum(counts.values()) == 31 and 0 < sum(bar["prob"] for bar in bars) < 1
+        assert not (await act(late, code))["full"]
         for i in range(40):
-            seen = await guess(late, "had", page=f"page {i}")
-        assert seen is not None and (await act(late, code))["guesses"] == 40  # no more
+            await guess(late, "had", page=f"page {i}")
+        seen = await act(late, code)
+        assert (seen["guesses"], seen["full"]) == (40, True)  # no more
         seen = await act(teacher, **QUESTION)  # the next question
         assert (seen["code"], seen["guesses"]) == (code, 0)
         await teacher.client.disconnect()

@@ -45,12 +45,12 @@ function Classroom() {
   if (!page.isLearner() || page.document()) return null;
   const leave = <button type="button" id="leave-class" onClick={() => page.joinClass('')}>Leave the class</button>;
   if (!classroom) return <section className="start column" aria-label="Class"><h1>No such class</h1><p>It has ended, or the code is wrong.</p>{leave}</section>;
-  const { number, text, options, mine, guesses, bars } = classroom;
+  const { number, text, options, mine, guesses, bars, wrote, full } = classroom;
   return <section className="start column" id="class" aria-label="Class">
     <h1>Which word comes next?</h1>
-    <div className="prose" id="class-text">{text}<span className="gap"> ? </span></div>
+    <div className="prose" id="class-text">{text}<span className="gap"> {bars ? wrote : '?'} </span></div>
     {bars ? <Revealed {...classroom} /> : <WordForm key={number} options={options} given={mine} button={mine ? 'Change my guess' : 'Send my guess'} send={(guess) => page.takePart({ guess, number })} />}
-    <p className="legend" role="status">{!bars && mine && 'Sent. You can change it until the teacher reveals the guesses. '}{count(guesses)} so far.</p>
+    <p className="legend" role="status">{!bars && mine && 'Sent. You can change it until the teacher reveals the guesses. '}{count(guesses)} so far.{full && ' No more are stored.'}</p>
     <div>{leave}</div>
   </section>;
 }

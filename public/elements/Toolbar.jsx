@@ -26,7 +26,7 @@ function Toolbar() {
       {action('again', 'Try again', 'Write the last part again, with another seed', page.again)}
       {action('edit', editing === null ? 'Edit' : 'Cancel', 'Edit the text yourself, or cancel your edit', () => (editing === null ? page.edit(chosen) : page.set({ editing: null })), busy)}
       {action('undo', 'Undo', 'Undo the last change (Ctrl+Z)', page.undo, busy || editing !== null || page.undoable() < 0)}
-      {action('new', 'New text', 'Begin another text; this one stays in the list', page.begin, running !== null)}
+      {action('new', 'New text', 'Begin another text; this one stays in the list', page.begin, running !== null || editing !== null)}
       <button id="share" type="button" popovertarget="sharing" title="Copy, download or link to this text">Share <span aria-hidden="true">▾</span></button>
       <div id="sharing" popover="auto">
         {navigator.clipboard && <Copy id="copy" label="Copy" done="Copied" text={page.text} />} {/* not over plain HTTP from another machine */}

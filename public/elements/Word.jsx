@@ -7,13 +7,13 @@ const sum = (list) => list.reduce((total, prob) => total + prob, 0);
 
 // The most probable tokens here; the filled bars are with the settings, the outlines the model's own.
 function Choices({ index, token, next }) {
-  const { settings, running } = page.state;
+  const { settings, running, editing } = page.state;
   const { probs, others } = page.nextTokenProbs(next, settings);
   const own = page.nextTokenProbs(next, MODEL);
   const { Bars } = page.components;
   const title = token ? 'Use this instead, and continue from here' : 'Add this, and continue';
   const button = ({ id, text, label }, i) => {
-    const off = running !== null || id === token?.id;
+    const off = running !== null || editing !== null || id === token?.id;
     const choose = () => page.choose(index, { id, text, label, rank: i + 1, logprob: Math.log(own.probs[i]), prob: probs[i] });
     return <button type="button" className="alternative" aria-disabled={off} title={title} onClick={() => off || choose()}>{label}</button>;
   };

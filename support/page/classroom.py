@@ -50,6 +50,7 @@ class Classroom:
         return {
             "code": self.code, "number": asked.number, "text": asked.text, "pause": asked.pause,
             "teaching": teaching, "options": asked.options, "guesses": len(asked.guesses),
+            "full": MAX_WORDS in (len(asked.guesses), len(asked.probs)),
             "mine": asked.guesses.get(page), "wrote": asked.wrote if shown or teaching else None,
             "ids": asked.ids if teaching else None,
             "bars": [{"word": word, "count": counts[word], "prob": asked.probs[word]}
