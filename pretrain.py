@@ -18,7 +18,7 @@ import math
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,7 @@ class Run:
         self.prompt = start.long()  # (1, T)
         if self.prompt.max() >= model.cfg["vocab_size"]:
             raise InputError(f"--prompt {args.prompt!r:.60} has tokens outside the vocabulary")
+        self.failures: set[str] = set()  # the errors of reports, as shown
         self.signal = 0  # the number of the signal received, if any
         self.saved_at = time.monotonic()
         self.step_tokens = n = config["batch_size"] * config["context_length"]
@@ -165,14 +166,19 @@ class Run:
                 val_loss = loss_with_error(evaluation.val_loss, self.val_loader, self.model)
                 self.bar.write(
                     f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, "
-                    f"validation loss {val_loss}. A sample: {self.sample()!r}"
+                    f"validation loss {val_loss}. A sample: {self.attempt(self.sample)!r}"
                 )
-            try:
-                self.write_history()
-            except OSError as error:
-                what = f"{error.filename}: {error.strerror}"
-                self.bar.write(f"{what}. Training continues; the next evaluation tries again.")
+                self.attempt(self.write_history)
         self.check_patience()
+
+    def attempt(self, report: Callable[[], Any]) -> Any:
+        """Return `report()`. If it fails, training continues, and each error is shown once."""
+        try:
+            return report()
+        except Exception as error:
+            if (what := f"{type(error).__name__}: {error}") not in self.failures:
+                self.bar.write(f"{what}. Training continues; the next evaluation tries again.")
+            self.failures.add(what)
 
     def since_best(self) -> int:
         """Return the number of evaluations since the one with the lowest validation loss."""
@@ -187,8 +193,6 @@ class Run:
 
     def write_history(self) -> None:
         """Write the history, as a table and as a plot."""
-        if RANK:
-            return
         table = io.StringIO()
         csv.writer(table).writerows([Evaluation._fields, *self.state.history])
         with atomic_write(self.args.weights.with_suffix(".csv")) as file:
@@ -299,12 +303,12 @@ def train(run: Run, loaders: list[Any], evals: int) -> None:
         run.bar.close()
     run.save_all()
     if RANK == 0:
+        run.write_history()  # again, in case this failed before
         best = "the best weights (.best.pth), " if run.best else ""
         beside = f"{best}the history (.csv, .png) and a checkpoint"
         print(f"{early}Wrote {args.weights}, and beside it {beside}.")
         if args.export:
             save_hugging_face(model, args.export)
-    run.write_history()  # again, in case this failed before
 
 
 def main(argv: list[str] | None = None) -> None:

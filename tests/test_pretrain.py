@@ -334,7 +334,8 @@ def test_a_bug_shows_its_traceback_after_the_checkpoint_is_saved(monkeypatch, un
         raise error("a bug")
 
     before = signal.getsignal(signal.SIGTERM)
-    for name, step in {"give_head_start": None, "generate": 0, "plot_losses": 17}.items():
+    places = {"give_head_start": None, "loss_with_error": 0, "plot_losses": NUM_STEPS}
+    for name, step in places.items():
         with monkeypatch.context() as patch, pytest.raises(error, match="a bug"):
             patch.setattr(pretrain, name, bug)
             train()
@@ -472,7 +473,6 @@ def test_a_file_that_cannot_be_written_loses_no_step(
     stop_at(9, block)
     line = failure(1, "--export", "hf")
     assert line.startswith(f"{name}: not saved (Is a directory)")
-    assert Path("hf").exists() == (name in ("mine.csv", "mine.png"))
     if name == "mine.ckpt":
         assert Path("mine.pth").read_bytes() == uninterrupted[3]  # whatever can be saved is saved
     else:
@@ -480,8 +480,28 @@ def test_a_file_that_cannot_be_written_loses_no_step(
     stop_at(0, None)
     (folder / name).rmdir()
     if name != "mine.ckpt":
-        train()
-        assert everything() == uninterrupted
+        train("--export", "hf")
+        assert everything() == uninterrupted and Path("hf").exists()
+
+
+def test_a_failing_report_does_not_end_the_training(capsys, stop_at, monkeypatch, uninterrupted):
+    at_samples = iter([lambda: None, lambda: None, Path("mine.csv").rmdir])
+
+    def fail(*args, **settings):
+        next(at_samples)()
+        raise RuntimeError("no sample")
+
+    def block(run):
+        Path("mine.csv").unlink()
+        Path("mine.csv").mkdir()
+
+    monkeypatch.setattr(pretrain, "generate", fail)
+    stop_at(2, block)
+    train()
+    printed = capsys.readouterr().out
+    assert printed.count("RuntimeError: no sample. Training continues") == 1  # of three
+    assert re.search("not saved .*: 'mine.csv'. Training continues", printed)
+    assert everything() == uninterrupted
 
 
 def test_a_folder_where_one_may_not_write(failure, small_disk, monkeypatch):
