@@ -27,14 +27,15 @@ WEIGHTS = "pretrain-story-model.pth"
 # On a busy machine, PyTorch threads that wait for each other take ten times as long.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
+NAMES = ("chromium-headless-shell", "chromium", "google-chrome", "microsoft-edge")
 BROWSERS = [  # how to start one: Playwright's own, one in the PATH, one in its default folder
     {},
-    *({"executable_path": path} for name in ("chromium", "google-chrome", "microsoft-edge")
-      if (path := shutil.which(name))),
+    *({"executable_path": path} for name in NAMES if (path := shutil.which(name))),
     {"channel": "chrome"},
     {"channel": "msedge"},
-]  # fmt: skip
-NO_BROWSER = "no browser found: run `apt-get install chromium` or `playwright install chromium`"
+]
+INSTALL = "`apt-get install chromium-headless-shell` (Debian) or `playwright install chromium`"
+NO_BROWSER = f"no browser found: run {INSTALL}"
 
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 (CHAINLIT,) = (Requirement(line) for line in REQUIREMENTS if line.startswith("chainlit"))

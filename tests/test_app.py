@@ -370,7 +370,7 @@ def test_the_app_is_reloaded_after_each_change(tmp_path):
     copy_app(tmp_path, more=READINGS, story="One story.<|endoftext|>Another story.")
     with serving(tmp_path, "app.py", options=["-w"], OMP_NUM_THREADS="2") as server:
         memory = [server.memory()]
-        for name in ("gpt.py", "app.py", "app.py"):
+        for name in ("gpt.py", "app.py"):
             visit(server, functools.partial(generate_and_save, name=name))
             memory.append(server.memory())
         shown = continued(server, max_new_tokens=4, seed="3")
@@ -378,7 +378,7 @@ def test_the_app_is_reloaded_after_each_change(tmp_path):
     # A second model would take at least 420 MB; first use takes up to 240 MB.
     assert memory[1] < memory[0] + 350 and max(memory) < memory[1] + 300
     first, *others = [ast.literal_eval(line) for line in readings()]
-    assert len(others) >= 3 and all(reading == first for reading in others)
+    assert len(others) >= 2 and all(reading == first for reading in others)
     assert first[0] == [1, 2]  # two threads with workers would slow each other down
 
 

@@ -20,7 +20,7 @@ TINY_SHAPE = {"context_length": 32, "emb_dim": 64, "n_heads": 4, "n_layers": 2}
 TINY_PARAMETERS = f"""
 CONFIG = {{**GPT_CONFIG_124M, **{TINY_SHAPE}}}
 SMALL = {{"context_length": 24, "emb_dim": 16, "n_heads": 2, "n_layers": 2}}
-NUM_EPOCHS, SMALL_EPOCHS, OWN_STEPS, SAMPLES, SEEDS = 1, 1, 5, 2, (1, 2)
+NUM_EPOCHS, SMALL_EPOCHS, OWN_STEPS, SAMPLES, SEEDS = 1, 1, 5, 1, (1, 2)
 GRAMMAR_TOKENS, GRAMMAR_STEPS, NEW_PARAGRAPHS = (300, 600), 8, 12
 STORY, PROMPT, NEW_PROMPT = "mine.txt", "This notebook", "A window of"
 """

@@ -28,7 +28,7 @@ from utils import load_model, next_token_probs
 expect.set_options(timeout=60_000)
 
 SIZES = {"laptop": (1366, 650), "wide": (1920, 1080), "phone": (390, 844), "zoomed": (683, 325)}
-BOTH = pytest.mark.parametrize("size", ["laptop", "phone"])
+BOTH = pytest.mark.parametrize("size", [pytest.param("laptop", marks=pytest.mark.long), "phone"])
 PROMPT = "Everyone knew who the Babbingtons were."
 RTL = "\u202e\u05e9\u05dc\u05d5\u05dd \U0001f570\ufe0f <b>"  # an override, an emoji, HTML
 
@@ -751,7 +751,7 @@ STORY = f"""{CLOCK} The old clock \U0001f389 had stopped {CLOCK} again, and nobo
 鐘停了,沒有人知道為什麼。 \U0001f389 On Thursday there was fog {CLOCK} in the lane."""
 
 
-@pytest.fixture(scope="module", params=[64, 512])
+@pytest.fixture(scope="module", params=[64, pytest.param(512, marks=pytest.mark.long)])
 def other_app(request, browser, tmp_path_factory):
     """Return an app with a tiny model, a padded vocabulary and other limits."""
     config = {"vocab_size": 50304, "context_length": request.param, "emb_dim": 64, "n_layers": 3,
