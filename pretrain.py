@@ -262,7 +262,7 @@ def pretrain(args: argparse.Namespace) -> None:
     model.to(args.device)
     torch.manual_seed(SEED)  # for dropout
     with input_checks():
-        state = checkpoints.restore(path, saved, model, config) if saved else TrainState()
+        state = checkpoints.restore(path, saved, model, config)
         distributed.check_same(config | {"step of the checkpoint": state.step})
     best = saved.get("best") if saved else None
     del saved  # frees a lot of memory

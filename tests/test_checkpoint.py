@@ -11,7 +11,7 @@ from conftest import TINY_CONFIG, tiny_loaders
 import gpt
 from gpt import GPTModel, TrainState, train_model
 from support.model.weights import save_weights
-from support.training.checkpoints import load_checkpoint, run_config, save_checkpoint
+from support.training.checkpoints import read_checkpoint, restore, run_config, save_checkpoint
 from support.training.devices import random_states, set_random_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ class Interruption(Exception):
 def train_until(steps, path, save_at_steps=False):
     """Train, as in a new process, from the file's state; stop after a step in `steps`."""
     model = new_model(seed=9 if path.exists() else 0)  # everything must come from the file
-    state = load_checkpoint(path, model, config_of())
+    state = restore(path, read_checkpoint(path), model, config_of())
 
     def save(_):
         save_checkpoint(path, model, state, config_of())
@@ -87,7 +87,7 @@ def refused(path, message, model=None, config=None):
     model = model or new_model(seed=9)
     before = [tensor.clone() for tensor in model.state_dict().values()]
     with pytest.raises(ValueError, match=message):
-        load_checkpoint(path, model, config or config_of())
+        restore(path, read_checkpoint(path), model, config or config_of())
     assert all(map(torch.equal, before, model.state_dict().values()))
 
 
@@ -123,7 +123,8 @@ def test_another_text_or_hyperparameter_is_refused(path, monkeypatch, change, me
         settings = {name: value for name, value in change.items() if name.islower()}
         text_and_settings = rf"other texts or settings \({message}\): resume with"
         refused(path, text_and_settings, config=config_of(**settings))
-    assert load_checkpoint(path, new_model(), config_of()).step == 10  # the right ones still resume
+    state = restore(path, read_checkpoint(path), new_model(), config_of())
+    assert state.step == 10  # the right ones still resume
 
 
 def test_a_setting_that_does_not_exist():
@@ -172,7 +173,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(path, uninterrupte
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     saved = new_model(seed=5)
-    load_checkpoint(path, saved, config_of())
+    restore(path, read_checkpoint(path), saved, config_of())
     assert all(map(torch.equal, model.state_dict().values(), saved.state_dict().values()))
     assert train_until(set(), path)[2:] == uninterrupted[2:]
 
@@ -181,7 +182,7 @@ def test_other_evaluations_and_another_dtype_do_not_matter(path):
     with pytest.raises(Interruption):
         train_until({14}, path, save_at_steps=True)
     model, text, evals = new_model(), TEXT.int(), {"evals_per_epoch": 5}
-    state = load_checkpoint(path, model, config_of(text, **evals))
+    state = restore(path, read_checkpoint(path), model, config_of(text, **evals))
     assert [e.step for e in state.history] == [0, 10]
     history = train(model, state, text, **evals)
     assert history[2].step > 14  # it was due at step 12, too, but a missed one is not repeated

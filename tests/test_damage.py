@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from gpt import Evaluation, GPTModel, TrainState
 from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.weights import load_model, save_weights
-from support.training.checkpoints import load_checkpoint, save_checkpoint
+from support.training.checkpoints import read_checkpoint, restore, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,7 +37,7 @@ def save_training(model, path):
 
 def load_training(path):
     model = model_of(9)
-    state = load_checkpoint(path, model, {})
+    state = restore(path, read_checkpoint(path), model, {})
     assert (state.step, state.history) == (4, HISTORY)
     averages = state.optimizer["state"][0]
     assert all(torch.equal(averages[name], AVERAGES[0][name]) for name in AVERAGES[0])

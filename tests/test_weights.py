@@ -13,7 +13,7 @@ from gpt import GPTModel, TrainState
 from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.quantization import Int8Linear, exact_product
 from support.model.weights import load_model, save_weights
-from support.training.checkpoints import load_checkpoint, save_checkpoint
+from support.training.checkpoints import read_checkpoint, restore, save_checkpoint
 from utils import generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,7 +72,7 @@ def test_a_wrapped_model_is_saved_under_plain_names(tiny_model, saved, tmp_path)
     other.trf_blocks[1] = torch.compile(other.trf_blocks[1], backend="eager")
     other = torch.nn.DataParallel(torch.compile(other, backend="eager"))
     save_checkpoint(tmp_path / "1.ckpt", tiny_model, TrainState(), {})
-    load_checkpoint(tmp_path / "1.ckpt", other, {})
+    restore(tmp_path / "1.ckpt", read_checkpoint(tmp_path / "1.ckpt"), other, {})
     save_weights(other, tmp_path / "2.pth")
     assert (tmp_path / "2.pth").read_bytes() == saved.read_bytes()
     save_checkpoint(tmp_path / "2.ckpt", other, TrainState(), {})

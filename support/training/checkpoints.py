@@ -69,7 +69,7 @@ def save_checkpoint(
     path: str | Path, model: GPTModel, state: TrainState, config: RunConfig,
     best: dict[str, torch.Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Store everything that a training run needs to resume; see `load_checkpoint`.
+    """Store everything that a training run needs to resume; see `restore`.
 
     These are the weights, AdamW's two averages for each, the history, and the global random states:
     2 GB for GPT_CONFIG_124M. `best`, if any, are the weights of the lowest validation loss. Raises
@@ -90,25 +90,6 @@ def save_checkpoint(
         torch.save(content, file)
 
 
-def load_checkpoint(path: str | Path, model: GPTModel, config: RunConfig) -> TrainState:
-    """Load the weights of a checkpoint into `model`; return the state for `train_model`.
-
-        config = run_config(train_ids, val_ids, num_epochs=6)
-        state = load_checkpoint("training.ckpt", model, config)
-        save = lambda _: save_checkpoint("training.ckpt", model, state, config)
-        train_model(model, loaders, train_eval_loader, val_loader, state=state, on_eval=save)
-
-    If there is no such file, the model stays unchanged and the state is new. So you can run these
-    lines again after any interruption. On the same machine, the final weights are those of an
-    uninterrupted run, bit for bit. Sets the global random states.
-
-    Raises ValueError if the file is damaged, contains code, or belongs to another model or to a run
-    with other texts or hyperparameters.
-    """
-    content = read_checkpoint(path)
-    return restore(path, content, model, config) if content else TrainState()
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
     """Return the content of a checkpoint, for `restore`, or None if there is no such file.
 
@@ -125,9 +106,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
 
 
 def restore(
-    path: str | Path, content: dict[str, Any], model: GPTModel, config: RunConfig
+    path: str | Path, content: dict[str, Any] | None, model: GPTModel, config: RunConfig
 ) -> TrainState:
-    """Load the content that `read_checkpoint` returned; see `load_checkpoint`."""
+    """Load what `read_checkpoint` returned: weights into `model`, and the global random states.
+
+    Returns the state for `train_model`, a new one if there is no checkpoint. On the same machine,
+    the final weights are then those of an uninterrupted run, bit for bit. Raises ValueError for a
+    checkpoint of another model, or of a run with other texts or hyperparameters.
+    """
+    if content is None:
+        return TrainState()
     model = wrapped_model(model)
     if content["config"] != model.cfg:
         what = f"a model with the configuration {content['config']}, not {model.cfg}"
