@@ -243,6 +243,7 @@ def test_guess_the_next_word(open_page, size):
     page = open_page(size)
     settle(page, temperature=0)
     click(page, "#card-guess", ".options button", "#reveal")
+    finished(page)
     expect(page.locator("#score")).to_have_text(
         re.compile(r"The model gave .* bits\. It wrote \w+")
     )
