@@ -284,7 +284,7 @@ def agreement(sentences, singular, plural):
 def share_new_and_right(sentences, verdicts, known):
     pairs = zip(sentences, verdicts, strict=True)
     new = [verdict for sentence, verdict in pairs if sentence not in known]
-    return sum(new) / len(new)
+    return sum(new) / max(1, len(new))
 
 
 def judge_diagnoses(result: Any) -> str:
