@@ -63,9 +63,9 @@ def model_config() -> dict[str, Any]:
 def load() -> GPTModel:
     """Return the trained model, loaded once. Raises OSError or ValueError for bad weights."""
     if state.model is None:
-        state.model = load_model(WEIGHTS, dtype="fastest")
-        batch = Batch(state.model, tokenizer, story_ids)
-        state.scheduler = Scheduler(batch, inference_executor)
+        model = load_model(WEIGHTS, dtype="fastest")
+        state.scheduler = Scheduler(Batch(model, tokenizer, story_ids), inference_executor)
+        state.model = model  # last: other code takes it that both are there
     return state.model
 
 
@@ -228,30 +228,29 @@ async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, 
         await asyncio.gather(*(stream_continuation(request, *run, ids) for run in runs))
 
 
-def look(what: str, model: GPTModel, ids: list[int], words: list[str]) -> Any:
-    """Return a view of a text, from support/page/views.py."""
-    read = ids[-model_config()["context_length"] :]
-    if what in ("scores", "attention"):
-        return views.scores(model, read) if what == "scores" else views.attention(model, read)
-    if what == "word":
-        return [views.word_prob(model, tokenizer, read, word) for word in words]
-    return (views.next_token if what == "next" else views.layers)(model, tokenizer, read)
+VIEWS: dict[str, Callable[[list[int], list[str]], Any]] = {  # of a text, by their names in requests
+    "scores": lambda ids, words: views.scores(state.model, ids),
+    "attention": lambda ids, words: views.attention(state.model, ids),
+    "next": lambda ids, words: views.next_token(state.model, tokenizer, ids),
+    "layers": lambda ids, words: views.layers(state.model, tokenizer, ids),
+    "word": lambda ids, words: views.word_probs(state.model, tokenizer, ids, words),
+}
 
 
 async def inspect(what: str, ids: list[int], words: list[str]) -> Any:
     """Return a view of a text, or None if this person's next request replaces this one."""
-    if not (model := await find_model()):
+    if not await find_model():
         return None
-    key = cl.context.session.id, what
-    return await state.scheduler.inspect(key, look, what, model, ids, words)
+    key, read = (cl.context.session.id, what), ids[-model_config()["context_length"] :]
+    return await state.scheduler.inspect(key, VIEWS[what], read, words)
 
 
 @cl.action_callback("look")
 async def on_look(action: cl.Action) -> Any:
-    what, ids = action.payload.get("what"), read_ids(action.payload)
+    what, ids = str(action.payload.get("what")), read_ids(action.payload)
     if what == "copied":
         return await run_in(background_executor, views.copied, ids, story_ids, tokenizer)
-    if what in ("next", "layers", "scores", "attention", "word"):
+    if what in VIEWS:
         return await inspect(what, ids, [str(action.payload.get("word"))[: classroom.MAX_LENGTH]])
     return None
 
@@ -278,7 +277,9 @@ async def on_tokens(action: cl.Action) -> Any:
     if "ids" in action.payload:
         ids = read_ids(action.payload)
     else:
-        text = str(action.payload["text"])[: server.MAX_PROMPT]
+        text = str(action.payload["text"])
+        if len(text) > server.MAX_PROMPT:
+            return await server.show_problem(f"At most {server.MAX_PROMPT:,} characters at a time.")
         ids = (await run_in(background_executor, text_to_token_ids, text, tokenizer))[0].tolist()
     return await run_in(background_executor, views.plain_tokens, ids, tokenizer)
 

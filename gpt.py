@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -36,7 +36,7 @@ GPT_CONFIG_124M: dict[str, Any] = {
 def _check_number(name: str, value: Any, kind: Any, low: float) -> None:
     fits = isinstance(value, kind) and not isinstance(value, bool)
     if not (fits and low <= value <= torch.finfo(torch.float64).max):  # False for NaN, too
-        what = f"a {'whole' if kind is int else 'finite'} number of at least {low}"
+        what = f"a {'whole' if kind in (int, Integral) else 'finite'} number of at least {low}"
         raise (ValueError if fits else TypeError)(f"{name} must be {what}, not {value!r:.60}")
 
 
@@ -90,19 +90,14 @@ class KVCache:
         return slice(self.length, end)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        end = self.length + q.size(2)
-        self.kv[layer, :, :, :, self.length : end] = torch.stack((k, v)).detach()
-        keys, values = self.kv[layer, :, :, :, :end]  # (B, H, S, D) each
+        T, S = q.size(2), self.length + q.size(2)
+        self.kv[layer, :, :, :, self.length : S] = torch.stack((k, v)).detach()
+        keys, values = self.kv[layer, :, :, :, :S]  # (B, H, S, D) each
         if layer == len(self.kv) - 1:
-            self.length = end
-        return self.gather(q, keys, values)
-
-    def gather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return the attention output of the last T of S tokens, (B, H, T, D)."""
-        T, S = q.size(2), k.size(2)
+            self.length = S
         # New token i is token S - T + i of its row.
         mask = q.new_ones(T, S, dtype=torch.bool).tril(S - T) if 1 < T < S else None
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S)
+        return F.scaled_dot_product_attention(q, keys, values, mask, is_causal=T == S)
 
 
 class Embedding(nn.Embedding):
@@ -414,7 +409,8 @@ def train_model(
         "learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
         "max_grad_norm": max_grad_norm, "evals_per_epoch": evals_per_epoch, "max_steps": max_steps,
     }.items():  # fmt: skip
-        _check_number(name, value, int if name == "max_steps" else Real, low=0)
+        is_count = name in ("max_steps", "evals_per_epoch")
+        _check_number(name, value, Integral if is_count else Real, low=0)
     if not (num_steps := int(min(max_steps or math.inf, sum(map(len, train_loaders))))):
         raise ValueError("train_loaders have no batches: there is nothing to train on")
     state, optimizer = state or TrainState(), create_optimizer(model, float(weight_decay))

@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gpt import GPT_CONFIG_124M, Evaluation, GPTModel, TrainState, train_model, train_step
+from support.checks import InputError
 from support.files import atomic_write
 from support.inspection.plots import plot_losses
 from support.model.hugging_face import load_hugging_face, save_hugging_face
@@ -36,7 +37,7 @@ from support.model.weights import load_model, rounded_weights, save_weights
 from support.training import checkpoints, command, distributed
 from support.training.arguments import full_config, parse_arguments
 from support.training.checkpoints import RunConfig, run_config
-from support.training.command import InputError, Stopped, input_checks, safe_output, signals, stop
+from support.training.command import Stopped, safe_output, signals, stop
 from support.training.data import loss_with_error, make_loaders
 from support.training.distributed import RANK, WORLD_SIZE
 from support.training.head_start import give_head_start, head_start_pays
@@ -53,16 +54,17 @@ def new_model(args: argparse.Namespace) -> GPTModel:
     """Return the initial model: a random one, or that of --start-from."""
     model = started_from(args.start_from, args.config) if args.start_from else None
     cfg = model.cfg if model else full_config(GPT_CONFIG_124M, args.config)
-    with input_checks():
-        checkpoints.check_disk(args.weights, cfg)  # before memory is allocated
+    checkpoints.check_disk(args.weights, cfg)  # before memory is allocated
     torch.manual_seed(SEED)
     return model or GPTModel(cfg).eval()
 
 
 def started_from(path: Path, changes: dict[str, Any]) -> GPTModel:
     """Return the model in a file, or in a folder in Hugging Face's format, with `changes`."""
-    with input_checks():
+    try:
         model = load_hugging_face(path) if path.is_dir() else load_model(path, changes)
+    except FileNotFoundError as error:
+        raise InputError(error) from error
     drop_rate = full_config(model.cfg, changes)["drop_rate"]
     for key, value in changes.items():
         shorter = key == "context_length" and value < model.cfg[key]  # only affects the windows
@@ -164,9 +166,10 @@ class Run:
                 if not self.since_best():
                     self.best = rounded_weights(self.model)
                 val_loss = loss_with_error(evaluation.val_loss, self.val_loader, self.model)
+                sample = self.attempt(self.sample)
                 self.bar.write(
                     f"epoch {evaluation.epoch:.2f}: training loss {evaluation.train_loss:.3f}, "
-                    f"validation loss {val_loss}. A sample: {self.attempt(self.sample)!r}"
+                    f"validation loss {val_loss}" + (f". A sample: {sample!r}" if sample else "")
                 )
                 self.attempt(self.write_history)
         self.check_patience()
@@ -251,27 +254,25 @@ def pretrain(args: argparse.Namespace) -> None:
     model = new_model(args)
     length = min((GPT_CONFIG_124M | args.config)["context_length"], model.cfg["context_length"])
     path = args.weights.with_suffix(".ckpt")
-    with input_checks():
-        with distributed.first_of_machine_first():
-            vocab_size = model.cfg["vocab_size"]
-            texts = load_texts(args.texts, args.weights, tokenizer, vocab_size, length)
-        saved = checkpoints.read_checkpoint(path)
+    with distributed.first_of_machine_first():
+        vocab_size = model.cfg["vocab_size"]
+        texts = load_texts(args.texts, args.weights, tokenizer, vocab_size, length)
+    saved = checkpoints.read_checkpoint(path)
     config = run_config_of(args, model, texts, length, saved["run_config"] if saved else {})
     if config["head_start"] and not args.start_from:
         give_head_start(model)
     model.to(args.device)
     torch.manual_seed(SEED)  # for dropout
-    with input_checks():
-        state = checkpoints.restore(path, saved, model, config)
-        distributed.check_same(config | {"step of the checkpoint": state.step})
+    state = checkpoints.restore(path, saved, model, config)
+    distributed.check_same(config | {"step of the checkpoint": state.step})
     best = saved.get("best") if saved else None
     del saved  # frees a lot of memory
 
-    evals, loaders, *eval_loaders = make_loaders(texts, config, vocab_size, args.evals_per_epoch)
-    num_steps = args.steps or sum(map(len, loaders))
-    run = Run(args, model, state, config, texts, tokenizer, eval_loaders[1], num_steps, best)
+    evals, *loaders = make_loaders(texts, config, vocab_size, args.evals_per_epoch)
+    num_steps = args.steps or sum(map(len, loaders[0]))
+    run = Run(args, model, state, config, texts, tokenizer, loaders[-1], num_steps, best)
     with signals(run.note_signal):
-        train(run, [loaders, *eval_loaders], evals)
+        train(run, loaders, evals)
 
 
 def train(run: Run, loaders: list[Any], evals: int) -> None:

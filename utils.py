@@ -23,9 +23,9 @@ from torch import Tensor
 
 import tiktoken_ext.offline_gpt2  # noqa: F401  (GPT-2's tokenizer needs no download)
 from gpt import GPTModel, KVCache, eval_mode
-from support.checks import check_ids, check_logits, check_number, check_sampling
+from support.checks import InputError, check_ids, check_logits, check_number, check_sampling
 from support.model.drafts import Drafter
-from support.model.quantization import ExactCache
+from support.model.quantization import ExactCache, Int8Linear
 from support.model.weights import load_model as load_model  # for `from utils import`
 
 # 1. Tokens and text -------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def token_ids_to_text(token_ids: Tensor, tokenizer: Encoding) -> str:
     """
     check_ids("token_ids", token_ids, 1, 2, vocab_size=tokenizer.n_vocab)
     if token_ids.dim() == 2 and len(token_ids) != 1:
-        raise ValueError(
+        raise InputError(
             f"token_ids has shape {tuple(token_ids.shape)}; pass one row, such as token_ids[0]"
         )
     return tokenizer.decode(token_ids.flatten().tolist())
@@ -203,7 +203,7 @@ def stream(
     if draft_ids is not None:
         check_ids("draft_ids", draft_ids, 1, 2, vocab_size=model.cfg["vocab_size"])
         if len(idx) != 1:
-            raise ValueError(f"draft_ids need a single prompt, but there are {len(idx)}")
+            raise InputError(f"draft_ids need a single prompt, but there are {len(idx)}")
         drafter = Drafter(model, draft_ids.flatten().tolist(), idx[0, -context_size:].tolist())
     draw = partial(
         draw_token, generator=generator, temperature=temperature, top_k=top_k, top_p=top_p
@@ -221,15 +221,15 @@ def check_prompt(
     check_number("context_size", context_size)
     longest, vocab_size = model.cfg["context_length"], model.cfg["vocab_size"]
     if not 1 <= context_size <= longest:
-        raise ValueError(
+        raise InputError(
             f"context_size must be from 1 to the model's {longest}, not {context_size}"
         )
     check_number("eos_id", 0 if eos_id is None else eos_id, low=0)
     if eos_id is not None and eos_id >= vocab_size:
-        raise ValueError(f"eos_id {eos_id} is outside the model's vocabulary of {vocab_size}")
+        raise InputError(f"eos_id {eos_id} is outside the model's vocabulary of {vocab_size}")
     check_ids("the prompt", idx, 2, vocab_size=vocab_size)
     if idx.numel() == 0:
-        raise ValueError(f"the prompt has shape {tuple(idx.shape)}: there is nothing to continue")
+        raise InputError(f"the prompt has shape {tuple(idx.shape)}: there is nothing to continue")
 
 
 def draw_token(
@@ -256,6 +256,7 @@ def _decode(
     finished = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
     cache = KVCache(model, batch_size=idx.size(0), max_length=context_size)
     modules = list(model.modules())  # collecting them at each step would cost 2% of the time
+    exact = isinstance(model.out_head, Int8Linear)  # each token's bits are those without drafts
     while max_new_tokens > 0:
         if cache.length + new_ids.size(1) > context_size:
             cache.length = 0
@@ -267,7 +268,7 @@ def _decode(
         # Inference mode is no_grad with cheaper bookkeeping; the clone is a normal tensor again.
         with eval_mode(modules), torch.inference_mode():
             # Compute logits only for the positions from which a token is sampled.
-            step_cache = ExactCache([cache], [piece.size(1)]) if draft else cache
+            step_cache = ExactCache([cache], [piece.size(1)]) if draft and exact else cache
             x = model.hidden_states(piece, step_cache)[:, -1 - len(draft) :]
             logits = model.out_head(x)  # (B, 1 + draft, V)
         logits = logits.clone()

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 
 
+class InputError(ValueError):
+    """A mistake in an argument, or in a file that it names: the message is for its author."""
+
+
 def check_number(name: str, value: Any, kind: Any = Integral, low: float = -math.inf) -> None:
     """Raise TypeError unless `value` is of `kind`, ValueError unless it is finite and >= `low`.
 
@@ -17,9 +21,9 @@ def check_number(name: str, value: Any, kind: Any = Integral, low: float = -math
         what = "a whole number" if kind is Integral else "a number"
         raise TypeError(f"{name} must be {what}, not {value!r:.60}")
     if not abs(value) <= sys.float_info.max:  # False for NaN, too
-        raise ValueError(f"{name} must be a finite number, not {value}")
+        raise InputError(f"{name} must be a finite number, not {value}")
     if value < low:
-        raise ValueError(f"{name} must be at least {low}, not {value}")
+        raise InputError(f"{name} must be at least {low}, not {value}")
 
 
 def check_ids(
@@ -37,11 +41,11 @@ def check_ids(
         raise TypeError(f"{name} must be {what}, not {ids!r:.60}")
     if ids.dim() not in dims:
         shapes = " or ".join({1: "(tokens,)", 2: "(rows, tokens)"}[dim] for dim in dims)
-        raise ValueError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")
+        raise InputError(f"{name} has shape {tuple(ids.shape)}; it must be {shapes}")
     numbers = ids.cpu().numpy() if ids.dtype == torch.uint16 else ids  # uint16 has no min
     low, high = (numbers.min().item(), numbers.max().item()) if ids.numel() else (0, 0)
     if low < 0 or high >= vocab_size:
-        raise ValueError(
+        raise InputError(
             f"token id {low if low < 0 else high} is outside the vocabulary of {vocab_size} (ids "
             "start at 0): was the text encoded with another tokenizer?"
         )
@@ -54,7 +58,7 @@ def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
         check_number("top_k", top_k, low=1)
     check_number("top_p", 1 if top_p is None else top_p, Real)
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
+        raise InputError(f"top_p must be above 0 and at most 1, or None, not {top_p}")
 
 
 def check_logits(logits: Any) -> None:
@@ -63,4 +67,4 @@ def check_logits(logits: Any) -> None:
         raise TypeError(f"logits must be a tensor, not {logits!r:.60}")
     if not logits.numel() or not logits.amax(-1).isfinite().all():
         what = f"logits of shape {tuple(logits.shape)} have no finite maximum"
-        raise ValueError(f"{what}: are the model's weights damaged?")
+        raise InputError(f"{what}: are the model's weights damaged?")

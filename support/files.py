@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from support.checks import InputError
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
@@ -61,20 +63,20 @@ def read_pieces(path: str | Path, size: int = -1) -> Iterator[str]:
     blank = True
     with open(path, "rb") as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
         if raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise ValueError(f"{path} is UTF-16 text: save it as UTF-8")
+            raise InputError(f"{path} is UTF-16 text: save it as UTF-8")
         try:
             while piece := file.read(size):
                 if "\0" in piece:
                     what = "has NUL characters, like UTF-16 text and binary files"
-                    raise ValueError(f"{path} {what}: save it as UTF-8 text")
+                    raise InputError(f"{path} {what}: save it as UTF-8 text")
                 blank = blank and piece.isspace()
                 yield piece
         except UnicodeDecodeError as error:
             byte = raw.tell() - len(error.object) + error.start
             what = f"is not UTF-8 text (byte {byte} cannot be decoded)"
-            raise ValueError(f"{path} {what}: save it as UTF-8") from None
+            raise InputError(f"{path} {what}: save it as UTF-8") from None
     if blank:
-        raise ValueError(f"{path} is empty: write your training text to it")
+        raise InputError(f"{path} is empty: write your training text to it")
 
 
 def read_json(path: Path | zipfile.Path) -> dict[str, Any]:
@@ -82,9 +84,9 @@ def read_json(path: Path | zipfile.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("it must hold a JSON object")
+            raise InputError("it must hold a JSON object")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, download it again: {error}") from None
+        raise InputError(f"{path} is damaged, download it again: {error}") from None
     return content
 
 
@@ -106,7 +108,7 @@ def load_archive(path: str | Path, what: str, remedy: str) -> Any:
         problem = "is damaged or has another format"
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             problem = f"contains code ({code[1]}), which is never run"
-        raise ValueError(f"{path} cannot be read as {what}: it {problem}; {remedy}") from None
+        raise InputError(f"{path} cannot be read as {what}: it {problem}; {remedy}") from None
 
 
 def _verified(file: BinaryIO) -> BinaryIO:

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import tiktoken
 import torch
 
-from support.training.command import InputError, input_checks, safe_output
+from support.checks import InputError
+from support.training.command import safe_output
 from utils import load_model, stream, text_to_token_ids, token_bytes
 
 
@@ -44,17 +45,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write(args: argparse.Namespace) -> None:
-    """Print the prompt and its continuation. Raises InputError for bad arguments."""
+    """Print the prompt and its continuation. Raises InputError or OSError for bad arguments."""
     tokenizer, generator = tiktoken.get_encoding("gpt2"), torch.Generator()
-    with input_checks():
-        generator.seed() if args.seed is None else generator.manual_seed(args.seed % 2**63)
-        model = load_model(args.weights, dtype="fastest")
-        prompt = sys.stdin.read().rstrip("\n") if args.prompt is None else args.prompt
-        steps = stream(
-            model, text_to_token_ids(prompt, tokenizer), args.max_tokens,
-            model.cfg["context_length"], args.temperature, args.top_k or None, top_p=args.top_p,
-            generator=generator,
-        )  # fmt: skip
+    generator.seed() if args.seed is None else generator.manual_seed(args.seed % 2**63)
+    model = load_model(args.weights, dtype="fastest")
+    prompt = sys.stdin.read().rstrip("\n") if args.prompt is None else args.prompt
+    steps = stream(
+        model, text_to_token_ids(prompt, tokenizer), args.max_tokens, model.cfg["context_length"],
+        args.temperature, args.top_k or None, top_p=args.top_p, generator=generator,
+    )  # fmt: skip
     print(prompt, end="")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may have two tokens
     for next_ids, _ in steps:
@@ -64,13 +63,15 @@ def write(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    with safe_output():
+    with safe_output() as out:
         try:
             write(args)
-        except InputError as error:
+        except (InputError, OSError) as error:
             sys.exit(f"python -m support.generate: {error} (see --help)")
         except KeyboardInterrupt:
             sys.exit("\nstopped")
+        if out.error and not isinstance(out.error, BrokenPipeError):  # as when `head` has enough
+            sys.exit(f"python -m support.generate: {out.error}")
 
 
 if __name__ == "__main__":

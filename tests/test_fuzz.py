@@ -161,7 +161,6 @@ SMALL = [  # head starts need no minimum size
     {**TINY_CONFIG, "emb_dim": dim, "n_heads": heads, "context_length": length}
     for dim, heads, length in ((24, 3, 16), (8, 8, 16), (1, 1, 16), (6, 1, 16), (10, 2, 3))
 ]
-SPAN = memorization.VerbatimSpan
 
 CASES = {
     "create_dataloader": Case(
@@ -233,13 +232,6 @@ CASES = {
         {"token_ids": LISTS, "story_ids": LISTS, "min_length": WHOLE},
         lambda r, token_ids, min_length, **a: all(s.length >= min_length for s in r)
         and 0 <= memorization.verbatim_share(r, len(token_ids)) <= 1,
-    ),
-    "story_place": Case(
-        memorization.story_place,
-        {"span": ([SPAN(0, 2, 1)], [SPAN(0, 2, 3), SPAN(0, 2, -1), None]),
-         "story_ids": ([[198, 198, 5, 6]], [None, []]),
-         "tokenizer": TOKENIZERS},
-        lambda r, **a: r.paragraph >= 1,
     ),
     "plot_temperature": Case(
         plots.plot_temperature,

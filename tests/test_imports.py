@@ -16,6 +16,7 @@ INSPECTION = {*MODEL, "utils", "support.inspection"}
 ALL = {*INSPECTION, "support.training", "support.lesson", "support.page"}
 MAY_IMPORT = {
     **{module: set() for module in ("gpt", *SHARED)},
+    "support.files": {"support.checks"},
     "support.model": MODEL,
     "utils": MODEL,
     "support.training": {*MODEL, "utils", "support.training"},

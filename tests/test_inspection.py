@@ -1,9 +1,14 @@
 """The logit lens and the ablation of heads, beside layers applied by hand."""
 
+import math
+
+import pytest
 import torch
 
+from gpt import GPT_CONFIG_124M, GPTModel
 from support.inspection.attention import without_heads
 from support.inspection.logit_lens import logit_lens
+from support.page.views import word_probs
 
 IDX = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -38,3 +43,19 @@ def test_an_ablated_head_adds_nothing_and_the_model_stays_as_it_was(tiny_model):
     for ablated, left in ((one, heads != 2), (all_three, heads < 0)):
         by_hand = second.att.out_proj(found[0] * left)
         torch.testing.assert_close(ablated.trf_blocks[1].att(x), by_hand)
+
+
+def test_the_probabilities_of_words_are_the_products_of_their_tokens(tokenizer):
+    small = {"vocab_size": 50_000, "context_length": 9, "emb_dim": 24, "n_heads": 3, "n_layers": 2}
+    model = GPTModel(GPT_CONFIG_124M | small).eval().requires_grad_(False)
+    words, text = ["clock", "a", "Babbingtons", "\U0001f570", "Quillhaven " * 9], [464, 1468, 8801]
+    for ids in (text, text * 5):
+        probs = dict(zip(words, word_probs(model, tokenizer, ids, words), strict=True))
+        assert probs.pop(words[-1]) == 0  # longer than the context
+        new = {word: tokenizer.encode(f" {word}") for word in probs}
+        read = ids[-(9 + 1 - max(map(len, new.values()))) :]
+        for word, prob in probs.items():
+            logprobs = model(torch.tensor([read + new[word][:-1]]))[0].log_softmax(-1)
+            own = [float(logprobs[len(read) - 1 + i, id_]) for i, id_ in enumerate(new[word])]
+            assert prob == pytest.approx(math.exp(sum(own)), rel=1e-4)
+    assert word_probs(model, tokenizer, text, ["grids"]) == [0]  # its only id is too large

@@ -1,44 +1,26 @@
 """Verbatim spans of a text in a story, the share that they cover, and their place in the story."""
 
-from itertools import accumulate
-
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from support.inspection.memorization import (
-    VerbatimSpan,
-    story_place,
-    verbatim_share,
-    verbatim_spans,
-)
+from support.inspection.memorization import VerbatimSpan, verbatim_share, verbatim_spans
+from support.page.views import copied
 
 
-def test_story_place(story, tokenizer):
-    story_ids = tokenizer.encode(story)
-    starts = [0, *accumulate(len(tokenizer.decode([i])) for i in story_ids)]  # in characters
-    character = 0
-    for number, paragraph in enumerate(story.split("\n\n"), start=1):
-        start = starts.index(character)
-        place = story_place(VerbatimSpan(0, 3, start), story_ids, tokenizer)
-        assert place.paragraph == number
-        around = place.before + tokenizer.decode(story_ids[start : start + 3]) + place.after
-        assert around in story[max(0, character - 100) : character + 100]
-        assert len(around) > 15
-        character += len(paragraph) + 2
-    assert number > 50
-
-
-@pytest.mark.parametrize("start", [-1, 3])
-def test_story_place_of_a_span_from_another_story(tokenizer, start):
-    with pytest.raises(ValueError, match="is outside a story of 4 tokens"):
-        story_place(VerbatimSpan(0, 2, start), [1, 2, 3, 4], tokenizer)
+def test_the_paragraph_of_a_copied_passage(story, tokenizer):
+    story_ids, paragraphs = tokenizer.encode(story), story.split("\n\n")
+    for number in (1, 2, 30, len(paragraphs)):
+        ids = tokenizer.encode(paragraphs[number - 1])[:12]
+        (run,) = copied(ids, story_ids, tokenizer)["runs"]
+        assert run["paragraph"] == number and run["story_text"] == tokenizer.decode(ids)
 
 
 def test_verbatim_spans_of_tensors_and_of_bad_arguments():
     text, story = torch.arange(3, 12), torch.arange(20)
-    assert verbatim_spans(text, story) == [VerbatimSpan(0, 9, 3)]
+    for kind in (torch.int64, torch.uint16):
+        assert verbatim_spans(text.to(kind), story) == [VerbatimSpan(0, 9, 3)]
     with pytest.raises(ValueError, match=r"one row of ids, not array\(\[\[ 3"):
         verbatim_spans(text[None], story)
     with pytest.raises(ValueError, match="min_length must be at least 1, not 0"):

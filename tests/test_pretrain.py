@@ -334,7 +334,8 @@ def test_a_bug_shows_its_traceback_after_the_checkpoint_is_saved(monkeypatch, un
         raise error("a bug")
 
     before = signal.getsignal(signal.SIGTERM)
-    places = {"give_head_start": None, "loss_with_error": 0, "plot_losses": NUM_STEPS}
+    places = dict.fromkeys(["give_head_start", "load_texts"])
+    places |= {"loss_with_error": 0, "plot_losses": NUM_STEPS}
     for name, step in places.items():
         with monkeypatch.context() as patch, pytest.raises(error, match="a bug"):
             patch.setattr(pretrain, name, bug)
@@ -379,7 +380,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --steps 9", "argument --steps: not allowed with argument --epochs"),
         ("mine.txt --val ./mine.txt", "--val leaves no text to train on: name another one"),
         ("mine.txt --val none.txt", "argument --val: 'none.txt' is neither"),
-        ("mine.txt --export .", "argument --export: '.' is not the name of a new folder in"),
+        ("mine.txt --export .", "argument --export: '.' is not the name of a new or empty"),
         ("mine.txt --export mine.txt/x", "argument --export: 'mine.txt/x' is not the name of"),
         ("mine.txt --config odd.json", "argument --config: odd.json is damaged, .* JSON object"),
         ("mine.txt --config no.json", r"argument --config: \[Errno \d+\] "),
@@ -480,6 +481,7 @@ def test_a_file_that_cannot_be_written_loses_no_step(
     stop_at(0, None)
     (folder / name).rmdir()
     if name != "mine.ckpt":
+        Path("hf").mkdir(exist_ok=True)  # as a full disk leaves it
         train("--export", "hf")
         assert everything() == uninterrupted and Path("hf").exists()
 

@@ -51,17 +51,20 @@ STORY = f"<i>{TRICKS}</i><img src=x>{TRICKS}".join(PASSAGES)
 MORE = """
 from support.page.settings import LIMITS
 
-add, view = Batch.add, look
+add = Batch.add
 
 def add_first_sentence(batch, idx, *args, **kwargs):
     prompt = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
     return add(batch, prompt, *args, **kwargs)
 
-def look(what, *args):
-    with (ROOT / "inspections").open("a") as inspections:
-        print(what, file=inspections)
-    return view(what, *args)
+def noted(what, view):
+    def look(*args):
+        with (ROOT / "inspections").open("a") as inspections:
+            print(what, file=inspections)
+        return view(*args)
+    return look
 
+VIEWS |= {what: noted(what, view) for what, view in VIEWS.items()}
 Batch.add = add_first_sentence
 LIMITS["temperature"] = LIMITS["temperature"]._replace(default=0)
 LIMITS["max_new_tokens"] = LIMITS["max_new_tokens"]._replace(default=90)

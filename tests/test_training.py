@@ -123,15 +123,16 @@ def test_an_interruption_leaves_a_usable_model(callback, error):
     assert all(p.grad is None for p in model.parameters())
 
 
+COUNTS = ["evals_per_epoch", "max_steps"]
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "evals_per_epoch",
-     "max_steps"],
-)  # fmt: skip
+    "name", ["learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", *COUNTS]
+)
 def test_bad_hyperparameters(tiny_model, name):
     calls = []
     for value in (-1e-3, math.nan, math.inf, 10**400, "fast", None, [1.0]):
-        kind, what = (int, "whole") if name == "max_steps" else (int | float, "finite")
+        kind, what = (int, "whole") if name in COUNTS else (int | float, "finite")
         error = ValueError if isinstance(value, kind) else TypeError
         with pytest.raises(error, match=f"{name} must be a {what} number of at least 0, not "):
             train(tiny_model, **{name: value}, on_step=calls.append, on_eval=calls.append)

@@ -53,10 +53,8 @@ def test_a_file_knows_its_configuration(saved, tmp_path):
 
 def test_same_weights_same_file(tiny_model, saved, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 2e9)  # at another time
-    tensors = []
-    save_weights(tiny_model, tmp_path / "again.pth", on_tensor=lambda: tensors.append(1))
+    save_weights(tiny_model, tmp_path / "again.pth")
     assert (tmp_path / "again.pth").read_bytes() == saved.read_bytes()
-    assert len(tensors) == len(tiny_model.state_dict())
 
 
 def test_embeddings_of_unused_tokens_are_zeros(tiny_model, saved, tmp_path):

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tiktoken import Encoding
 
 from support.checks import check_number
 
@@ -35,7 +34,7 @@ def verbatim_spans(
         for ids in (token_ids, story_ids)
     )
     for ids in (text, story):
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind != "i"):
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(f"a text must be one row of ids, not {ids!r:.60}")
     spans: list[VerbatimSpan] = []
     # matches[j]: length of the longest common suffix of story[:j] and the text read so far.
@@ -51,27 +50,6 @@ def verbatim_spans(
                 VerbatimSpan(end - int(longest), int(longest), int(before.argmax() - longest))
             )
     return spans
-
-
-class StoryPlace(NamedTuple):
-    """The place of a copied span in the story."""
-
-    paragraph: int  # from 1
-    before: str  # the story's twelve tokens before the span
-    after: str  # the story's twelve tokens after it
-
-
-def story_place(span: VerbatimSpan, story_ids: Sequence[int], tokenizer: Encoding) -> StoryPlace:
-    """Return the place of a span in the story. Empty lines separate paragraphs.
-
-    Raises ValueError if the span is outside the story, as one from another story can be.
-    """
-    if not 0 <= span.story_start <= len(story_ids) - span.length:
-        raise ValueError(f"{span} is outside a story of {len(story_ids)} tokens")
-    before = list(story_ids[: span.story_start])
-    after = list(story_ids[span.story_start + span.length :][:12])
-    paragraph = 1 + tokenizer.decode(before).count("\n\n")
-    return StoryPlace(paragraph, tokenizer.decode(before[-12:]), tokenizer.decode(after))
 
 
 def verbatim_share(spans: Sequence[VerbatimSpan], num_tokens: int) -> float:

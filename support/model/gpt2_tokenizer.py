@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from support.checks import InputError
 from support.files import read_json
 from tiktoken_ext.offline_gpt2 import SHA256, read_table
 
@@ -34,7 +35,7 @@ def check_tokenizer(folder: Path) -> None:
             if vocab != ours:
                 other.append(name)
     if other:
-        raise ValueError(
+        raise InputError(
             f"{folder} has a tokenizer other than GPT-2's ({other[0]}): use a model that was "
             "trained with GPT-2's tokenizer"
         )

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gpt import GPTModel, check_config
+from support.checks import InputError
 from support.files import atomic_write, read_json
 from support.model.gpt2_tokenizer import END_OF_TEXT, check_tokenizer, tokenizer_files
 from support.model.weights import plain_name, plain_weights, wrapped_model
@@ -99,14 +100,14 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
         stored.setdefault("lm_head.weight", stored["wte.weight"])
     for name, shape, ours in _layout(cfg):
         if name not in stored:
-            raise ValueError(f"{folder} does not match its config.json: {name} is missing")
+            raise InputError(f"{folder} does not match its config.json: {name} is missing")
         tensor = stored.pop(name)
         _check_tensor(folder, name, tensor, shape)
         for our, part in zip(ours, _transposed(name, tensor).chunk(len(ours)), strict=True):
             # Copy, because tensors from safetensors are views of the file.
             state[our] = part.float().clone(memory_format=torch.contiguous_format)
     if more := sorted(name for name in stored if not name.endswith(MASKS)):
-        raise ValueError(f"{folder} has tensors that GPTModel lacks: {', '.join(more[:3])}")
+        raise InputError(f"{folder} has tensors that GPTModel lacks: {', '.join(more[:3])}")
     if not cfg["qkv_bias"]:  # saved by us without biases, but transformers may have trained some
         cfg["qkv_bias"] = any(w.any() for name, w in state.items() if re.search("W_.*bias", name))
     with torch.device("meta"):  # spend no memory on random weights
@@ -122,10 +123,10 @@ def _our_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         check_config(cfg)
     except (TypeError, ValueError) as error:
         names = ", ".join(f"{ours} is {theirs} there" for ours, theirs, _ in SETTINGS)
-        raise ValueError(f"{folder / 'config.json'}: {error} ({names})") from None
+        raise InputError(f"{folder / 'config.json'}: {error} ({names})") from None
     for key, values in {**SAME, "n_inner": [None, 4 * cfg["emb_dim"]]}.items():
         if (value := config.get(key, values[0])) not in values:
-            raise ValueError(f"{folder}: config.json has {key} {value!r:.60}, not one of {values}")
+            raise InputError(f"{folder}: config.json has {key} {value!r:.60}, not one of {values}")
     return cfg
 
 
@@ -137,7 +138,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         shards = read_json(folder / INDEX).get("weight_map")
         names = sorted({*map(str, shards.values())}) if isinstance(shards, dict) else []
         if not names or any(Path(name).name != name for name in names):  # such as "../x"
-            raise ValueError(f"{folder / INDEX} is damaged, download it again: it lists no shards")
+            raise InputError(f"{folder / INDEX} is damaged, download it again: it lists no shards")
     else:  # pytorch_model.bin can contain code
         raise FileNotFoundError(f"no {WEIGHTS} in {folder} (pytorch_model.bin is not read)")
     stored: dict[str, Tensor] = {}
@@ -145,22 +146,22 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged, or a Git LFS pointer: {error}") from None
+            raise InputError(f"{path} is damaged, or a Git LFS pointer: {error}") from None
         for full_name, tensor in tensors.items():
             name = plain_name(full_name).removeprefix(PREFIX)
             if name in stored:
-                raise ValueError(f"{folder} has {name} twice: download it again")
+                raise InputError(f"{folder} has {name} twice: download it again")
             stored[name] = tensor
     return stored
 
 
 def _check_tensor(folder: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if (found := tuple(tensor.shape)) != shape:
-        raise ValueError(f"{folder} does not match its config.json: {name} is {found}, not {shape}")
+        raise InputError(f"{folder} does not match its config.json: {name} is {found}, not {shape}")
     if not tensor.is_floating_point():
-        raise ValueError(f"{folder} is quantized: {name} has {tensor.dtype} weights")
+        raise InputError(f"{folder} is quantized: {name} has {tensor.dtype} weights")
     if not tensor.float().isfinite().all():  # not all dtypes have isfinite
-        raise ValueError(f"{folder} is damaged: {name} has weights that are not finite")
+        raise InputError(f"{folder} is damaged: {name} has weights that are not finite")
 
 
 def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
@@ -180,7 +181,7 @@ def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.json"
     if config.exists() and config.read_bytes() != settings:
-        raise ValueError(f"{folder} contains another model: nothing saved, use an empty folder")
+        raise InputError(f"{folder} contains another model: nothing saved, use an empty folder")
     with ExitStack() as files:
         for name, content in contents.items():
             file = files.enter_context(atomic_write(folder / name))
@@ -191,13 +192,13 @@ def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
 def _their_tensors(model: GPTModel) -> dict[str, Tensor]:
     state, tensors = plain_weights(model), {}
     if not all(tensor.is_floating_point() for tensor in state.values()):
-        raise ValueError("the model is quantized, nothing saved: load it in float32")
+        raise InputError("the model is quantized, nothing saved: load it in float32")
     no_bias = torch.zeros(model.cfg["emb_dim"])
     for name, _, ours in _layout(model.cfg):
         parts = [state.get(our, no_bias).to("cpu", torch.float32) for our in ours]
         tensor = _transposed(name, torch.cat(parts)).contiguous()
         if not tensor.isfinite().all():
-            raise ValueError(f"{ours[0]} has weights that are not finite: nothing saved")
+            raise InputError(f"{ours[0]} has weights that are not finite: nothing saved")
         tensors[name if name == "lm_head.weight" else PREFIX + name] = tensor
     return tensors
 

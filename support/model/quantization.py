@@ -2,7 +2,7 @@
 
 With 8 bits, each row of a matrix is stored as whole numbers from -127 to 127 and one scale. The
 input vectors are rounded in the same way (Dettmers et al. 2022, "LLM.int8()", section 2.1,
-https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order, so a token's result
+https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order, so each product
 has the same bits on any machine and in any batch. Where a fast product exists, each matrix is
 stored in the layouts of two operators: 250 MB for the default model.
 

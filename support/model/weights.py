@@ -4,7 +4,6 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gpt import GPT_CONFIG_124M, GPTModel, check_config
-from support.checks import check_ids
+from support.checks import InputError, check_ids
 from support.files import atomic_write, load_archive, read_json
-from support.model.quantization import (
-    GROUP,
-    Int4Linear,
-    Int8Linear,
-    fast_offset,
-    quantize,
-)
+from support.model.quantization import GROUP, Int4Linear, Int8Linear, fast_offset, quantize
 
 # Prefixes of torch.compile, of DataParallel and DDP, and of PyTorch Lightning
 WRAPPERS = re.compile(r"\b(_orig_mod|module|model)\.")
@@ -67,17 +60,15 @@ def save_weights(
     model: nn.Module,
     path: str | Path,
     used_ids: Tensor | None = None,
-    on_tensor: Callable[[], object] = lambda: None,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the weights as a state dict that `torch.load` and `load_state_dict` accept.
 
     Weights are rounded to 8-bit floats (`torch.float8_e4m3fn`) and compressed, to an eighth of the
     float32 size. Given `used_ids`, the ids of the whole text, the embeddings of all other tokens
-    are stored as zeros: they never got a gradient and are noise. `on_tensor()` is called after each
-    tensor, for a progress bar. The model may be compiled or in a wrapper such as DDP. The file also
-    holds its configuration, which `load_model` finds there. `weights` are those that
-    `rounded_weights` returned earlier, instead of the model's present ones.
+    are stored as zeros: they never got a gradient and are noise. The model may be compiled or in a
+    wrapper such as DDP. The file also holds its configuration, which `load_model` finds there.
+    `weights` are those that `rounded_weights` returned earlier, not the model's present ones.
 
     Raises OSError if the file cannot be written, and ValueError if a weight is not finite or above
     448, the largest 8-bit float.
@@ -100,8 +91,6 @@ def save_weights(
             entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
             entry.external_attr = 0o600 << 16
             packed.writestr(entry, plain.read(name), zipfile.ZIP_DEFLATED)
-            if "/data/" in name:
-                on_tensor()
 
 
 def load_model(
@@ -120,22 +109,24 @@ def load_model(
     `dtype` is torch.float32, bfloat16, float64, int8 or "int4". Each generated token reads all
     weights once, so fewer bytes are faster: bfloat16 on some CPUs, int8 on most, and "int4", on
     CPUs only, for one text at a time. Use these two for generation only. "fastest" means int8 if it
-    is faster on this CPU, else float32. support/README.md compares them.
+    is faster on this device, else float32. support/README.md compares them.
 
     Raises FileNotFoundError if there is no such file. Raises ValueError if it is damaged, belongs
     to another configuration or contains no weights, and for any other `dtype`. Code in a file is
     never run.
     """
+    device = torch.device(device or "cpu")
     if dtype == "fastest":
-        dtype = torch.float32 if fast_offset() is None else torch.int8
+        is_faster = device.type == "cpu" and fast_offset() is not None
+        dtype = torch.int8 if is_faster else torch.float32
     if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8, "int4"):
         choice = 'torch.float32, bfloat16, float64 or int8, "int4" or "fastest"'
-        raise ValueError(f"dtype must be {choice}, not {dtype!r:.60}")
+        raise InputError(f"dtype must be {choice}, not {dtype!r:.60}")
     state, stored = _read_weights(Path(path))
-    cfg, device = _merged_config(path, stored, cfg or {}), torch.device(device or "cpu")
+    cfg = _merged_config(path, stored, cfg or {})
     if dtype == "int4" and (cfg["emb_dim"] % GROUP or device.type != "cpu"):
         problem = f"emb_dim {cfg['emb_dim']} on {device}"
-        raise ValueError(f"int4 needs the CPU and an emb_dim divisible by {GROUP}, not {problem}")
+        raise InputError(f"int4 needs the CPU and an emb_dim divisible by {GROUP}, not {problem}")
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
     if dtype == torch.float32:
@@ -147,7 +138,7 @@ def load_model(
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         problem = f"{str(error).splitlines()[1].strip():.150}"  # the first of many tensors
-        raise ValueError(f"{path} has weights of another configuration: {problem}") from None
+        raise InputError(f"{path} has weights of another configuration: {problem}") from None
     if layer:
         quantize(model, layer)
     return model.to(device).eval()
@@ -157,12 +148,12 @@ def _merged_config(path: str | Path, stored: dict[str, Any], given: dict[str, An
     for key in stored.keys() & given.keys() - {"drop_rate"}:
         if stored[key] != given[key]:
             problem = f"{key} {stored[key]!r:.60}, not {given[key]!r:.60}"
-            raise ValueError(f"{path} has weights of another configuration: {problem}")
+            raise InputError(f"{path} has weights of another configuration: {problem}")
     cfg = GPT_CONFIG_124M | stored | given
     try:
         check_config(cfg)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     return cfg
 
 
@@ -170,16 +161,16 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # Return the weights in a file under plain names, and the configuration stored with them.
     content = _read_file(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} has no weights, but a {type(content).__name__}: {INSTEAD}")
+        raise InputError(f"{path} has no weights, but a {type(content).__name__}: {INSTEAD}")
     state = next((content[key] for key in KEYS if isinstance(content.get(key), dict)), content)
     names = {name: plain_name(name) for name in state if isinstance(name, str)}
     unique = 0 < len({*names.values()}) == len(state)
     if not unique or not all(map(torch.is_tensor, state.values())):
-        raise ValueError(f"{path} has no weights, but a dict with {[*state]!r:.99}: {INSTEAD}")
+        raise InputError(f"{path} has no weights, but a dict with {[*state]!r:.99}: {INSTEAD}")
     if any(".c_attn." in name for name in names):
         if "model_args" in content:
-            raise ValueError(f"{path} is for nanoGPT's model, which has another GELU: {INSTEAD}")
-        raise ValueError(
+            raise InputError(f"{path} is for nanoGPT's model, which has another GELU: {INSTEAD}")
+        raise InputError(
             f"{path} has weights in Hugging Face's format: give its folder, with config.json, to "
             "load_hugging_face or --start-from"
         )
@@ -199,13 +190,13 @@ def _read_file(path: Path) -> Any:
             "pretrain-story-model.pth from the project's repository"
         )
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: for Hugging Face's format, use load_hugging_face")
+        raise InputError(f"{path} is a folder: for Hugging Face's format, use load_hugging_face")
     if path.suffix != ".safetensors":
         return load_archive(path, "weights", INSTEAD)
     try:
         return safetensors.torch.load(path.read_bytes())
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file ({error})") from None
+        raise InputError(f"{path} is damaged, or no safetensors file ({error})") from None
 
 
 def _by_columns(name: str, tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tiktoken import Encoding
 from torch import Tensor
 
 from gpt import GPTModel, KVCache, eval_mode
-from support.checks import check_logits, check_sampling
+from support.checks import check_ids, check_logits, check_sampling
 from support.model.drafts import Drafter
 from support.model.quantization import ExactCache
 from utils import candidates, check_prompt, sample_next_token, token_bytes, token_label
@@ -112,6 +112,8 @@ class Batch:
     """Texts that are generated together, with drafts from `draft_ids`. Not thread-safe."""
 
     def __init__(self, model: GPTModel, tokenizer: Encoding, draft_ids: Sequence[int] = ()):
+        drafts = torch.tensor(draft_ids, dtype=torch.long)
+        check_ids("draft_ids", drafts, 1, vocab_size=model.cfg["vocab_size"])
         self.model, self.tokenizer, self.draft_ids = model, tokenizer, list(draft_ids)
         self.modules = list(model.modules())  # collecting them at each step would take longer
         self.slots: list[Slot] = []  # unfinished texts, longest wait first

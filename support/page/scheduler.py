@@ -53,12 +53,15 @@ class Scheduler:
         Between two steps of the batch, at most one inspection runs.
         """
         this = self.inspections[key] = object()
-        async with self.inspecting:
-            if self.inspections.get(key) is not this:
-                return None
-            del self.inspections[key]
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.executor, function, *args)
+        try:
+            async with self.inspecting:
+                if self.inspections.get(key) is not this:
+                    return None
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self.executor, function, *args)
+        finally:
+            if self.inspections.get(key) is this:
+                del self.inspections[key]
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from tiktoken import Encoding
 
-from gpt import GPTModel
+from gpt import GPTModel, KVCache
 from support.inspection.attention import attention_weights
 from support.inspection.logit_lens import logit_lens
-from support.inspection.memorization import story_place, verbatim_share, verbatim_spans
+from support.inspection.memorization import verbatim_share, verbatim_spans
 from support.page.batch import TokenInfo
 from support.page.settings import LIMITS
 from utils import token_bytes, token_label
@@ -80,16 +80,29 @@ def scores(model: GPTModel, token_ids: Sequence[int]) -> dict[str, Any]:
     return {"tokens": tokens, "loss": -float(own.mean()) if tokens else None}
 
 
-def word_prob(model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int], word: str) -> float:
-    """Return the probability that a text continues with a space and these tokens of a word.
+@torch.no_grad()
+def word_probs(
+    model: GPTModel, tokenizer: Encoding, token_ids: Sequence[int], words: Sequence[str]
+) -> list[float]:
+    """Return the probabilities that a text continues with a space and the tokens of each word.
 
     0 if the model lacks one of them, or cannot read them all and a token before them.
     """
-    ids, longest = tokenizer.encode_ordinary(f" {word}"), model.cfg["context_length"]
-    if len(ids) >= longest or max(ids) >= model.cfg["vocab_size"]:
-        return 0.0
-    own = scores(model, [*token_ids, *ids][-longest:])["tokens"][-len(ids) :]
-    return math.exp(sum(token["logprob"] for token in own))
+    longest, vocab_size = model.cfg["context_length"], model.cfg["vocab_size"]
+    encoded = [tokenizer.encode_ordinary(f" {word}") for word in words]
+    valid = [ids for ids in encoded if len(ids) < longest and max(ids) < vocab_size]
+    text = list(token_ids[-(longest + 1 - max(map(len, valid), default=1)) :])
+    cache, probs = KVCache(model), []
+    first = model.hidden_states(torch.tensor([text]), cache)[:, -1:]  # (1, 1, C)
+    for ids in encoded:
+        if ids not in valid:
+            probs.append(0.0)
+            continue
+        cache.length = len(text)
+        later = [model.hidden_states(torch.tensor([ids[:-1]]), cache)] if ids[1:] else []
+        logprobs = model.out_head(torch.cat([first, *later], 1))[0].float().log_softmax(-1)
+        probs.append(math.exp(logprobs[range(len(ids)), ids].sum()))
+    return probs
 
 
 def attention(model: GPTModel, token_ids: Sequence[int]) -> list[list[list[int]]]:
@@ -119,7 +132,6 @@ def copied(
         before = tokenizer.decode_bytes(story_ids[: span.story_start])
         through = tokenizer.decode_bytes(story_ids[: span.story_start + span.length])
         start, end = len(before.decode(errors="ignore")), len(through.decode(errors="replace"))
-        place = story_place(span, story_ids, tokenizer)._asdict()
         text = {"story_text_start": start, "story_text": story[start:end]}
-        runs.append({**span._asdict(), **place, **text})
+        runs.append({**span._asdict(), **text, "paragraph": 1 + story[:start].count("\n\n")})
     return {"runs": runs, "share": verbatim_share(spans, len(token_ids))}

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import torch
 
 from gpt import GPT_CONFIG_124M, check_config
+from support.checks import InputError
 from support.files import read_json
-from support.training.command import InputError
 from support.training.devices import best_device
 from support.training.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE, WORLD_SIZE
 from support.training.texts import text_files
@@ -79,10 +79,9 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports an error in one line, once on each machine."""
 
     def error(self, message: str) -> NoReturn:
-        if LOCAL_RANK:  # process 0 reports it; wait, so that torchrun does not end it first
+        if LOCAL_RANK:  # process 0 reports the same error, if it has it, and ends this one
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # sent by torchrun
             time.sleep(30)
-            self.exit(2)
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
@@ -226,8 +225,9 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add("--save-every", type=at_least(0, float), default=5, metavar="MINUTES",
         help="time between checkpoints (5)")
     add("--export", metavar="FOLDER", help="at the end, write the model in Hugging Face's format",
-        type=path(lambda text: os.path.isdir(Path(text).parent) and not os.path.exists(text),
-                  "is not the name of a new folder in an existing one"))
+        type=path(lambda text: os.path.isdir(Path(text).parent) and (
+            not os.path.exists(text) or (os.path.isdir(text) and not os.listdir(text))),
+            "is not the name of a new or empty folder in an existing one"))
     args = parser.parse_args(argv)
     if WORLD_SIZE > 1 and not os.environ.get("MASTER_ADDR"):
         parser.error("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use torchrun")

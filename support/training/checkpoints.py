@@ -11,6 +11,7 @@ import torch
 
 import gpt
 from gpt import Evaluation, GPTModel, TrainState, train_model
+from support.checks import InputError
 from support.files import atomic_write, load_archive
 from support.model.weights import plain_weights, wrapped_model
 from support.training.data import epoch_loaders
@@ -62,7 +63,7 @@ def check_disk(weights: Path, cfg: dict[str, Any]) -> None:
     free = shutil.disk_usage(weights.parent).free
     if free < needed:
         what = f"{needed // 10**6:,} MB, but only {free // 10**6:,} MB are free on its disk"
-        raise ValueError(f"{weights} and its checkpoint need {what}")
+        raise InputError(f"{weights} and its checkpoint need {what}")
 
 
 def save_checkpoint(
@@ -101,7 +102,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
     content = load_archive(path, "a checkpoint", remedy)
     keys = {"config", "run_config", "weights", "optimizer", "step", "history", "random"}
     if not isinstance(content, dict) or not content.keys() >= keys:
-        raise ValueError(f"{path} was not written by save_checkpoint: use another file")
+        raise InputError(f"{path} was not written by save_checkpoint: use another file")
     return content
 
 
@@ -119,7 +120,7 @@ def restore(
     model = wrapped_model(model)
     if content["config"] != model.cfg:
         what = f"a model with the configuration {content['config']}, not {model.cfg}"
-        raise ValueError(f"{path} belongs to {what}")
+        raise InputError(f"{path} belongs to {what}")
     older = {"max_steps": 0}  # which the checkpoints of earlier versions lack
     old, config = older | content["run_config"], older | config
     if changes := [
@@ -128,7 +129,7 @@ def restore(
         if old.get(key) != config.get(key)
     ]:
         what = f"a run with other texts or settings ({'; '.join(changes)})"
-        raise ValueError(
+        raise InputError(
             f"{path} belongs to {what}: resume with the same ones, or start a new run from its "
             f"weights (--start-from {path}, and new --weights)"
         )

@@ -1,4 +1,4 @@
-"""Input errors, signals and output of a command that may run for days."""
+"""Signals and output of a command that may run for days."""
 
 import os
 import signal
@@ -6,19 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn, TextIO
-
-
-class InputError(Exception):
-    """A mistake in the arguments, or in a file that they name."""
-
-
-@contextmanager
-def input_checks() -> Iterator[None]:
-    """Convert the errors of input checks inside a `with` block to InputError."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        raise InputError(error) from error
 
 
 class Stopped(Exception):
@@ -55,11 +42,12 @@ class SafeStream:
     """A text stream whose writes never raise.
 
     It escapes characters outside its encoding. After a failure, such as a closed pipe or a full
-    disk, it discards all output.
+    disk, it discards all output, and `error` is the reason.
     """
 
     def __init__(self, stream: TextIO, nothing: TextIO) -> None:
         self.stream, self.nothing = stream, nothing
+        self.error: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:  # tqdm asks for `encoding` and others
         return getattr(self.stream, name)
@@ -69,7 +57,8 @@ class SafeStream:
         try:
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self.error = self.error or error
             # Python flushes the stream again at exit, and that must not fail either.
             with suppress(OSError, ValueError):
                 os.dup2(self.nothing.fileno(), self.stream.fileno())
@@ -79,9 +68,9 @@ class SafeStream:
 
 
 @contextmanager
-def safe_output() -> Iterator[None]:
-    """Make standard output and error safe to write to inside a `with` block."""
+def safe_output() -> Iterator[SafeStream]:
+    """Make standard output and error safe to write to inside a `with` block; yield the first."""
     with open(os.devnull, "w") as nothing:  # also if a stream is None, as without a console
         out, error = (SafeStream(s or nothing, nothing) for s in (sys.stdout, sys.stderr))
         with redirect_stdout(out), redirect_stderr(error):  # type: ignore[type-var]
-            yield
+            yield out

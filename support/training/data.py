@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from gpt import GPTModel, calc_loss_loader
-from support.checks import check_ids, check_number
+from support.checks import InputError, check_ids, check_number
 
 GPT2_VOCAB_SIZE = 50257
 
@@ -30,7 +30,7 @@ def split_tokens(
     check_number("context_length", context_length, low=1)
     check_number("val_fraction", val_fraction, Real)
     if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must be between 0 and 1, not {val_fraction}")
+        raise InputError(f"val_fraction must be between 0 and 1, not {val_fraction}")
     split = round(len(token_ids) * (1 - val_fraction))
     parts = token_ids[:split], token_ids[split:]
     for name, part in zip(("training", "validation"), parts, strict=True):
@@ -41,7 +41,7 @@ def split_tokens(
 def check_length(what: str, token_ids: torch.Tensor, context_length: int) -> None:
     """Raise ValueError if a text has no window of `context_length` tokens."""
     if len(token_ids) <= context_length:
-        raise ValueError(
+        raise InputError(
             f"{what} has {len(token_ids)} tokens, but one window needs {context_length + 1}: use a "
             "longer text or a smaller context_length"
         )
@@ -67,7 +67,7 @@ class GPTDataset(Dataset):
         check_number("stride", stride, low=1)
         check_number("offset", offset)
         if not 0 <= offset < stride:
-            raise ValueError(f"offset must be from 0 to below the stride {stride}, not {offset}")
+            raise InputError(f"offset must be from 0 to below the stride {stride}, not {offset}")
         check_length("the text", token_ids, context_length)
         self.token_ids, self.context_length, self.stride = token_ids, context_length, stride
         self.last_start = len(token_ids) - context_length - 1

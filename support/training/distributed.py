@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from gpt import GPTModel, calc_loss_batch, train_step
+from support.checks import InputError
 
 
 def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
@@ -115,7 +116,7 @@ def check_same(values: Mapping[str, Any]) -> None:
         dist.broadcast_object_list(first)
     if keys := ", ".join(key for key in values if values[key] != first[0].get(key)):
         remedy = "start all with the same arguments and copies of the same files"
-        raise ValueError(f"process {RANK} and process 0 differ in: {keys}; {remedy}")
+        raise InputError(f"process {RANK} and process 0 differ in: {keys}; {remedy}")
 
 
 class SharedStep(nn.Module):
