@@ -97,6 +97,19 @@ def story() -> str:
     return read_text(ROOT / "dataset" / "story.txt")
 
 
+def enter(folder, patch, story):
+    """Put a text of 1,200 characters for pretrain.py into a folder, go there and return it."""
+    (folder / "mine.txt").write_text(story[:1200], encoding="utf-8")
+    patch.chdir(folder)
+    patch.setattr("pretrain.tune_malloc", lambda: None)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, story):
+    return enter(tmp_path, monkeypatch, story)
+
+
 def same_weights(one, other):
     one, other = one.state_dict(), other.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

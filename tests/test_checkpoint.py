@@ -60,11 +60,19 @@ def uninterrupted(one_thread):
     return everything(model, state)
 
 
-class Interruption(Exception):
+class Interruption(KeyboardInterrupt):
     pass
 
 
-def train_until(steps, path, save_at_steps=False):
+def interrupt(model):
+    raise Interruption
+
+
+def spoil(model):  # with a forward hook, so that the weights are not spoilt by the test
+    model.final_norm.register_forward_hook(lambda module, x, y: y * math.nan)
+
+
+def train_until(steps, path, save_at_steps=False, stop=interrupt):
     """Train, as in a new process, from the file's state; stop after a step in `steps`."""
     model = new_model(seed=9 if path.exists() else 0)  # everything must come from the file
     state = restore(path, read_checkpoint(path), model, config_of())
@@ -73,12 +81,20 @@ def train_until(steps, path, save_at_steps=False):
         save_checkpoint(path, model, state, config_of())
 
     def on_step(step, num_steps):
+        assert model.out_head.weight.grad is not None  # unlike after the training
         if save_at_steps:
             save(None)
         if step in steps:
-            raise Interruption
+            stop(model)
 
-    train(model, state, on_step=on_step, on_eval=save)
+    try:
+        train(model, state, on_step=on_step, on_eval=save)
+    finally:  # the model is as after the last step
+        assert not any(module.training for module in model.modules())
+        assert all(p.grad is None for p in model.parameters())
+        if save_at_steps:
+            saved = read_checkpoint(path)["weights"]
+            assert all(map(torch.equal, model.state_dict().values(), saved.values()))
     return everything(model, state)
 
 
@@ -159,23 +175,11 @@ def test_the_random_state_of_a_gpu_is_stored_with_the_cpus(monkeypatch, device):
 
 @pytest.mark.parametrize("at", [1, 7, 25])
 def test_a_loss_that_is_not_finite_leaves_the_last_good_state(path, uninterrupted, at):
-    model, state = new_model(), TrainState()
-
-    def spoil(step, num_steps):
-        save_checkpoint(path, model, state, config_of())
-        if step == at:  # a forward hook, so that the weights are not spoilt by the test
-            model.final_norm.register_forward_hook(lambda module, x, y: y * math.nan)
-
     message = rf"loss nan.* at step {at + 1} with learning rate \d"
     with pytest.raises(FloatingPointError, match=message):
-        train(model, state, on_step=spoil, evals_per_epoch=1)
-    assert state.step == at
-    assert not model.training
-    assert all(p.grad is None for p in model.parameters())
-    saved = new_model(seed=5)
-    restore(path, read_checkpoint(path), saved, config_of())
-    assert all(map(torch.equal, model.state_dict().values(), saved.state_dict().values()))
-    assert train_until(set(), path)[2:] == uninterrupted[2:]
+        train_until({at}, path, save_at_steps=True, stop=spoil)
+    assert read_checkpoint(path)["step"] == at
+    assert train_until(set(), path) == uninterrupted
 
 
 def test_other_evaluations_and_another_dtype_do_not_matter(path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, enter
 
 import pretrain
 from gpt import GPTModel
@@ -33,21 +33,10 @@ AGAIN = "run the same command again to resume"
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory, one_thread, story):
     """Return a folder in which one process has trained, two windows at a time."""
-    folder = tmp_path_factory.mktemp("one")
-    (folder / "mine.txt").write_text(story[:1200], encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "tune_malloc", lambda: None)
-        patch.chdir(folder)
+        folder = enter(tmp_path_factory.mktemp("one"), patch, story)
         pretrain.main([*ARGUMENTS, "--batch-size", "2"])
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path, one_process, monkeypatch):
-    shutil.copy(one_process / "mine.txt", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretrain, "tune_malloc", lambda: None)
-    return tmp_path
+        return folder
 
 
 def start(*command, cwd=".", **variables):

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, enter
 
 import gpt
 import pretrain
@@ -29,26 +29,13 @@ from support.training.data import eval_loader, split_tokens, whole_windows
 from support.training.devices import best_device
 from utils import text_to_token_ids
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "folder")
 
 TINY = {"emb_dim": 16, "n_heads": 2, "n_layers": 1, "context_length": 16}
 CONFIG = {**GPT_CONFIG_124M, **TINY}
 SIZE = ",".join(f"{key}={value}" for key, value in TINY.items())
 NUM_STEPS = 34
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-
-
-def enter(folder, patch, story):
-    """Put a text of 1,200 characters into a folder and go there."""
-    (folder / "mine.txt").write_text(story[:1200], encoding="utf-8")
-    patch.chdir(folder)
-    patch.setattr(pretrain, "tune_malloc", lambda: None)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch, story):
-    return enter(tmp_path, monkeypatch, story)
 
 
 def train(*arguments, text="mine.txt"):

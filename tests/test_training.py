@@ -54,11 +54,9 @@ def test_history():
         modes.append(model.training)
 
     def on_step(*numbers):
-        assert model.out_head.weight.grad is not None  # unlike after the training: see below
         steps.append(numbers)
 
     history = train(model, num_epochs=3, batch_size=2, on_step=on_step, on_eval=on_eval)
-    assert all(p.grad is None for p in model.parameters())
     assert [e.epoch for e in history][::2] == [0, 1, 2, 3]
     assert len(history) == 7
     assert evaluations == [(e.step, e) for e in history]  # each was reported when it was made
@@ -101,26 +99,6 @@ print(generate(model, text[None, :4], 40, 16, 1.0, generator=torch.Generator().m
 """
     exec(code, {})
     assert run_python(code) == capsys.readouterr().out
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("callback", ["on_step", "on_eval"])
-def test_an_interruption_leaves_a_usable_model(callback, error):
-    model = GPTModel(TINY_CONFIG)
-    learned = [weights(model)]
-
-    def interrupt(*_):
-        learned.append(weights(model))
-        if len(learned) == 4:
-            raise error
-
-    with pytest.raises(error):
-        train(model, **{callback: interrupt})
-    assert not any(module.training for module in model.modules())
-    assert torch.equal(weights(model), learned[-1])
-    assert not torch.equal(learned[-1], learned[0])
-    assert model(TEXT[None, :16]).isfinite().all()
-    assert all(p.grad is None for p in model.parameters())
 
 
 COUNTS = ["evals_per_epoch", "max_steps"]
