@@ -1,9 +1,13 @@
 """The command that continues a text."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT, TINY_CONFIG
 
 import support.generate
 from utils import generate, load_model, text_to_token_ids, token_ids_to_text
@@ -54,3 +58,20 @@ def test_a_bad_argument_is_one_line(saved, capsys, arguments, message):
     (line,) = str(error.value).splitlines()
     assert message in line and line.endswith("(see --help)")
     assert capsys.readouterr().out == ""
+
+
+def test_damaged_weights_are_one_line(tiny_model, tmp_path):
+    tiny_model.final_norm.shift.data.fill_(torch.nan)
+    content = {"model_state_dict": tiny_model.state_dict(), "config": TINY_CONFIG}
+    torch.save(content, tmp_path / "spoilt.pth")
+    with pytest.raises(SystemExit, match=r"generate: logits .* weights damaged"):
+        support.generate.main(["A;B", "--weights", str(tmp_path / "spoilt.pth")])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_text_that_cannot_be_written_is_one_line(saved):
+    command = [sys.executable, "-m", "support.generate", "A;B", "--weights", saved]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 1
+    assert process.stderr == "python -m support.generate: [Errno 28] No space left on device\n"
