@@ -123,13 +123,8 @@ def test_a_cache_is_no_part_of_the_model_or_its_graph(tiny_model):
     [
         ({"n_layers": 0}, ValueError, "n_layers must be a whole number of at least 1, not 0"),
         ({"emb_dim": 24.0}, TypeError, "emb_dim must be a whole number of at least 1, not 24.0"),
-        ({"vocab_size": "many"}, TypeError, "vocab_size .* not 'many'"),
-        ({"context_length": True}, TypeError, "context_length .* not True"),
         ({"emb_dim": 25}, ValueError, "emb_dim 25 .* n_heads 3"),
-        ({"drop_rate": -0.1}, ValueError, "drop_rate must be .* at least 0, not -0.1"),
         ({"drop_rate": 1.0}, ValueError, "drop_rate must be below 1, not 1.0"),
-        ({"drop_rate": math.nan}, ValueError, "drop_rate .* not nan"),
-        ({"drop_rate": None}, TypeError, "drop_rate .* not None"),
         ({"qkv_bias": 1}, TypeError, "qkv_bias must be True or False, not 1"),
         ({"n_head": 12}, ValueError, "unknown: .*n_head"),
     ],
