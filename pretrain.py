@@ -179,8 +179,8 @@ class Run:
         try:
             return report()
         except Exception as error:
-            if (what := f"{type(error).__name__}: {error}") not in self.failures:
-                self.bar.write(f"{what}. Training continues; the next evaluation tries again.")
+            if (what := command.reason(error)) not in self.failures:
+                self.bar.write(f"{what}. This is tried again after each evaluation and at the end.")
             self.failures.add(what)
 
     def since_best(self) -> int:
@@ -194,8 +194,8 @@ class Run:
         if patience and distributed.any_process(self.since_best() >= patience, self.args.device):
             raise command.EarlyStop
 
-    def write_history(self) -> None:
-        """Write the history, as a table and as a plot."""
+    def write_history(self) -> bool:
+        """Write the history, as a table and as a plot; return True."""
         table = io.StringIO()
         csv.writer(table).writerows([Evaluation._fields, *self.state.history])
         with atomic_write(self.args.weights.with_suffix(".csv")) as file:
@@ -205,6 +205,7 @@ class Run:
             figure = plot_losses(self.state.history, level)
             with atomic_write(self.args.weights.with_suffix(".png")) as file:
                 figure.savefig(file, format="png", dpi=150)
+        return True
 
     def sample(self) -> str:
         """Return the prompt and a continuation, drawn with the same seed each time."""
@@ -304,12 +305,12 @@ def train(run: Run, loaders: list[Any], evals: int) -> None:
         run.bar.close()
     run.save_all()
     if RANK == 0:
-        run.write_history()  # again, in case this failed before
-        best = "the best weights (.best.pth), " if run.best else ""
-        beside = f"{best}the history (.csv, .png) and a checkpoint"
-        print(f"{early}Wrote {args.weights}, and beside it {beside}.")
+        beside = ["the history (.csv, .png)"] * bool(run.attempt(run.write_history))
+        beside += ["the best weights (.best.pth)"] * bool(run.best)
+        print(f"{early}Wrote {args.weights}, and beside it {', '.join([*beside, 'a checkpoint'])}.")
         if args.export:
             save_hugging_face(model, args.export)
+            print(f"Wrote {args.export}, in Hugging Face's format.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -339,8 +340,7 @@ def main(argv: list[str] | None = None) -> None:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 again = "change its permissions, or change --weights"
-            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            what += f"; {again}"
+            what = f"{command.reason(error)}; {again}"
         else:
             return
         parser.exit(1, f"pretrain.py: {what}\n")

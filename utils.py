@@ -229,7 +229,7 @@ def check_prompt(
         raise InputError(f"eos_id {eos_id} is outside the model's vocabulary of {vocab_size}")
     check_ids("the prompt", idx, 2, vocab_size=vocab_size)
     if idx.numel() == 0:
-        raise InputError(f"the prompt has shape {tuple(idx.shape)}: there is nothing to continue")
+        raise InputError(f"the prompt has no tokens (shape {tuple(idx.shape)})")
 
 
 def draw_token(

@@ -22,11 +22,15 @@ import torch
 from support.checks import InputError
 
 
+class NotSaved(OSError):
+    """A file could not be written; any older file is unchanged."""
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Yield a file to write, which replaces the file at `path` once it is complete.
 
-    Raises OSError, with the path, if the disk is full or not writable.
+    Raises NotSaved, with the path, if the disk is full or not writable.
     """
     path = Path(path)
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
@@ -36,15 +40,17 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # must be on the disk before the renaming
         unfinished.replace(path)
+    except NotSaved:  # another file, written at the same time
+        raise
     except (OSError, RuntimeError) as error:
         # torch.save raises a RuntimeError while it handles an OSError or Ctrl-C.
         cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, KeyboardInterrupt):
+        if cause and not isinstance(cause, Exception):
             raise cause from None
         if not isinstance(cause, OSError):
             raise
         what = f"not saved ({cause.strerror}); any older file is unchanged"
-        raise OSError(cause.errno, what, str(path)) from error
+        raise NotSaved(cause.errno, what, str(path)) from error
     finally:
         with suppress(OSError):  # report the first error, not this one
             unfinished.unlink(missing_ok=True)
@@ -76,7 +82,7 @@ def read_pieces(path: str | Path, size: int = -1) -> Iterator[str]:
             what = f"is not UTF-8 text (byte {byte} cannot be decoded)"
             raise InputError(f"{path} {what}: save it as UTF-8") from None
     if blank:
-        raise InputError(f"{path} is empty: write your training text to it")
+        raise InputError(f"{path} is empty: write text to it, or leave it out")
 
 
 def read_json(path: Path | zipfile.Path) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def read_json(path: Path | zipfile.Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise InputError("it must hold a JSON object")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged, download it again: {error}") from None
+        raise InputError(f"{path} is damaged, write or download it again: {error}") from None
     return content
 
 

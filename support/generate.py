@@ -16,11 +16,13 @@ import argparse
 import codecs
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import tiktoken
 import torch
 
 from support.checks import InputError
+from support.model.hugging_face import load_hugging_face
 from support.training.command import safe_output
 from utils import load_model, stream, text_to_token_ids, token_bytes
 
@@ -32,7 +34,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("prompt", nargs="?", help="beginning of the text (default: standard input)")
     parser.add_argument(
-        "--weights", default="pretrain-story-model.pth", help="the model's file (%(default)s)"
+        "--weights",
+        default="pretrain-story-model.pth",
+        help="the model's file, or a folder in Hugging Face's format (%(default)s)",
     )
     parser.add_argument("--max-tokens", type=int, default=120, help="new tokens (%(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
@@ -48,7 +52,8 @@ def write(args: argparse.Namespace) -> None:
     """Print the prompt and its continuation. Raises InputError or OSError for bad arguments."""
     tokenizer, generator = tiktoken.get_encoding("gpt2"), torch.Generator()
     generator.seed() if args.seed is None else generator.manual_seed(args.seed % 2**63)
-    model = load_model(args.weights, dtype="fastest")
+    path = Path(args.weights)
+    model = load_hugging_face(path) if path.is_dir() else load_model(path, dtype="fastest")
     prompt = sys.stdin.read().rstrip("\n") if args.prompt is None else args.prompt
     steps = stream(
         model, text_to_token_ids(prompt, tokenizer), args.max_tokens, model.cfg["context_length"],
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with safe_output() as out:
         try:
             write(args)
-        except (InputError, OSError) as error:
+        except (InputError, OSError, UnicodeDecodeError) as error:
             sys.exit(f"python -m support.generate: {error} (see --help)")
         except KeyboardInterrupt:
             sys.exit("\nstopped")

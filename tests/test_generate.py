@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, TINY_CONFIG
 
 import support.generate
+from support.model.hugging_face import save_hugging_face
 from utils import generate, load_model, text_to_token_ids, token_ids_to_text
 
 
@@ -27,6 +28,13 @@ def test_prints_what_generate_returns(
         model, text_to_token_ids("A;B", tokenizer), 30, 16, temperature, top_k or None,
         generator=draw,
     )  # fmt: skip
+    assert capsys.readouterr().out == token_ids_to_text(ids, tokenizer) + "\n"
+
+
+def test_generates_with_a_folder_in_hugging_faces_format(tiny_model, tokenizer, tmp_path, capsys):
+    save_hugging_face(tiny_model, tmp_path)
+    support.generate.main(["A;B", "--weights", str(tmp_path), "--temperature", "0"])
+    ids = generate(tiny_model, text_to_token_ids("A;B", tokenizer), 120, 16)
     assert capsys.readouterr().out == token_ids_to_text(ids, tokenizer) + "\n"
 
 
@@ -48,7 +56,7 @@ def test_a_character_of_several_tokens_is_printed_whole(saved, tokenizer, capsys
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ([""], "nothing to continue"), (["A;B", "--weights", "missing.pth"], "missing.pth"),
+    ([""], "the prompt has no tokens"), (["A;B", "--weights", "missing.pth"], "missing.pth"),
     (["A;B", "--temperature", "-1"], "temperature"), (["A;B", "--top-p", "1.5"], "top_p"),
     (["A;B", "--max-tokens", "-3"], "max_new_tokens"), (["A;B", "--top-k", "-2"], "top_k"),
 ])  # fmt: skip

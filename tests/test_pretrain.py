@@ -170,11 +170,13 @@ def test_the_head_start_is_given_where_it_pays(tokenizer, arguments, expected):
 
 def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     train("--weights", "out.pth", "--prompt", "The old clock", "--export", "hf")
-    *lines, end = capsys.readouterr().out.splitlines()
+    *lines, end, exported = capsys.readouterr().out.splitlines()
     assert len(lines) == 3  # before the first step, and after each epoch
     assert all("A sample: 'The old clock" in line for line in lines)
     assert lines[-1].startswith("epoch 2.00: training loss ")
-    assert end.startswith("Wrote out.pth, ")
+    files = "the history (.csv, .png), the best weights (.best.pth), a checkpoint"
+    assert end == f"Wrote out.pth, and beside it {files}."
+    assert exported == "Wrote hf, in Hugging Face's format."
     with open("out.csv", newline="") as file:
         head, *rows = csv.reader(file)
     assert head == list(gpt.Evaluation._fields)
@@ -322,7 +324,7 @@ def test_a_bug_shows_its_traceback_after_the_checkpoint_is_saved(monkeypatch, un
 
     before = signal.getsignal(signal.SIGTERM)
     places = dict.fromkeys(["give_head_start", "load_texts"])
-    places |= {"loss_with_error": 0, "plot_losses": NUM_STEPS}
+    places["loss_with_error"] = 0
     for name, step in places.items():
         with monkeypatch.context() as patch, pytest.raises(error, match="a bug"):
             patch.setattr(pretrain, name, bug)
@@ -434,7 +436,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_kept(folder, failure, stop
         "--weight-decay 1": r"weight_decay 0\.1, now 1",
         "--no-head-start": "head_start True, now False",
         "--precision highest": "precision medium, now highest",
-        "--config n_layers=2": "a model with the configuration .* not",
+        "--config n_layers=2": r"another model \(n_layers 1, now 2\)",
     }.items():
         assert re.search(rf"mine\.ckpt belongs to .*{change}", failure(2, *arguments.split()))
     (folder / "mine.txt").write_text("Another text. " * 200)
@@ -450,27 +452,47 @@ def test_two_runs_on_one_checkpoint(failure, stop_at, uninterrupted):
     assert everything() == uninterrupted
 
 
-@pytest.mark.parametrize("name", ["mine.pth", "mine.ckpt", "mine.csv", "mine.png"])
-def test_a_file_that_cannot_be_written_loses_no_step(
-    folder, capsys, failure, stop_at, uninterrupted, name
-):
+@pytest.mark.parametrize("name", ["mine.pth", "mine.ckpt", "mine.csv", "mine.png", "hf"])
+def test_a_file_that_cannot_be_written_loses_no_step(capsys, failure, stop_at, uninterrupted, name):
     def block(run):
-        Path(name).unlink(missing_ok=True)
-        Path(name).mkdir()
+        if name == "hf":
+            Path("hf/model.safetensors/x").mkdir(parents=True)
+        else:
+            Path(name).unlink(missing_ok=True)
+            Path(name).mkdir()
 
     stop_at(9, block)
-    line = failure(1, "--export", "hf")
-    assert line.startswith(f"{name}: not saved (Is a directory)")
+    if name in ("mine.csv", "mine.png"):
+        train("--export", "hf")
+        printed = capsys.readouterr().out
+        assert printed.count(f"{name}: not saved (Is a directory)") == 1
+        assert "Wrote mine.pth" in printed and "history" not in printed and Path("hf").exists()
+    else:
+        file = "hf/model.safetensors" if name == "hf" else name
+        begin = f"{file}: not saved (Is a directory); any older file is unchanged; run"
+        assert failure(1, "--export", "hf").startswith(begin)
     if name == "mine.ckpt":
         assert Path("mine.pth").read_bytes() == uninterrupted[3]  # whatever can be saved is saved
     else:
         assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
     stop_at(0, None)
-    (folder / name).rmdir()
+    shutil.rmtree("hf", ignore_errors=True)
+    Path("hf").mkdir()  # as a full disk leaves it
+    if name != "hf":
+        Path(name).rmdir()
     if name != "mine.ckpt":
-        Path("hf").mkdir(exist_ok=True)  # as a full disk leaves it
         train("--export", "hf")
-        assert everything() == uninterrupted and Path("hf").exists()
+        assert everything() == uninterrupted and load_hugging_face(Path("hf"))
+
+
+def test_a_signal_while_the_checkpoint_is_read(failure, stop_at, monkeypatch):
+    stop_at(9, terminate)
+    failure(143)
+    before = read_checkpoint("mine.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **settings: signal.raise_signal(signal.SIGTERM))
+        assert failure(143) == AGAIN
+    assert read_checkpoint("mine.ckpt")["step"] == before["step"] == 9
 
 
 def test_a_failing_report_does_not_end_the_training(capsys, stop_at, monkeypatch, uninterrupted):
@@ -488,8 +510,8 @@ def test_a_failing_report_does_not_end_the_training(capsys, stop_at, monkeypatch
     stop_at(2, block)
     train()
     printed = capsys.readouterr().out
-    assert printed.count("RuntimeError: no sample. Training continues") == 1  # of three
-    assert re.search("not saved .*: 'mine.csv'. Training continues", printed)
+    assert printed.count("RuntimeError: no sample. This is tried again") == 1  # of three
+    assert re.search("mine.csv: not saved .* This is tried again", printed)
     assert everything() == uninterrupted
 
 
@@ -516,6 +538,12 @@ def test_files_of_others_are_not_replaced(folder, failure):
         assert failure(2).startswith(f"{path.name} exists, but not from this run: change --weights")
         assert path.read_text() == "mine"
         path.unlink()
+    Path("mine.ckpt").mkdir()
+    assert failure(2).startswith("mine.ckpt exists, but not from this run: change --weights")
+    Path("mine.ckpt").rmdir()
+    Path("mine.ckpt").write_text("mine")
+    assert "damaged or has another format; change --weights" in failure(2)
+    assert Path("mine.ckpt").read_text() == "mine"
 
 
 def test_a_second_ctrl_c_while_it_saves(folder, failure, stop_at, monkeypatch):

@@ -108,12 +108,12 @@ def model_config(text: str) -> dict[str, Any]:
     cfg: dict[str, Any] = {}
     for item in text.split(","):
         key, _, value = item.partition("=")
-        is_file = item.endswith(".json") and os.path.isfile(item)
+        is_file = item.endswith(".json")
         try:
             known = read_json(Path(item)) if is_file else SIZES.get(item)
             cfg |= {key: ast.literal_eval(value)} if known is None else known
         except (OSError, ValueError, SyntaxError) as error:
-            what = f"neither KEY=VALUE (such as n_layers=4), a .json file, nor {', '.join(SIZES)}"
+            what = f"neither KEY=VALUE (as in qkv_bias=True), a .json file, nor {', '.join(SIZES)}"
             raise argparse.ArgumentTypeError(error if is_file else f"{item!r} is {what}") from None
     if unknown := sorted(cfg.keys() - GPT_CONFIG_124M.keys()):
         keys = ", ".join(GPT_CONFIG_124M)
@@ -133,6 +133,8 @@ def full_config(cfg: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def device(text: str) -> torch.device:
     """Return the device of this process, after checking that it works."""
     try:
+        if text.partition(":")[0] not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("must be cpu, cuda or mps")
         place = torch.device(text)
         if place.type == "cuda" and LOCAL_WORLD_SIZE > 1:
             if torch.cuda.device_count() < LOCAL_WORLD_SIZE:
@@ -143,8 +145,6 @@ def device(text: str) -> torch.device:
             raise RuntimeError("it supports only one process: use --device cpu for several")
         if place.type == "mps" and not torch.backends.mps.is_available():
             raise RuntimeError("there is no Apple GPU")
-        if place.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("must be cpu, cuda or mps")
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -164,7 +164,7 @@ def path(test: Callable[[str], bool], problem: str) -> Callable[[str], Path]:
 
 
 # For an impossible name, the functions of os.path return False, but those of Path raise.
-text_path = path(lambda text: bool(text_files([text])), "is neither a file nor a folder with .txt")
+text_path = path(lambda t: bool(text_files([t])), "is neither a file nor a folder with .txt files")
 start_path = path(os.path.exists, "is not a file or folder")
 weights_path = path(
     lambda text: text.endswith(".pth") and os.path.isdir(os.path.dirname(text) or "."),
@@ -183,7 +183,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add("text", nargs="*", type=text_path, default=[STORY],
         help="UTF-8 files, or folders of .txt files, joined by <|endoftext|> (default: the story)")
     add("--val", type=text_path, metavar="TEXT", action="append", default=[],
-        help="a validation text, excluded from training (default: the last tenth)")
+        help="a validation text or folder, excluded from training (default: the last tenth)")
     add("--weights", type=weights_path, metavar="FILE.pth", help="default: named after the text")
     add("--config", type=model_config, metavar="SIZE", action="append", default=[],
         help=f"{', '.join(SIZES)}, or KEY=VALUE,KEY=VALUE, or a .json file with these "
@@ -199,7 +199,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     either = training.add_mutually_exclusive_group().add_argument
     either("--epochs", type=at_least(1), default=6, metavar="N", help="passes through the text (6)")
     either("--steps", type=at_least(1), default=0, metavar="N",
-        help="steps in all, instead of --epochs, such as a part of an epoch of a large text")
+        help="steps in all, instead of --epochs; fewer than an epoch of a large text will do")
     add("--batch-size", type=at_least(1), default=1, metavar="N",
         help="windows at a time, in each process (1)")
     add("--accumulate", type=at_least(1), default=1, metavar="N",
@@ -224,10 +224,10 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help="evaluations per epoch (2, or one every 500 steps)")
     add("--save-every", type=at_least(0, float), default=5, metavar="MINUTES",
         help="time between checkpoints (5)")
-    add("--export", metavar="FOLDER", help="at the end, write the model in Hugging Face's format",
-        type=path(lambda text: os.path.isdir(Path(text).parent) and (
+    add("--export", metavar="FOLDER", help="a new folder for the model in Hugging Face's format",
+        type=path(lambda text: os.access(os.path.join(os.path.dirname(text), "."), os.W_OK) and (
             not os.path.exists(text) or (os.path.isdir(text) and not os.listdir(text))),
-            "is not the name of a new or empty folder in an existing one"))
+            "is not the name of a new or empty folder in one that you can write to"))
     args = parser.parse_args(argv)
     if WORLD_SIZE > 1 and not os.environ.get("MASTER_ADDR"):
         parser.error("RANK and WORLD_SIZE are set without MASTER_ADDR: unset them or use torchrun")
@@ -237,13 +237,13 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     args.texts = text_files(args.text, val_files), val_files
     if not args.texts[0]:
         parser.error("--val leaves no text to train on: name another one")
-    new = not args.weights.with_suffix(".ckpt").exists()
+    new = not os.path.isfile(args.weights.with_suffix(".ckpt"))
     for ending in (".csv", ".png", ".ckpt", ".lock", ".pth", ".best.pth"):
         output = args.weights.with_suffix(ending)
         for source in (*args.texts[0], *args.texts[1], args.start_from):
             if source and source.resolve() == output.resolve():
                 parser.error(f"{source} would be overwritten: change --weights")
-        if new and output.exists() and (ending != ".lock" or output.stat().st_size):
+        if new and os.path.exists(output) and (ending != ".lock" or output.stat().st_size):
             parser.error(f"{output} exists, but not from this run: change --weights")
     if args.learning_rate is None:
         args.learning_rate = 5e-5 if args.start_from else 4e-4

@@ -98,7 +98,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any] | None:
     """
     if not Path(path).exists():
         return None
-    remedy = "delete it and the run's other files to start over"
+    remedy = "change --weights, or delete it and the run's other files to start over"
     content = load_archive(path, "a checkpoint", remedy)
     keys = {"config", "run_config", "weights", "optimizer", "step", "history", "random"}
     if not isinstance(content, dict) or not content.keys() >= keys:
@@ -118,17 +118,14 @@ def restore(
     if content is None:
         return TrainState()
     model = wrapped_model(model)
-    if content["config"] != model.cfg:
-        what = f"a model with the configuration {content['config']}, not {model.cfg}"
-        raise InputError(f"{path} belongs to {what}")
+    if changes := _changes(content["config"], model.cfg):
+        raise InputError(
+            f"{path} belongs to another model ({changes}): give the same --config, or change"
+            " --weights"
+        )
     older = {"max_steps": 0}  # which the checkpoints of earlier versions lack
-    old, config = older | content["run_config"], older | config
-    if changes := [
-        f"{key} {old.get(key, 'unknown')}, now {config.get(key, 'unknown')}"
-        for key in sorted(old.keys() | config.keys())
-        if old.get(key) != config.get(key)
-    ]:
-        what = f"a run with other texts or settings ({'; '.join(changes)})"
+    if changes := _changes(older | content["run_config"], older | config):
+        what = f"a run with other texts or settings ({changes})"
         raise InputError(
             f"{path} belongs to {what}: resume with the same ones, or start a new run from its "
             f"weights (--start-from {path}, and new --weights)"
@@ -138,3 +135,11 @@ def restore(
     set_random_states(model.out_head.weight.device, content["random"])
     history = [Evaluation(*evaluation) for evaluation in content["history"]]
     return TrainState(content["step"], history, content["optimizer"])
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{key} {old.get(key, 'unknown')}, now {new.get(key, 'unknown')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    )

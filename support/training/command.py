@@ -8,8 +8,11 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from typing import Any, NoReturn, TextIO
 
 
-class Stopped(Exception):
-    """Raised when a signal asks the command to stop. The argument is the signal's number."""
+class Stopped(BaseException):
+    """Raised when a signal asks the command to stop. The argument is the signal's number.
+
+    Like KeyboardInterrupt, it is no Exception, which code that reads a damaged file catches.
+    """
 
 
 class EarlyStop(Exception):
@@ -19,6 +22,13 @@ class EarlyStop(Exception):
 def stop(number: int, frame: Any) -> NoReturn:
     """Stop immediately: a handler for `signals`."""
     raise Stopped(number)
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong, and first with which file."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
 
 
 @contextmanager

@@ -21,7 +21,8 @@ def text_files(paths: Iterable[str | Path], without: Iterable[Path] = ()) -> lis
     files: list[Path] = []
     for path in paths:
         if os.path.isdir(path):
-            files += filter(Path.is_file, sorted(Path(path).rglob("*.txt")))
+            names = sorted(Path(path).rglob("*"))
+            files += [name for name in names if name.suffix.lower() == ".txt" and name.is_file()]
         elif os.path.isfile(path):  # Path.is_file raises for some names
             files.append(Path(path))
     excluded = {path.resolve() for path in without}
