@@ -83,14 +83,13 @@ def save_weights(
         embeddings.view(torch.uint8)[unused] = 0
     archive = io.BytesIO()
     torch.save(state, archive)
-    with zipfile.ZipFile(archive, "a") as plain:
-        plain.writestr(CONFIG, json.dumps(wrapped_model(model).cfg))
-    plain = zipfile.ZipFile(archive)
+    config, plain = json.dumps(wrapped_model(model).cfg), zipfile.ZipFile(archive)
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as packed:
-        for name in plain.namelist():
+        for name in (*plain.namelist(), CONFIG):
             entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
             entry.external_attr = 0o600 << 16
-            packed.writestr(entry, plain.read(name), zipfile.ZIP_DEFLATED)
+            content = config if name == CONFIG else plain.read(name)
+            packed.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
 
 def load_model(

@@ -157,16 +157,16 @@ class Batch:
             return []
         try:
             pieces = self._next_pieces()
-            turn = self.slots[: len(pieces)]
-            rows = self._candidates(turn, self._hidden_states(turn, pieces))
+            slots = self.slots[: len(pieces)]
+            rows = self._candidates(slots, self._hidden_states(slots, pieces))
         except Exception as error:
             failed, self.slots = self.slots, []
             for slot in failed:
                 slot.error = error
             return [(slot, []) for slot in failed]
-        self.slots = self.slots[len(turn) :]
+        self.slots = self.slots[len(slots) :]
         done: list[tuple[Slot, list[TokenInfo]]] = []
-        for slot, piece in zip(turn, pieces, strict=True):
+        for slot, piece in zip(slots, pieces, strict=True):
             try:
                 tokens = slot.take(piece, list(islice(rows, slot.rows)), self.tokenizer)
             except Exception as error:  # only this text fails
@@ -186,20 +186,20 @@ class Batch:
             pieces.append(piece)
         return pieces
 
-    def _hidden_states(self, turn: list[Slot], pieces: list[list[int]]) -> Tensor:
+    def _hidden_states(self, slots: list[Slot], pieces: list[list[int]]) -> Tensor:
         # Return the model's states (N, C) at the positions from which a token is sampled.
         sizes = [len(piece) for piece in pieces]
         row = torch.tensor([[token_id for piece in pieces for token_id in piece]])
         with eval_mode(self.modules):
-            cache = ExactCache([slot.cache for slot in turn], sizes)
+            cache = ExactCache([slot.cache for slot in slots], sizes)
             x = self.model.hidden_states(row, cache)[0]
-        parts = zip(x.split(sizes), turn, strict=True)
+        parts = zip(x.split(sizes), slots, strict=True)
         return torch.cat([part[len(part) - slot.rows :] for part, slot in parts])
 
-    def _candidates(self, turn: list[Slot], x: Tensor) -> Iterator[Row]:
+    def _candidates(self, slots: list[Slot], x: Tensor) -> Iterator[Row]:
         # Return the candidates of each row. Rows with the same settings share the operations.
         groups: dict[tuple, list[int]] = defaultdict(list)
-        for i, settings in enumerate(slot.settings for slot in turn for _ in range(slot.rows)):
+        for i, settings in enumerate(slot.settings for slot in slots for _ in range(slot.rows)):
             groups[settings].append(i)
         logits = self.model.out_head(x)
         rows: dict[int, Row] = {}

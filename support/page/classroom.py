@@ -81,14 +81,14 @@ async def ask(teacher: str, question: Question, word_probs: WordProbs) -> Classr
     if (probs := await word_probs(question.ids, words)) is None:
         return None
     question.probs = dict(zip(words, probs, strict=True))
-    for room in list(classrooms.values()):
-        if room.teacher == teacher:
-            room.question = question
-            return room
+    for classroom in list(classrooms.values()):
+        if classroom.teacher == teacher:
+            classroom.question = question
+            return classroom
     while (code := str(secrets.randbelow(90_000) + 10_000)) in classrooms:
         pass
-    room = classrooms[code] = Classroom(code, teacher, question)
-    return room
+    classroom = classrooms[code] = Classroom(code, teacher, question)
+    return classroom
 
 
 async def guess(asked: Question, page: str, word: str, word_probs: WordProbs) -> None:
@@ -106,13 +106,13 @@ async def take_part(
     payload: dict[str, Any], question: Question | None, word_probs: WordProbs
 ) -> dict[str, Any] | None:
     """Ask `question`, guess or reveal, as a page's payload says; return its class, if any."""
-    page, room = str(payload["page"])[:100], classrooms.get(str(payload.get("code")))
+    page, classroom = str(payload["page"])[:100], classrooms.get(str(payload.get("code")))
     if question:
-        room = await ask(page, question, word_probs)
-    elif room and "guess" in payload and payload.get("number") == room.question.number:
-        await guess(room.question, page, read_word(payload["guess"]), word_probs)
-    elif room and payload.get("reveal") and page == room.teacher:
-        room.question.revealed = True
-    if room and page == room.teacher:
-        cl.user_session.set("classroom", room)  # the only strong reference
-    return room.view(page) if room else None
+        classroom = await ask(page, question, word_probs)
+    elif classroom and "guess" in payload and payload.get("number") == classroom.question.number:
+        await guess(classroom.question, page, read_word(payload["guess"]), word_probs)
+    elif classroom and payload.get("reveal") and page == classroom.teacher:
+        classroom.question.revealed = True
+    if classroom and page == classroom.teacher:
+        cl.user_session.set("classroom", classroom)  # the only strong reference
+    return classroom.view(page) if classroom else None

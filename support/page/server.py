@@ -10,8 +10,10 @@ Undocumented names of Chainlit 2.12 used here (a test reports missing ones):
     chainlit.server:get_html_template
     chainlit.server:sio.eio.max_http_buffer_size
     chainlit.server:sio.on
+    chainlit.session:WebsocketSession.chat_settings
     chainlit.session:WebsocketSession.chat_started
     chainlit.session:WebsocketSession.get_by_id
+    chainlit.session:WebsocketSession.restored
     chainlit.socket:connect
 and, as a Chainlit message without a translation: "Task manually stopped."
 """
