@@ -1,6 +1,5 @@
 """Fixtures and helpers that several test files share."""
 
-import multiprocessing
 import os
 import shutil
 import socket
@@ -122,49 +121,6 @@ def run_python(code, **variables):
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
-
-
-def save_again_and_again(save, models, path):
-    torch.set_num_threads(1)
-    while True:
-        for model in models:
-            save(model, path)
-
-
-def begin(begun, function, args):
-    begun.set()
-    function(*args)
-
-
-@pytest.fixture(scope="session")
-def fork():
-    """Return a function that calls another one in a new process that has imported PyTorch."""
-    methods = multiprocessing.get_all_start_methods()  # Windows has only "spawn"
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    context.set_forkserver_preload(["support.training.checkpoints", "support.model.hugging_face"])
-
-    def start(function, *args):
-        begun = context.Event()
-        process = context.Process(target=begin, args=(begun, function, args), daemon=True)
-        process.start()
-        assert begun.wait(60)
-        return process
-
-    return start
-
-
-def damaged(content, rng):
-    """Return a file's content, truncated or with some bits or bytes changed."""
-    how = rng.choice(["cut", "bit", "byte", "insert", "remove"])
-    if how == "cut":
-        return content[: rng.randrange(len(content))]
-    for _ in range(rng.choice([1, 1, 3, 50])):
-        at, new = rng.randrange(len(content)), bytes([rng.randrange(256)])
-        old = content[at : at + 1]
-        flipped = bytes([old[0] ^ 1 << rng.randrange(8)])
-        changed = {"bit": flipped, "byte": new, "insert": new + old, "remove": b""}[how]
-        content = content[:at] + changed + content[at + 1 :]
-    return content
 
 
 @pytest.fixture

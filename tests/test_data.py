@@ -175,10 +175,12 @@ def test_the_standard_error_is_that_of_the_windows(tiny_model):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
+        (lambda ids: create_dataloader(ids, 10, stride=0), "stride must be at least 1, not 0"),
         (lambda ids: GPTDataset(ids, 10, 7, 7), "from 0 to below the stride 7, not 7"),
         (lambda ids: split_tokens(ids, 16, 0.05), "validation part has 5 tokens.* needs 17"),
         (lambda ids: split_tokens(ids, 16, 0.99), "training part has 1 tokens.* needs 17"),
         (lambda ids: split_tokens(ids, 16, 0), "val_fraction must be between 0 and 1, not 0"),
+        (lambda ids: split_tokens(ids, 16, 1), "val_fraction must be between 0 and 1, not 1"),
         (lambda ids: split_tokens(ids[None], 16), r"shape \(1, 100\); it must be \(tokens,\)"),
     ],
 )  # fmt: skip

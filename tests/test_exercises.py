@@ -301,8 +301,6 @@ def test_only_results_of_the_right_kind_are_accepted(result, right, fits):
          "token."),
         ("descend", "[1.0]", "descend(1.0, 2.0, 3.0, 0.1) should return 1.4, but it returned [1.0] "
          "(list)."),
-        ("num_windows", "10.0", "num_windows(100, 10, 10) should return 10, but it returned 10.0 "
-         "(float)."),
         ("diagnoses", "dict.fromkeys('ABC', 'overfitting')",
          "diagnoses() is wrong about A and C: look again."),
     ],
