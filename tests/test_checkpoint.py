@@ -60,12 +60,8 @@ def uninterrupted(one_thread):
     return everything(model, state)
 
 
-class Interruption(KeyboardInterrupt):
-    pass
-
-
 def interrupt(model):
-    raise Interruption
+    raise KeyboardInterrupt
 
 
 def spoil(model):  # with a forward hook, so that the weights are not spoilt by the test
@@ -114,7 +110,7 @@ LONG = [pytest.param([at], marks=pytest.mark.long) for at in range(2, NUM_STEPS)
 @pytest.mark.parametrize("steps", [[1], [9], [10], [20], [5, 15, 16, 30], *LONG])
 def test_an_interrupted_run_ends_as_one_without(path, uninterrupted, steps, save_at_steps):
     for step in steps:
-        with pytest.raises(Interruption):
+        with pytest.raises(KeyboardInterrupt):
             train_until({step}, path, save_at_steps)
     assert train_until(set(), path) == uninterrupted
     assert train_until(set(), path) == uninterrupted  # it has ended: nothing changes
@@ -131,7 +127,7 @@ def test_an_interrupted_run_ends_as_one_without(path, uninterrupted, steps, save
     ],
 )
 def test_another_text_or_hyperparameter_is_refused(path, monkeypatch, change, message):
-    with pytest.raises(Interruption):
+    with pytest.raises(KeyboardInterrupt):
         train_until({12}, path)
     with monkeypatch.context() as patch:
         for name in filter(str.isupper, change):
@@ -183,7 +179,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(path, uninterrupte
 
 
 def test_other_evaluations_and_another_dtype_do_not_matter(path):
-    with pytest.raises(Interruption):
+    with pytest.raises(KeyboardInterrupt):
         train_until({14}, path, save_at_steps=True)
     model, text, evals = new_model(), TEXT.int(), {"evals_per_epoch": 5}
     state = restore(path, read_checkpoint(path), model, config_of(text, **evals))

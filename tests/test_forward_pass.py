@@ -37,16 +37,12 @@ def scaled_forward(self, x, cache=None):
     return x + self.drop(self.ff(self.norm2(x)))
 
 
-def batched(model):
+def ids_and_logprobs_of_a_batch(model):
     batch, tokens = Batch(model, TOKENIZER), []
     batch.add(PROMPT, 8, 16)
     while batch.slots:
         tokens += batch.step()[0][1]
-    return tokens
-
-
-def logprobs_of_a_batch(model):
-    return [token.logprob for token in batched(model)]
+    return [token.token_id for token in tokens], [token.logprob for token in tokens]
 
 
 def logits_of_a_stream(model, **settings):
@@ -61,8 +57,8 @@ def logits_of_an_export(model, folder):
 CONSUMERS = {
     "stream": lambda model, _: logits_of_a_stream(model),
     "drafts": lambda model, _: logits_of_a_stream(model, draft_ids=torch.arange(50)),
-    "batch": lambda model, _: logprobs_of_a_batch(model),
-    "quantized batch": lambda model, _: quantize(model) or logprobs_of_a_batch(model),
+    "batch": lambda model, _: ids_and_logprobs_of_a_batch(model)[1],
+    "quantized batch": lambda model, _: quantize(model) or ids_and_logprobs_of_a_batch(model)[1],
     "export": logits_of_an_export,
     "attention": lambda model, _: attention_weights(model, PROMPT).tolist(),
     "scores": lambda model, _: [token["logprob"] for token in views.scores(model, IDS)["tokens"]],
@@ -84,10 +80,10 @@ def test_a_change_in_the_block_reaches_everything(consumer, monkeypatch, tmp_pat
 def test_batches_and_attention_are_those_of_the_model(forward, monkeypatch):
     monkeypatch.setattr(TransformerBlock, "forward", forward)
     model, layers = new_model(), []
-    tokens = batched(model)
-    ids = torch.tensor([[*IDS, *(token.token_id for token in tokens)]])
+    ids, observed = map(torch.tensor, ids_and_logprobs_of_a_batch(model))
+    ids = torch.cat([PROMPT[0], ids])[None]
     logprobs = model(ids[:, :-1])[0, 4:].log_softmax(-1).gather(1, ids[0, 5:, None])
-    torch.testing.assert_close(torch.tensor([token.logprob for token in tokens]), logprobs[:, 0])
+    torch.testing.assert_close(observed, logprobs[:, 0])
 
     def note(att, args):
         q, k = (
