@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,21 +21,11 @@ import pytest
 import socketio
 from conftest import ROOT
 from packaging.requirements import Requirement
-from playwright.sync_api import Browser, Error, sync_playwright
 
 WEIGHTS = "pretrain-story-model.pth"
+PROMPT = "On Thursday there was fog."
 # On a busy machine, PyTorch threads that wait for each other take ten times as long.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-
-NAMES = ("chromium-headless-shell", "chromium", "google-chrome", "microsoft-edge")
-BROWSERS = [  # how to start one: Playwright's own, one in the PATH, one in its default folder
-    {},
-    *({"executable_path": path} for name in NAMES if (path := shutil.which(name))),
-    {"channel": "chrome"},
-    {"channel": "msedge"},
-]
-INSTALL = "`apt-get install chromium-headless-shell` (Debian) or `playwright install chromium`"
-NO_BROWSER = f"no browser found: run {INSTALL}"
 
 REQUIREMENTS = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 (CHAINLIT,) = (Requirement(line) for line in REQUIREMENTS if line.startswith("chainlit"))
@@ -53,15 +43,27 @@ class Server:
     def log(self) -> str:
         return log_of(self.folder).read_text()
 
+    def wait(self) -> None:
+        """Return when the app answers; fail if it ends or does not answer for three minutes."""
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                assert json.loads(self.call("GET", "/health").content) == {"status": "ok"}
+                return
+            except OSError:
+                assert self.process.poll() is None, f"the app has ended:\n{self.log}"
+                assert time.monotonic() < deadline, "the app does not answer"
+                time.sleep(0.1)
+
     def tokens(self) -> int:
         """Return the number of tokens generated since the start."""
         count = self.folder / "count"
         return int(count.read_text()) if count.exists() else 0
 
     def kept(self) -> dict[str, Any]:
-        """Return what the app has in memory: people, elements, settings, and objects by type.
+        """Return what the app has in memory: people's settings, and objects by type.
 
-        Also the workers of its executors, and the loop's delays since the last call: counted.py.
+        Also the loop's delays since the last call: counted.py.
         """
         kept, deadline = self.folder / "kept", time.monotonic() + 60
         kept.unlink(missing_ok=True)
@@ -86,16 +88,10 @@ class Server:
             answer.content = answer.read()
             return answer
 
-    def post(self, path: str, payload: Any, **headers: str) -> tuple[int, Any]:
-        """Return the status and the JSON of the answer to a POST request."""
-        headers = {"Content-Type": "application/json", **headers}
-        answer = self.call("POST", path, json.dumps(payload), **headers)
-        return answer.status, json.loads(answer.content) if answer.status < 400 else None
-
 
 def copy_app(
     folder: Path, weights: Path | None = ROOT / WEIGHTS, more: str = "", story: str | None = None
-) -> None:
+) -> Path:
     """Copy the app into `folder`, with `more` Python at the end of app.py and another `story`."""
     for name in ("app.py", "gpt.py", "utils.py", "chainlit.md", ".gitignore"):
         shutil.copy(ROOT / name, folder)
@@ -111,6 +107,7 @@ def copy_app(
     shutil.copy(ROOT / "tests" / "counted.py", folder)
     if weights:
         (folder / WEIGHTS).symlink_to(weights)
+    return folder
 
 
 def need_chainlit() -> None:
@@ -150,57 +147,11 @@ def serving(
         )
         try:
             server = Server(folder, url, process)
-            wait_for(server)
+            server.wait()
             yield server
         finally:
             process.terminate()
             process.wait(timeout=20)
-
-
-@contextmanager
-def running_app(
-    folder: Path,
-    weights: Path | None = ROOT / WEIGHTS,
-    more: str = "",
-    story: str | None = None,
-    **environment: str,
-) -> Iterator[Server]:
-    """Copy the app into `folder`, as `copy_app` does, run it there, and stop it at the end."""
-    copy_app(folder, weights, more, story)
-    with serving(folder, **environment) as server:
-        yield server
-
-
-def wait_for(server: Server) -> None:
-    """Return when the app answers; fail if it ends or does not answer for three minutes."""
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            assert json.loads(server.call("GET", "/health").content) == {"status": "ok"}
-            return
-        except OSError:
-            assert server.process.poll() is None, f"the app has ended:\n{server.log}"
-            assert time.monotonic() < deadline, "the app does not answer"
-            time.sleep(0.1)
-
-
-@contextmanager
-def running_browser(ways: Sequence[dict[str, Any]] = BROWSERS) -> Iterator[Browser]:
-    """Start Chromium, Chrome or Edge, for which *.test is this machine and others do not exist.
-
-    Without a browser, the test is skipped; with CI in the environment, it fails.
-    """
-    rules = "MAP *.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    with sync_playwright() as playwright:
-        for way in ways:
-            with suppress(Error):
-                arguments = ["--no-sandbox", f"--host-resolver-rules={rules}"]
-                browser = playwright.chromium.launch(**way, args=arguments)
-                break
-        else:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_BROWSER)
-        yield browser
-        browser.close()
 
 
 class Person:
@@ -211,14 +162,11 @@ class Person:
         self.session = str(uuid.uuid4())
         self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
-    async def _receive(self, event: str, data: Any = None) -> None:
-        await self.events.put((event, data))
-
     async def connect(self) -> None:
         """Open the page, or reconnect to it."""
         as_browsers = {"max_msg_size": 0, "compress": 15}  # compression, and messages of any size
         self.client = socketio.AsyncClient(reconnection=False, websocket_extra_options=as_browsers)
-        self.client.on("*", self._receive)
+        self.client.on("*", lambda event, data=None: self.events.put_nowait((event, data)))
         auth = {"sessionId": self.session, "clientType": "webapp"}
         await self.client.connect(
             self.server.url, self.headers, auth=auth, transports=["websocket"],
@@ -259,16 +207,28 @@ class Person:
         """Press a button; return the status and the JSON of the answer."""
         request = {"sessionId": self.session, "action": {"name": name, "payload": payload}}
         async with aiohttp.request(
-            "POST", self.server.url + "/project/action", json=request
+            "POST", self.server.url + "/project/action", json=request, headers=self.headers
         ) as answer:
             return answer.status, await answer.json() if answer.ok else None
+
+    async def write(self, prompt: str = PROMPT, **settings: Any) -> "Shown":
+        """Return the continuation of a prompt with these settings."""
+        await self.set(**settings)
+        await self.send(prompt)
+        return await self.continuation(self.message_id)
 
     async def generate(self, ids: list[int], run: str = "run", **payload: Any) -> "Shown":
         """Continue these ids, as the button Continue does."""
         acting = asyncio.create_task(self.act("generate", ids=ids, runs=[{"run": run}], **payload))
-        shown = await self.continuation()
+        shown = await self.continuation(run)
         assert (await acting)[0] == 200
         return shown
+
+    async def see(self, tokens: int, run: str | None = None) -> None:
+        """Wait for this many tokens, or a few more, of any continuation or of the one named."""
+        while tokens > 0:
+            _, data = await self.expect("tokens")
+            tokens -= len(data["tokens"]) if run in (None, data["run"]) else 0
 
     async def continuation(self, run: str | None = None) -> "Shown":
         """Wait for a finished continuation, or for the one with this name."""

@@ -23,12 +23,9 @@ from collections import Counter
 from pathlib import Path
 
 import chainlit as cl
-import torch
-from chainlit.chat_context import chat_contexts
 from chainlit.user_session import user_sessions
 
 from support.page.batch import Slot
-from support.page.server import background_executor, inference_executor
 
 count, take, say = 0, Slot.take, Path("say")
 
@@ -47,14 +44,9 @@ def counted(slot, *args):
 
 def kept():
     gc.collect()
-    messages = {session: kept for session, kept in chat_contexts.items() if kept}
-    executors = background_executor, inference_executor
     return {
-        "people": len(messages.keys() | user_sessions.keys()),
-        "elements": sum(len(m.elements or []) for kept in messages.values() for m in kept),
         "settings": [dict(kept.get("chat_settings") or {}) for kept in user_sessions.values()],
         "objects": Counter(type(thing).__name__ for thing in gc.get_objects()),
-        "workers": [executor.submit(torch.get_num_threads).result() for executor in executors],
     }
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
 from functools import partial
 from unittest.mock import Mock
 
@@ -31,11 +30,6 @@ from utils import generate, next_token_probs, stream, token_label
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = torch.randint(61, (300,), generator=torch.Generator().manual_seed(1))
-SETTINGS = {
-    "temperature": st.sampled_from([0, 0.5, 1.0, 1.5]),
-    "top_k": st.sampled_from([None, 3, 20]),
-    "top_p": st.sampled_from([None, 0.9]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +71,9 @@ def run(batch):
 
 ARGUMENTS = {
     "seed": st.integers(0, 9), "start": st.integers(0, 200), "length": st.integers(1, 90),
-    "n": st.integers(0, 80), "context_size": st.integers(1, 100), **SETTINGS,
+    "n": st.integers(0, 80), "context_size": st.integers(1, 100),
+    "temperature": st.sampled_from([0, 0.5, 1.0, 1.5]),
+    "top_k": st.sampled_from([None, 3, 20]), "top_p": st.sampled_from([None, 0.9]),
 }  # a prompt may be longer than a piece  # fmt: skip
 TEXTS = st.lists(
     st.tuples(st.fixed_dictionaries(ARGUMENTS), st.integers(0, 12)), min_size=1, max_size=6
@@ -105,7 +101,7 @@ def test_a_text_alone_among_others_and_from_generate(trained, tokenizer, texts, 
     assert (stranger in results) is not leaves
     for slot, text in arguments.items():
         tokens, steps = results[slot], continued(trained, None, **text)
-        assert [t.token_id for t in tokens] == [token_id for token_id, _ in steps]
+        assert [t.token_id for t in tokens] == [token_id for token_id, *_ in steps]
         assert not steps or state_of(slot.generator) == steps[-1][1]
         alone = add(batch, **text)
         expected = run(batch).get(alone, [])
@@ -118,11 +114,15 @@ def test_a_text_alone_among_others_and_from_generate(trained, tokenizer, texts, 
 
 
 def continued(model, draft_ids, seed, start, length, n, context_size, **settings):
-    """Return each new id, with the generator's state when the id is drawn."""
+    """Return each new id, and the generator's state when the id is drawn.
+
+    With 8 bits, also the logits, which are the same to the last bit.
+    """
     idx, generator = TEXT[None, start : start + length], torch.Generator().manual_seed(seed)
     settings |= {"generator": generator, "draft_ids": draft_ids}
     steps = stream(model, idx, n, context_size, **settings)
-    return [(ids.item(), state_of(generator)) for ids, _ in steps]
+    exact = isinstance(model.out_head, Int8Linear)
+    return [(ids.item(), state_of(generator), exact and logits.tolist()) for ids, logits in steps]
 
 
 def state_of(generator):
@@ -287,61 +287,24 @@ def test_a_failing_step_fails_its_texts_and_nobody_who_joins_meanwhile(tiny_mode
     assert len(asyncio.run(scene())) == 3
 
 
-def test_inspections_take_turns_with_steps_and_replace_older_ones(tiny_model, tokenizer):
-    events = []
-    tiny_model.tok_emb.register_forward_pre_hook(lambda *args: events.append("step"))
-
-    async def scene():
-        with ThreadPoolExecutor(1) as executor:
-            scheduler = Scheduler(Batch(tiny_model, tokenizer), executor)
-            async with aclosing(scheduler.tokens(TEXT[None, :5], 10**6, 16)) as tokens:
-                await anext(tokens)
-                people = ["held key"] * 20 + [*range(5)]
-                looks = (scheduler.inspect(person, events.append, "look") for person in people)
-                await asyncio.gather(*looks)
-
-    asyncio.run(scene())
-    assert events.count("look") == 2 + 5  # of the held key, the first and the last
-    assert ["look", "look"] not in map(list, itertools.pairwise(events))
-
-
 # Drafts for one text ------------------------------------------------------------------------
 
 
-@contextmanager
-def counted_steps(model):
-    """Yield a list that grows with each step of the model."""
-    steps = []
-    hook = model.out_head.register_forward_hook(lambda *args: steps.append(1))
-    yield steps
-    hook.remove()
-
-
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=75)
 @given(
     **ARGUMENTS, eos_id=st.none() | st.integers(0, 60),
     drafts=st.sampled_from([TEXT, TEXT[None], TEXT[:100], TEXT[:0], TEXT.flip(0)]),
 )  # fmt: skip
-def test_drafts_change_no_token_and_no_draw(float32_model, drafts, **arguments):
-    plain = continued(float32_model, None, **arguments)
-    assert continued(float32_model, drafts, **arguments) == plain
-
-
-def test_with_8_bits_the_logits_have_the_same_bits(int8_model):
-    generator = torch.Generator().manual_seed(5)
-    for start in torch.randint(250, (20,), generator=generator).tolist():
-        idx = TEXT[None, start : start + 9]
-        plain = [logits for _, logits in stream(int8_model, idx, 100, 64)]
-        with counted_steps(int8_model) as steps:
-            drafted = [logits for _, logits in stream(int8_model, idx, 100, 64, draft_ids=TEXT)]
-        assert torch.equal(torch.cat(plain), torch.cat(drafted))
-        assert len(steps) < 100
+def test_drafts_change_no_token_and_no_draw(trained, drafts, **arguments):
+    plain = continued(trained, None, **arguments)
+    assert continued(trained, drafts, **arguments) == plain
 
 
 def test_drafts_from_the_own_past(float32_model):
-    idx = TEXT[None, 50:80].repeat(1, 2)[:, :45]  # begins a second time
-    with counted_steps(float32_model) as steps:
-        text = generate(float32_model, idx, 12, 64, draft_ids=TEXT[:0])
+    idx, steps = TEXT[None, 50:80].repeat(1, 2)[:, :45], []  # begins a second time
+    note = float32_model.out_head.register_forward_hook(lambda *args: steps.append(1))
+    text = generate(float32_model, idx, 12, 64, draft_ids=TEXT[:0])
+    note.remove()
     assert len(steps) < 12
     assert text.equal(generate(float32_model, idx, 12, 64))
 

@@ -4,7 +4,6 @@ Skipped without Chromium, Chrome or Edge. PAGE_PICTURES=folder stores a screensh
 """
 
 import math
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -13,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import tiktoken
 import torch
-from app_server import WEIGHTS, copy_app, need_chainlit, running_app, running_browser, serving
+from app_server import WEIGHTS, copy_app, serving
 from axe_playwright_python.sync_playwright import Axe
+from browser import PROMPT, SIZES, click, finished, generate, page_opener, running_browser, settle
 from conftest import ROOT
 from playwright._impl._driver import compute_driver_executable
 from playwright.sync_api import Page, expect
@@ -25,87 +25,31 @@ from support.model.weights import save_weights
 from support.page.views import scores
 from utils import load_model, next_token_probs
 
-expect.set_options(timeout=60_000)
-
-SIZES = {"laptop": (1366, 650), "wide": (1920, 1080), "phone": (390, 844), "zoomed": (683, 325)}
-BOTH = pytest.mark.parametrize("size", [pytest.param("laptop", marks=pytest.mark.long), "phone"])
-PROMPT = "Everyone knew who the Babbingtons were."
+LAPTOP = pytest.param("laptop", marks=pytest.mark.long)
+BOTH = pytest.mark.parametrize("page", [LAPTOP, "phone"], indirect=True)
 RTL = "\u202e\u05e9\u05dc\u05d5\u05dd \U0001f570\ufe0f <b>"  # an override, an emoji, HTML
 
 
 @pytest.fixture(scope="module")
 def browser():
-    need_chainlit()
     with running_browser() as browser:
         yield browser
 
 
 @pytest.fixture(scope="module")
-def server(browser, tmp_path_factory):
-    with running_app(tmp_path_factory.mktemp("app")) as server:
+def server(tmp_path_factory):
+    with serving(copy_app(tmp_path_factory.mktemp("app"))) as server:
         yield server
 
 
 @pytest.fixture
 def open_page(browser, request):
-    """Return a function that opens the page in a new browser window.
-
-    At the end, no page may scroll sideways, have had an error, or have requested another host.
-    """
-    pages = []
-
-    def open_page(
-        size="laptop", theme="light", link="", server=None, wait="#starters button", script=""
-    ) -> Page:
-        server = server or request.getfixturevalue("server")
-        width, height = SIZES[size]
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=theme,
-            has_touch=size == "phone", permissions=["clipboard-read", "clipboard-write"],
-        )  # fmt: skip
-        page = context.new_page()
-        pages.append(page)
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda m: m.type == "error" and page.errors.append(m.text))
-        context.route(
-            lambda url: url.startswith("http") and not url.startswith(server.url),
-            lambda route: page.errors.append(route.request.url),  # and never answer
-        )
-        page.set_default_timeout(60_000)
-        page.add_init_script(script)
-        page.goto(server.url + link, wait_until="commit")
-        expect(page.locator(wait).first).to_be_visible()
-        return page
-
-    yield open_page
-    wide = "document.documentElement.scrollWidth - window.innerWidth"
-    pages = [page for page in pages if not page.is_closed()]
-    assert max((page.evaluate(wide) for page in pages), default=0) <= 0
-    for number, page in enumerate(pages):
-        if folder := os.environ.get("PAGE_PICTURES"):
-            page.screenshot(path=Path(folder) / f"{request.node.name}-{number}.png")
-        page.context.close()
-    assert [page.errors for page in pages if page.errors] == []
+    yield from page_opener(browser, request)
 
 
-def click(page: Page, *selectors: str) -> None:
-    for selector in selectors:
-        page.locator(selector).first.click()
-
-
-def settle(page: Page, **settings) -> None:
-    """Change settings as the page's controls do, once the page has started."""
-    page.wait_for_function("page.state?.settings")
-    page.evaluate("settings => page.change(settings)", settings)
-
-
-def generate(page: Page, prompt: str = PROMPT, **settings) -> None:
-    """Type a prompt, and wait for its continuation."""
-    settle(page, **settings)
-    page.locator("#chat-input").fill(prompt)
-    click(page, "#chat-submit")
-    finished(page)
+@pytest.fixture
+def page(open_page, request):
+    return open_page(getattr(request, "param", "laptop"))
 
 
 def again(page: Page, selector: str = "#again") -> None:
@@ -113,31 +57,24 @@ def again(page: Page, selector: str = "#again") -> None:
     finished(page)
 
 
-def finished(page: Page) -> None:
-    expect(page.locator(".facts")).to_contain_text("per second")
-    expect(page.locator("#continue")).to_be_visible()
-
-
 def text_of(page: Page) -> str:
     return page.evaluate("page.text()")
-
-
-OTHER = ".alternative[aria-disabled=false]"
-
-
-def choose_another(page: Page, index: int) -> str:
-    """Replace a token by the most probable other one, and wait for the text; return its label."""
-    page.locator("#text .token").nth(index).click()
-    expect(page.locator("tr.own")).to_be_visible()
-    label = page.locator(OTHER).first.text_content()
-    again(page, OTHER)
-    return label
 
 
 def open_tab(page: Page, name: str) -> None:
     if not page.locator("#panel").is_visible():  # on a narrow screen
         click(page, "#look-inside")
     click(page, f"#tab-{name}")
+
+
+def choose_another(page: Page, index: int) -> str:
+    """Replace a token by the most probable other one, and wait for the text; return its label."""
+    page.locator("#text .token").nth(index).click()
+    expect(page.locator("tr.own")).to_be_visible()
+    other = ".alternative[aria-disabled=false]"
+    label = page.locator(other).first.text_content()
+    again(page, other)
+    return label
 
 
 def accessible(page: Page) -> None:
@@ -239,14 +176,12 @@ def test_a_visit(open_page, size, theme):
 
 
 @BOTH
-def test_guess_the_next_word(open_page, size):
-    page = open_page(size)
+def test_guess_the_next_word(page):
     settle(page, temperature=0)
     click(page, "#card-guess", ".options button", "#reveal")
     finished(page)
-    expect(page.locator("#score")).to_have_text(
-        re.compile(r"The model gave .* bits\. It wrote \w+")
-    )
+    score = page.locator("#score")
+    expect(score).to_have_text(re.compile(r"The model gave .* bits\. It wrote \w+"))
     expect(page.locator("#tab-panel tbody tr")).to_have_count(11)
     expect(page.locator(".gap")).to_have_text(page.evaluate("page.wordAt(page.state.pause)"))
     accessible(page)
@@ -258,9 +193,7 @@ def test_guess_the_next_word(open_page, size):
     page.locator("#guess").fill(word)
     accessible(page)
     page.keyboard.press("Enter")
-    expect(page.locator("#score")).to_contain_text(
-        re.compile(rf"{word} (>?\d\d|100)%: a surprise of 0")
-    )
+    expect(score).to_contain_text(re.compile(rf"{word} (>?\d\d|100)%: a surprise of 0"))
     open_tab(page, "word")
     assert "".join(page.locator("#text .token").all_text_contents()) == text_of(page)
 
@@ -384,8 +317,7 @@ def test_the_panel_covers_neither_the_token_nor_the_toolbar(open_page, size):
         expect(page.locator("#panel")).to_be_visible()
 
 
-def test_the_panel_follows_the_pointer(open_page):
-    page = open_page()
+def test_the_panel_follows_the_pointer(page):
     generate(page, max_new_tokens=20)
     tokens, gave = page.locator("#text .token"), page.locator("#gave .label")
     labels = page.evaluate("page.tokensOf(page.document()).map((token) => token.label)")
@@ -398,8 +330,7 @@ def test_the_panel_follows_the_pointer(open_page):
 
 
 @BOTH
-def test_changed_settings_apply_and_reset_resets(open_page, size):
-    page = open_page(size)
+def test_changed_settings_apply_and_reset_resets(page):
     default = page.locator("#settings-button").text_content()
     assert default.startswith("Settings: temperature 1, top 50, 120 tokens")
     beside = box(page, "#chat-input").top - box(page, "#settings-line").bottom
@@ -434,8 +365,7 @@ def test_changed_settings_apply_and_reset_resets(open_page, size):
     expect(page.locator("#settings-button")).to_be_focused()
 
 
-def test_a_reload_brings_everything_back(open_page):
-    page = open_page()
+def test_a_reload_brings_everything_back(page):
     generate(page, temperature=0, max_new_tokens=20, seed="3")
     again(page)
     text = text_of(page)
@@ -458,8 +388,7 @@ def test_a_reload_brings_everything_back(open_page):
 # 2. Every other action ----------------------------------------------------------------------
 
 
-def test_streaming_stop_continue_again_and_back(open_page):
-    page = open_page()
+def test_streaming_stop_continue_again_and_back(page):
     settle(page, temperature=5, top_k=0, max_new_tokens=500, seed="11")
     seen = 0
     page.locator("#chat-input").fill("The old clock")
@@ -491,8 +420,7 @@ def test_streaming_stop_continue_again_and_back(open_page):
 
 
 @BOTH
-def test_another_token_can_be_chosen(open_page, size):
-    page = open_page(size)
+def test_another_token_can_be_chosen(page):
     generate(page, temperature=0, max_new_tokens=20)
     before, count = text_of(page), page.locator("#text .prompt").count()
     label = choose_another(page, 15)
@@ -513,8 +441,7 @@ def test_another_token_can_be_chosen(open_page, size):
     assert page.locator("#text .prompt").count() == count
 
 
-def test_changing_one_word_editing_and_undo(open_page):
-    page = open_page()
+def test_changing_one_word_editing_and_undo(page):
     settle(page, temperature=1.5, seed="1", max_new_tokens=30)
     click(page, "#card-change")
     expect(page.locator("tr.own, tr:has-text('all others')").first).to_be_visible()  # of the hint
@@ -540,8 +467,7 @@ def test_changing_one_word_editing_and_undo(open_page):
     assert page.evaluate("getSelection().toString()").strip() == "knew"
 
 
-def test_unlikely_prompt_tokens_have_a_rank_and_buttons_survive_failures(open_page):
-    page = open_page()
+def test_unlikely_prompt_tokens_have_a_rank_and_buttons_survive_failures(page):
     generate(page, "Everyone zebra", max_new_tokens=5)
     page.locator("#text .token").nth(1).click()
     unlikely = re.compile(r"<0.1% \(choice number \d{3,}\)")
@@ -558,14 +484,6 @@ def test_unlikely_prompt_tokens_have_a_rank_and_buttons_survive_failures(open_pa
     page.wait_for_function("page.tokensOf(page.document()).filter((t) => t.seen).length === 10")
 
 
-def write_long(page: Page) -> None:
-    """Begin a text of 150 tokens, and wait for some."""
-    settle(page, temperature=5, top_k=0, max_new_tokens=150)
-    page.locator("#chat-input").fill("The old clock")
-    click(page, "#chat-submit")
-    page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
-
-
 ALL = "page.tokensOf(page.document()).filter(page.isGenerated).length === 150"
 
 
@@ -573,7 +491,10 @@ def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_p
     copy_app(tmp_path)
     with serving(tmp_path) as server:
         page = open_page("phone", server=server)
-        write_long(page)
+        settle(page, temperature=5, top_k=0, max_new_tokens=150)
+        page.locator("#chat-input").fill("The old clock")
+        click(page, "#chat-submit")
+        page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
         click(page, "#look-inside")
         server.process.kill()
         lost = page.locator("#offline")
@@ -588,23 +509,17 @@ def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_p
         page.errors.clear()
         for part in ("#text", ".toolbar", "#settings-line", "#panel"):
             expect(page.locator(part)).to_have_count(1)
-        page.evaluate("page.change({ max_new_tokens: 5 }); page.goOn()")
-        page.wait_for_function(ALL.replace("150", "155"))
+        page.evaluate("page.goOn()")
+        page.wait_for_function("page.idsOf(page.document()).length > 170")
+        page.evaluate("page.socket.io.engine.close()")  # only the connection is lost
+        expect(lost).to_contain_text("Your text will continue")
+        expect(lost).to_have_count(0)
+        page.wait_for_function(ALL.replace("150", "300"))
         assert page.errors == []
         page.close()  # before the server ends, which the page would report
 
 
-def test_a_text_goes_on_after_a_lost_connection(open_page):
-    page = open_page()
-    write_long(page)
-    page.evaluate("page.socket.io.engine.close()")
-    expect(page.locator("#offline")).to_contain_text("Your text will continue")
-    expect(page.locator("#offline")).to_have_count(0)
-    page.wait_for_function(ALL)
-
-
-def test_two_tabs_and_the_list_of_texts(open_page):
-    page = open_page()
+def test_two_tabs_and_the_list_of_texts(page):
     other = page.context.new_page()
     other.goto(page.url)
     expect(other.locator("#starters button").first).to_be_visible()
@@ -650,8 +565,7 @@ def test_without_storage_the_page_works_and_says_so(open_page):
     expect(page.locator("h1")).to_have_text("No such class")
 
 
-def test_what_is_typed_while_the_page_loads_stays(open_page):
-    page = open_page()
+def test_what_is_typed_while_the_page_loads_stays(page):
     page.locator("#chat-input").fill("The old cl")
     page.evaluate("""() => { // as Chainlit does: another element in its place
       const old = document.getElementById('chat-input'), now = old.cloneNode();
@@ -663,7 +577,7 @@ def test_what_is_typed_while_the_page_loads_stays(open_page):
 
 def test_without_weights_the_start_says_what_to_do(open_page, tmp_path):
     weights = tmp_path / WEIGHTS
-    with running_app(tmp_path, weights=None) as server:
+    with serving(copy_app(tmp_path, weights=None)) as server:
         page = open_page(server=server)
         problem = page.locator(".start .problem")
         for said in ("no weights at", "is damaged"):
@@ -688,8 +602,7 @@ def test_without_weights_the_start_says_what_to_do(open_page, tmp_path):
 
 
 @BOTH
-def test_drafts_and_comparison(open_page, size):
-    page = open_page(size)
+def test_drafts_and_comparison(page):
     generate(page, temperature=0, max_new_tokens=40)
     expect(page.locator(".facts")).to_contain_text(re.compile(r"\d+ from drafts"))
     page.locator("#view").select_option("drafts")
@@ -711,8 +624,7 @@ def test_drafts_and_comparison(open_page, size):
     expect(page.locator(".versions")).to_have_count(0)
 
 
-def test_copy_download_and_a_link_to_exactly_this(server, open_page):
-    page = open_page()
+def test_copy_download_and_a_link_to_exactly_this(page, open_page, server):
     generate(page, "The old clock \U0001f570", temperature=2, max_new_tokens=30)
     again(page)
     text = text_of(page)
@@ -861,8 +773,7 @@ def test_the_modules_in_node():
     assert run.returncode == 0, run.stdout
 
 
-def test_the_page_computes_the_probabilities_of_utils(open_page):
-    page = open_page()
+def test_the_page_computes_the_probabilities_of_utils(page):
     torch.manual_seed(0)
     logits = torch.randn(1, 2000) * 3
     values = (logits - logits.max()).sort(descending=True).values[0]

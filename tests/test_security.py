@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,13 @@ from typing import Any
 import aiohttp
 import jwt
 import pytest
-from app_server import Person, need_chainlit, running_app, running_browser
+from app_server import Person, copy_app, need_chainlit, serving
+from browser import click, generate, page_opener, running_browser
 from conftest import ROOT
 from playwright.sync_api import Locator, expect
 from socketio.exceptions import ConnectionError
 
 from utils import token_label
-
-expect.set_options(timeout=60_000)
 
 # Characters that change the direction of the following text: overrides, isolates without an end, a
 # mark. And characters of no width, one of which combines with the letter before it.
@@ -42,21 +42,9 @@ HOSTILE = """# *Clock* <b>bold</b> <script>document.title = "taken"</script>
 
 \ttab, caf\u00e9 \U0001f570 <b>the</b>"""
 
-# Whatever the prompt, this app continues its story's first sentence, and it appends the kind of
-# each inspection to a file. Its story is interrupted after every seven words, so that the model
-# copies many short passages.
-WORDS = re.findall(r"\s*\S+", (ROOT / "dataset" / "story.txt").read_text(encoding="utf-8"))
-PASSAGES = ("".join(WORDS[i : i + 7]) for i in range(6, 160, 7))
-STORY = f"<i>{TRICKS}</i><img src=x>{TRICKS}".join(PASSAGES)
+# The app appends the kind of each inspection to a file.
+STORY = f"The old clock had stopped again. <i>{TRICKS}</i><img src=x>{TRICKS} Nobody knew why."
 MORE = """
-from support.page.settings import LIMITS
-
-add = Batch.add
-
-def add_first_sentence(batch, idx, *args, **kwargs):
-    prompt = text_to_token_ids("Everyone knew who the Babbingtons were.", tokenizer)
-    return add(batch, prompt, *args, **kwargs)
-
 def noted(what, view):
     def look(*args):
         with (ROOT / "inspections").open("a") as inspections:
@@ -65,17 +53,14 @@ def noted(what, view):
     return look
 
 VIEWS |= {what: noted(what, view) for what, view in VIEWS.items()}
-Batch.add = add_first_sentence
-LIMITS["temperature"] = LIMITS["temperature"]._replace(default=0)
-LIMITS["max_new_tokens"] = LIMITS["max_new_tokens"]._replace(default=90)
 """
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("app")
+    folder = copy_app(tmp_path_factory.mktemp("app"), story=STORY, more=MORE)
     (folder / ".env").write_text("UNUSED='a secret of the file .env'\n")
-    with running_app(folder, story=STORY, more=MORE, ALLOWED_HOSTS="b.test, Story.test") as server:
+    with serving(folder, ALLOWED_HOSTS="b.test, Story.test") as server:
         yield server
 
 
@@ -83,10 +68,6 @@ def run(scene: Coroutine) -> Any:
     """Return the result of `scene`; in another thread, as this one has the browser's event loop."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(asyncio.run, scene).result()
-
-
-def port_of(server) -> str:
-    return server.url.rsplit(":")[-1]
 
 
 def inspections(server) -> list[str]:
@@ -116,48 +97,28 @@ def as_read(element: Locator) -> str:
 
 
 @pytest.fixture(scope="module")
-def shared_browser():
+def browser():
     with running_browser() as browser:
         yield browser
 
 
 @pytest.fixture
-def browser(shared_browser):
-    """The browser, whose windows are closed at the end of the test."""
-    yield shared_browser
-    for context in shared_browser.contexts:
-        context.close()
+def open_page(browser, request):
+    yield from page_opener(browser, request)
 
 
 @pytest.fixture
-def page(browser, server):
+def page(open_page, server):
     """The page at a host name that ALLOWED_HOSTS has."""
-    page, url = browser.new_page(), f"http://story.test:{port_of(server)}/"
-    page.errors, page.requests = [], []
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.route(
-        lambda target: not target.startswith(url),
-        lambda route: (page.requests.append(route.request.url), route.abort()),
-    )
-    page.set_default_timeout(60_000)
-    page.goto(url)
-    expect(page.locator("#starters button")).to_have_count(4)
-    return page
-
-
-def send(page, prompt: str) -> None:
-    page.locator("#chat-input").fill(prompt)
-    page.locator("#chat-submit").click()
-    expect(page.locator(".facts")).to_contain_text("per second")
+    return open_page(server=replace(server, url=server.url.replace("127.0.0.1", "story.test")))
 
 
 def test_text_stays_text_and_does_not_reorder_its_surroundings(server, page):
     title = page.title()
-    prompt = f"{HOSTILE} {TRICKS} o'clock"
+    prompt = f"{HOSTILE} {TRICKS} o'clock. The old clock had stopped again."
     said = TRICKS + HOSTILE + TRICKS  # fits into 90 tokens of four characters: see app_server.py
     (server.folder / "say").write_text(said)
-    page.evaluate("page.change({ temperature: 0, max_new_tokens: 90 })")
-    send(page, prompt)
+    generate(page, prompt, temperature=0, max_new_tokens=90)
     text, facts = page.locator("#text"), page.locator(".facts")
     assert text.text_content() == prompt + said
     assert re.fullmatch(r"\d+ tokens · [\d.]+ per second · .*", as_read(facts))
@@ -174,9 +135,7 @@ def test_text_stays_text_and_does_not_reorder_its_surroundings(server, page):
     quote = page.locator("#tab-panel .quote")
     assert quote.text_content().endswith(said[8:12])
 
-    page.locator("#tab-story").click()
-    # Some of these tokens have no width, so a mouse cannot click them.
-    page.locator(".from-story").first.evaluate("token => page.pick(Number(token.dataset.index))")
+    click(page, "#tab-story", ".from-story")
     story, place = page.locator("#story-text"), page.locator("#tab-panel .legend")
     expect(place).to_contain_text("tokens, from paragraph")
     assert re.fullmatch(r"\d+ tokens, from paragraph \d+ of the story\.", as_read(place))
@@ -189,7 +148,7 @@ def test_text_stays_text_and_does_not_reorder_its_surroundings(server, page):
     assert as_read(bars.locator("thead th").first) == "Could come next"
     for element in (text, bars):
         assert element.locator("img, script, i, a:visible, .loading-cursor").count() == 0
-    assert (page.title(), page.errors, page.requests) == (title, [], [])
+    assert page.title() == title
 
 
 def test_an_unclosed_override_ends_with_its_prompt_or_continuation(page):
@@ -206,20 +165,12 @@ def test_labels_of_tokens_have_no_special_characters(tokenizer):
         assert not re.search("[\x00-\x1f\u200b-\u200f\u2028-\u202e\u2060-\u206f]", label)
 
 
-HOLD_AN_ARROW_KEY = """async () => {
-  for (let i = 0; i < 60; i++) {
-    const event = new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true, repeat: true });
-    document.activeElement.dispatchEvent(event);
-    await new Promise((resume) => setTimeout(resume));
-  }
-}"""
-
-
 def test_a_held_arrow_key_asks_for_few_inspections(server, page):
-    send(page, "clock " * 70)
+    generate(page, "clock " * 70, max_new_tokens=1)
     before = len(inspections(server))
     page.locator("#text .token").first.click()
-    page.evaluate(HOLD_AN_ARROW_KEY)
+    for _ in range(60):
+        page.keyboard.down("ArrowRight")
     expect(page.locator("#text [aria-pressed=true]")).to_have_attribute("data-index", "60")
     expect(page.locator("#tab-panel tbody tr").first).to_be_visible()
     assert len(inspections(server)) - before <= 60  # of 120: two kinds for each token
@@ -231,13 +182,14 @@ def test_inspections_of_one_person_delay_nobody_else(server):
             texts = [[464] * 200 + [number] for number in range(60)]
             looks = [busy.act("look", what="attention", ids=ids) for ids in texts]
             before, asking = len(inspections(server)), asyncio.gather(*looks)
+            assert (await other.act("look", what="attention", ids=[464]))[1]["response"]
             await other.send("The old clock")
             await other.expect("tokens")
             answers = [answer for _, answer in await asking if answer["response"] is not None]
             return len(answers), len(inspections(server)) - before
 
     answered, computed = run(scene())
-    assert 1 <= answered == computed <= 20
+    assert 1 <= answered == computed - 1 <= 20
 
 
 # 2. Files -----------------------------------------------------------------------------------
@@ -260,12 +212,8 @@ def spellings(path: str) -> set[str]:
     quoted = urllib.parse.quote(path, safe="").replace(".", "%2E")
     replaced = (("../", "..%2f"), ("../", "....//"), ("../", "..;/"), ("/", "\\"), ("/", "%5C"))
     written = {path.replace(*pair) for pair in replaced}
-    return written | {
-        urllib.parse.quote(path),
-        quoted,
-        quoted.replace("%", "%25"),
-        path + "%00.css",
-    }
+    written |= {urllib.parse.quote(path), quoted, quoted.replace("%", "%25")}
+    return written | {path + "%00.css"}
 
 
 def targets(server, file: Path) -> set[str]:
@@ -310,9 +258,7 @@ def test_the_app_writes_no_file_of_a_person(server):
 
     async def scene():
         async with Person(server) as person:
-            await person.set(max_new_tokens=1)
-            await person.send("The old clock")
-            await person.continuation()
+            await person.write(max_new_tokens=1)
             before = files()
             assert not list((server.folder / ".files").glob("*/*"))
             target = f"/project/file?session_id={person.session}"
@@ -380,10 +326,10 @@ from chainlit.server import app
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("locked")
+    folder = copy_app(tmp_path_factory.mktemp("locked"), more=f"\n{SNIPPET}\n{LIST_ROUTES}")
     secrets = {"APP_PASSWORD": "seven minutes", "CHAINLIT_AUTH_SECRET": SECRET}
     (folder / ".env").write_text(ENV)  # other values of these two have priority
-    with running_app(folder, more=f"\n{SNIPPET}\n{LIST_ROUTES}", **secrets) as server:
+    with serving(folder, **secrets) as server:
         yield server
 
 
@@ -470,11 +416,11 @@ def test_a_session_is_for_one_person(locked):
         async with Person(locked, sam) as person:
             with pytest.raises(ConnectionError):
                 await visit(locked, alex, session=person.session)
-            request = {"sessionId": person.session, "action": {"name": "story", "payload": {}}}
-            return [
-                locked.post("/project/action", request, Cookie=cookie)[0]
-                for cookie in (sam, alex, "")
-            ]
+            statuses = []
+            for cookie in (sam, alex, ""):
+                person.headers["Cookie"] = cookie
+                statuses.append((await person.act("story"))[0])
+            return statuses
 
     assert run(scene()) == [200, 401, 401]
 
@@ -555,7 +501,7 @@ def test_another_sites_page_cannot_use_the_app(browser, server, locked, other_po
 
 
 def test_a_name_that_turns_into_this_computers_address_is_refused(browser, server):
-    page, app = browser.new_page(), f"http://rebound.test:{port_of(server)}"
+    page, app = browser.new_page(), server.url.replace("127.0.0.1", "rebound.test")
     answer = page.goto(app)
     assert (answer.status, "ALLOWED_HOSTS" in answer.text()) == (403, True)
     assert page.evaluate(ATTACKS, [app, "websocket"]) == "refused"
@@ -570,7 +516,7 @@ def test_a_link_on_another_site_opens_the_page(browser, server, other_port):
     page = browser.new_page()
     page.goto(f"http://a.test:{other_port}/")
     page.evaluate("app => { location = app }", server.url)
-    expect(page.locator("#starters button")).to_have_count(4)
+    expect(page.locator("#starters button").first).to_be_visible()
 
 
 @pytest.mark.parametrize(
