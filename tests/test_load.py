@@ -275,24 +275,23 @@ async def visit(server, number, until, known, tally):
         await generate_one(visitor)  # everybody leaves with a finished continuation
 
 
-async def check_health(server, checks):
-    """Keep asking for the app's health; append the seconds to the answer, and the MB in use."""
+async def check_health(server, memory):
+    """Keep asking for the app's health; append the MB in use."""
     while True:
-        start = time.monotonic()
         async with aiohttp.request("GET", server.url + "/health") as answer:
             assert (answer.status, await answer.json()) == (200, {"status": "ok"})
-        checks.append((time.monotonic() - start, server.memory()))
+        memory.append(server.memory())
         await asyncio.sleep(0.5)
 
 
 async def crowd(server, clients, seconds, known):
-    """Return counts of the visitors' actions, and (seconds, MB) of each health check."""
-    tally, checks, until = Counter(), [], time.monotonic() + seconds
+    """Return counts of the visitors' actions, and the MB in use at each health check."""
+    tally, memory, until = Counter(), [], time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
-        checking = group.create_task(check_health(server, checks))
+        checking = group.create_task(check_health(server, memory))
         await asyncio.gather(*(visit(server, i, until, known, tally) for i in range(clients)))
         checking.cancel()
-    return tally, checks
+    return tally, memory
 
 
 def objects(kept):
@@ -305,22 +304,20 @@ def objects(kept):
 )
 def test_a_crowd(server, known, clients, seconds):
     server.kept()  # delays count from here
-    tally, checks = asyncio.run(crowd(server, clients, seconds, known))
+    tally, memory = asyncio.run(crowd(server, clients, seconds, known))
     loop, deadline = server.kept(), time.monotonic() + 120
     forgotten = objects(loop)
     while max(forgotten.values()) >= 10:  # nobody is connected any more
         assert time.monotonic() < deadline, forgotten
         forgotten = objects(server.kept())
-    fifth = len(checks) // 5
-    times, memory = zip(*checks, strict=True)
+    fifth = len(memory) // 5
     before, after = statistics.median(memory[fifth : 2 * fifth]), statistics.median(memory[-fifth:])
     print(f"\n{clients} clients, {seconds} s: {dict(tally)}")
-    print(f"{len(checks)} health checks, the slowest {max(times):.2f} s")
     print(f"loop, ms: blocked {loop['blocked']:.0f}, cpu {loop['cpu']:.0f}")
     print(f"memory: {before:.0f} MB, then {after:.0f} MB; {objects(loop)}, {forgotten}")
     assert set(tally) >= {kind.__name__ for kind in KINDS}
     assert tally["finished"] >= 2 * clients and tally["stopped"] >= clients // 5
-    assert len(checks) >= seconds / 4 and loop["ticks"] >= 10 * seconds
+    assert len(memory) >= seconds / 4 and loop["ticks"] >= 10 * seconds
     assert loop["cpu"] < 100
     if seconds >= 300:  # a short run cannot distinguish a stall of the machine from one of the app
         assert loop["blocked"] < 100
@@ -342,52 +339,50 @@ def test_a_class_of_thirty(server):
         status, answer = await person.act("class", **payload)
         return answer["response"] if status == 200 else None
 
-    async def scene(stack):
-        people = [await stack.enter_async_context(Person(server)) for _ in range(33)]
-        teacher, other, late, *learners = people
-        asked = await act(teacher, **QUESTION)
-        code, number = asked["code"], asked["number"]
-
-        def guess(person, word, **more):
-            return act(person, code, **{"guess": word, "number": number} | more)
-
-        seen = await act(other, **QUESTION | {"ids": [464] * 300, "options": [5] * 99})
-        assert (seen["options"], seen["text"]) == (["5"] * 6, "The" * 256)
-        assert code != seen["code"]  # another class
-        words = ["had" if i % 3 else f"w{i}" for i in range(30)]
-        await asyncio.gather(*map(guess, learners, words))
-        assert [await act(learners[0], **{"code": code} | junk) for junk in JUNK_ACTS] == [None] * 4
-        assert await guess(learners[0], " ") is None
-        seen = await guess(learners[0], "\ud800  " + "b" * 10**5, reveal=True)  # a change
-        assert seen["guesses"] == 30 and seen["mine"] == "? " + "b" * 37
-        assert (await guess(learners[0], "late", number=-1))["mine"] == seen["mine"]
-        assert (seen["bars"], seen["wrote"], seen["teaching"]) == (None, None, False)
-        assert (await act(learners[0], code, reveal=True))["bars"] is None
-        assert (await act(teacher, code, reveal=True))["teaching"]
-        assert (await guess(learners[0], "had"))["mine"] == seen["mine"]
-        assert (await act(late, code))["bars"] is None
-        bars = (await guess(late, "had"))["bars"]
-        counts = {bar["word"]: bar["count"] for bar in bars}
-        assert counts["had"] == 21 and counts["was"] == counts["stopped"] == 0
-        assert sum(counts.values()) == 31 and 0 < sum(bar["prob"] for bar in bars) < 1
-        assert not (await act(late, code))["full"]
-        for i in range(40):
-            await guess(late, "had", page=f"page {i}")
-        seen = await act(late, code)
-        assert (seen["guesses"], seen["full"]) == (40, True)  # no more
-        seen = await act(teacher, **QUESTION)  # the next question
-        assert (seen["code"], seen["guesses"]) == (code, 0)
-        await teacher.client.disconnect()
-        deadline = time.monotonic() + 60
-        while await act(late, code):  # until the teacher's session ends
-            assert time.monotonic() < deadline
-        return server.kept()["objects"]["Classroom"]
-
-    async def with_people():
+    async def scene():
         async with AsyncExitStack() as stack:
-            return await scene(stack)
+            people = [await stack.enter_async_context(Person(server)) for _ in range(33)]
+            teacher, other, late, *learners = people
+            asked = await act(teacher, **QUESTION)
+            code, number = asked["code"], asked["number"]
 
-    assert asyncio.run(with_people()) == 1  # the other teacher's
+            def guess(person, word, **more):
+                return act(person, code, **{"guess": word, "number": number} | more)
+
+            seen = await act(other, **QUESTION | {"ids": [464] * 300, "options": [5] * 99})
+            assert (seen["options"], seen["text"]) == (["5"] * 6, "The" * 256)
+            assert code != seen["code"]  # another class
+            words = ["had" if i % 3 else f"w{i}" for i in range(30)]
+            await asyncio.gather(*map(guess, learners, words))
+            for junk in JUNK_ACTS:
+                assert await act(learners[0], **{"code": code} | junk) is None
+            assert await guess(learners[0], " ") is None
+            seen = await guess(learners[0], "\ud800  " + "b" * 10**5, reveal=True)  # a change
+            assert seen["guesses"] == 30 and seen["mine"] == "? " + "b" * 37
+            assert (await guess(learners[0], "late", number=-1))["mine"] == seen["mine"]
+            assert (seen["bars"], seen["wrote"], seen["teaching"]) == (None, None, False)
+            assert (await act(learners[0], code, reveal=True))["bars"] is None
+            assert (await act(teacher, code, reveal=True))["teaching"]
+            assert (await guess(learners[0], "had"))["mine"] == seen["mine"]
+            assert (await act(late, code))["bars"] is None
+            bars = (await guess(late, "had"))["bars"]
+            counts = {bar["word"]: bar["count"] for bar in bars}
+            assert counts["had"] == 21 and counts["was"] == counts["stopped"] == 0
+            assert sum(counts.values()) == 31 and 0 < sum(bar["prob"] for bar in bars) < 1
+            assert not (await act(late, code))["full"]
+            for i in range(40):
+                await guess(late, "had", page=f"page {i}")
+            seen = await act(late, code)
+            assert (seen["guesses"], seen["full"]) == (40, True)  # no more
+            seen = await act(teacher, **QUESTION)  # the next question
+            assert (seen["code"], seen["guesses"]) == (code, 0)
+            await teacher.client.disconnect()
+            deadline = time.monotonic() + 60
+            while await act(late, code):  # until the teacher's session ends
+                assert time.monotonic() < deadline
+            return server.kept()["objects"]["Classroom"]
+
+    assert asyncio.run(scene()) == 1  # the other teacher's
 
 
 # 4. Failures ------------------------------------------------------------------------------
