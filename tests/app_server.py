@@ -241,10 +241,6 @@ class Person:
             elif event == "problem":
                 raise AssertionError(data)
 
-    async def error(self) -> str:
-        """Wait for an error message; return its text."""
-        return (await self.expect("problem"))[1]
-
 
 class Shown(NamedTuple):
     """A finished continuation, as the app sends it."""

@@ -1,9 +1,12 @@
-"""Test helpers: open the page in a real browser, with every other host blocked, and use it."""
+"""Test helpers: open the page in a real browser, with every other host blocked, and use it.
+
+`running_browser` and `page_opener` are the functions of fixtures.
+"""
 
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,8 @@ SIZES = {"laptop": (1366, 650), "wide": (1920, 1080), "phone": (390, 844), "zoom
 PROMPT = "Everyone knew who the Babbingtons were."
 
 
-@contextmanager
 def running_browser(ways: Sequence[dict[str, Any]] = BROWSERS) -> Iterator[Browser]:
-    """Start Chromium, Chrome or Edge, for which *.test is this machine and others do not exist.
+    """Yield Chromium, Chrome or Edge, for which *.test is this machine and others do not exist.
 
     Without a browser, the test is skipped; with CI in the environment, it fails.
     """
@@ -44,7 +46,7 @@ def running_browser(ways: Sequence[dict[str, Any]] = BROWSERS) -> Iterator[Brows
 
 
 def page_opener(browser, request) -> Iterator[Callable[..., Page]]:
-    """Yield a function that opens the page in a new browser window: the work of a fixture.
+    """Yield a function that opens the page in a new browser window.
 
     At the end, no page may scroll sideways, have had an error, or have requested another host.
     """

@@ -396,7 +396,8 @@ def test_a_failing_continuation_affects_nobody_else(server, known, word):
             await other.see(1, other.message_id)
             await unlucky.set(max_new_tokens=MANY)
             await unlucky.send(f"The {word}")
-            assert await unlucky.error() == "Something went wrong. You can try again."
+            _, problem = await unlucky.expect("problem")
+            assert problem == "Something went wrong. You can try again."
             shown = await other.continuation(other.message_id)  # fails if it gets the error
             other.compare(shown, other.answer.ids)
             for _ in range(2):

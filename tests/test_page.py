@@ -25,26 +25,17 @@ from support.model.weights import save_weights
 from support.page.views import scores
 from utils import load_model, next_token_probs
 
+browser = pytest.fixture(running_browser, scope="module")
+open_page = pytest.fixture(page_opener)
 LAPTOP = pytest.param("laptop", marks=pytest.mark.long)
 BOTH = pytest.mark.parametrize("page", [LAPTOP, "phone"], indirect=True)
 RTL = "\u202e\u05e9\u05dc\u05d5\u05dd \U0001f570\ufe0f <b>"  # an override, an emoji, HTML
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with running_browser() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with serving(copy_app(tmp_path_factory.mktemp("app"))) as server:
         yield server
-
-
-@pytest.fixture
-def open_page(browser, request):
-    yield from page_opener(browser, request)
 
 
 @pytest.fixture
@@ -92,9 +83,8 @@ def box(page: Page, selector: str) -> SimpleNamespace:
 @pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip), ("true", pytest.fail)])
 def test_without_a_browser(monkeypatch, ci, outcome):
     monkeypatch.setenv("CI", ci)
-    nowhere = [{"executable_path": "/nowhere/chromium"}]
-    with pytest.raises(outcome.Exception, match="apt-get install"), running_browser(nowhere):
-        pass
+    with pytest.raises(outcome.Exception, match="apt-get install"):
+        next(running_browser([{"executable_path": "/nowhere/chromium"}]))
 
 
 # 1. What every visitor does -----------------------------------------------------------------
