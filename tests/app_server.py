@@ -38,10 +38,7 @@ class Server:
     folder: Path
     url: str
     process: subprocess.Popen
-
-    @property
-    def log(self) -> str:
-        return log_of(self.folder).read_text()
+    log: Path
 
     def wait(self) -> None:
         """Return when the app answers; fail if it ends or does not answer for three minutes."""
@@ -51,7 +48,7 @@ class Server:
                 assert json.loads(self.call("GET", "/health").content) == {"status": "ok"}
                 return
             except OSError:
-                assert self.process.poll() is None, f"the app has ended:\n{self.log}"
+                assert self.process.poll() is None, f"the app has ended:\n{self.log.read_text()}"
                 assert time.monotonic() < deadline, "the app does not answer"
                 time.sleep(0.1)
 
@@ -116,10 +113,6 @@ def need_chainlit() -> None:
         pytest.skip(f"the page needs another Python: {CHAINLIT}")
 
 
-def log_of(folder: Path) -> Path:
-    return folder.parent / f"{folder.name}.log"
-
-
 @contextmanager
 def serving(
     folder: Path,
@@ -141,12 +134,12 @@ def serving(
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "chainlit", "run", script, "-h", "--port", str(port), *options]
     environment = {**os.environ, **ONE_THREAD, **environment}
-    with log_of(folder).open("w") as log:
+    with folder.with_name(f"{folder.name}.log").open("w") as log:
         process = subprocess.Popen(
             [*prefix, *command], cwd=folder, env=environment, stdout=log, stderr=log
         )
         try:
-            server = Server(folder, url, process)
+            server = Server(folder, url, process, Path(log.name))
             server.wait()
             yield server
         finally:
@@ -206,9 +199,8 @@ class Person:
     async def act(self, name: str, **payload: Any) -> tuple[int, Any]:
         """Press a button; return the status and the JSON of the answer."""
         request = {"sessionId": self.session, "action": {"name": name, "payload": payload}}
-        async with aiohttp.request(
-            "POST", self.server.url + "/project/action", json=request, headers=self.headers
-        ) as answer:
+        url = self.server.url + "/project/action"
+        async with aiohttp.request("POST", url, json=request, headers=self.headers) as answer:
             return answer.status, await answer.json() if answer.ok else None
 
     async def write(self, prompt: str = PROMPT, **settings: Any) -> "Shown":

@@ -19,10 +19,7 @@ NAMES = ("chromium-headless-shell", "chromium", "google-chrome", "microsoft-edge
 # How to start one: Playwright's own, one in the PATH, one in its default folder.
 BROWSERS = [{}, *({"executable_path": path} for path in map(shutil.which, NAMES) if path)]
 BROWSERS += [{"channel": "chrome"}, {"channel": "msedge"}]
-NO_BROWSER = (
-    "no browser found: run `apt-get install chromium-headless-shell` (Debian) or"
-    " `playwright install chromium`"
-)
+NO_BROWSER = "no browser: apt-get install chromium-headless-shell, or playwright install chromium"
 SIZES = {"laptop": (1366, 650), "wide": (1920, 1080), "phone": (390, 844), "zoomed": (683, 325)}
 PROMPT = "Everyone knew who the Babbingtons were."
 

@@ -467,7 +467,7 @@ def test_a_refusal_is_logged_once_and_names_the_remedy(locked):
     headers = [{"Host": "none.example:8000"}, {"Origin": "http://story.test"}]
     for more in 3 * headers + [{"Host": f"{i}.example"} for i in range(200)]:
         assert locked.call("GET", "/", **more).status == 403
-    refusals = [line for line in locked.log.splitlines() if "Refused" in line]
+    refusals = [line for line in locked.log.read_text().splitlines() if "Refused" in line]
     (host,) = (line for line in refusals if "'none.example:8000'" in line)
     (origin,) = (line for line in refusals if "'http://story.test'" in line)
     assert "ALLOWED_HOSTS" in host and "proxy_set_header Host $http_host;" in origin
