@@ -344,3 +344,8 @@ def test_bad_arguments(tiny_model, tokenizer, change, error, message):
     with pytest.raises(error, match=message):
         call(**{"idx": TEXT[None, :3], "max_new_tokens": 3, "context_size": 16, **change})
     assert batch.slots == []
+
+
+def test_drafts_outside_the_vocabulary_fail_before_any_text(tiny_model, tokenizer):
+    with pytest.raises(ValueError, match="token id 61 is outside the vocabulary of 61"):
+        Batch(tiny_model, tokenizer, draft_ids=[60, 61])
