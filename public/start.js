@@ -24,8 +24,8 @@ function label() {
 }
 
 // Chainlit mounts the input again while the page loads: keep what has been typed, and the focus.
-let box, focused;
-addEventListener('focusin', ({ target }) => (focused = target));
+let box, focused, home;
+addEventListener('focusin', ({ target }) => ([focused, home] = [target, target.closest('#tab-panel')]));
 function keepTyped() {
   const now = document.getElementById('chat-input');
   if (!now || now === box) return;
@@ -36,4 +36,9 @@ function keepTyped() {
   if (box && focused === box) now.focus();
   box = now;
 }
-new MutationObserver(() => (label(), keepTyped())).observe(document, { childList: true, subtree: true });
+// A button that is gone passes the focus on to its tab or to the toolbar.
+function keepFocus() {
+  if (focused && !focused.isConnected && document.activeElement === document.body)
+    (home?.isConnected ? home : document.querySelector('#stop, #continue'))?.focus({ preventScroll: true });
+}
+new MutationObserver(() => (label(), keepTyped(), keepFocus())).observe(document, { childList: true, subtree: true });

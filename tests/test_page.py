@@ -168,18 +168,23 @@ def test_a_visit(open_page, size, theme):
 @BOTH
 def test_guess_the_next_word(page):
     settle(page, temperature=0)
-    click(page, "#card-guess", ".options button", "#reveal")
+    page.locator("#card-guess").dblclick()
+    expect(page.locator("#stop, #continue")).to_be_focused()  # not the body
+    click(page, ".options button", "#reveal")
+    expect(page.locator("#tab-panel")).to_be_focused()
     finished(page)
+    assert page.evaluate("page.state.documents.length") == 1
     score = page.locator("#score")
     expect(score).to_have_text(re.compile(r"The model gave .* bits\. It wrote \w+"))
     expect(page.locator("#tab-panel tbody tr")).to_have_count(11)
-    expect(page.locator(".gap")).to_have_text(page.evaluate("page.wordAt(page.state.pause)"))
+    expect(page.locator(".gap")).to_have_text(page.evaluate("page.wordAt(page.pause())"))
     accessible(page)
-    hidden = page.evaluate("page.textOf(page.document(), page.state.pause)")
+    hidden = page.evaluate("page.textOf(page.document(), page.pause())")
     shown = "".join(page.locator("#text .token").all_text_contents())
     assert shown + hidden == text_of(page) and len(hidden) > 50
     click(page, "#next-guess")
-    word = page.evaluate("page.wordAt(page.state.pause)")  # at temperature 0, it is certain of it
+    expect(page.locator("#tab-panel")).to_be_focused()
+    word = page.evaluate("page.wordAt(page.pause())")  # at temperature 0, it is certain of it
     page.locator("#guess").fill(word)
     accessible(page)
     page.keyboard.press("Enter")
@@ -196,7 +201,7 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     address = asked.locator(".address").text_content()
     expect(asked).to_contain_text("Only this computer can open that address")
     learner = open_page("phone", "dark", link=address.removeprefix(server.url), wait="#class")
-    stop = teacher.evaluate("page.state.pause")
+    stop = teacher.evaluate("page.pause()")
     before = teacher.evaluate("n => page.tokensOf(page.document()).slice(0, n)", stop)
     question = "".join(token["text"] for token in before)
     expect(learner.locator("#class-text")).to_have_text(question + " ? ")
@@ -220,6 +225,7 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     teacher.reload()
     expect(asked).to_contain_text("1 guess")
     assert teacher.locator("#revealed").count() == learner.locator("#revealed").count() == 0
+    assert teacher.locator("#next-guess").count() == 0  # the guesses would be lost
     click(teacher, "#reveal-class")
     for page in (teacher, learner):
         bars = page.locator("#revealed")
@@ -229,8 +235,9 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
         assert shown[RTL] == ["1", "<0.1%"] and shown[option][0] == "0"
         expect(bars.locator(".own")).to_have_count(1)
         accessible(page)
-    wrote = teacher.evaluate("page.wordAt(page.state.pause)")
+    wrote = teacher.evaluate("page.wordAt(page.pause())")
     expect(learner.locator("#class-text")).to_have_text(f"{question} {wrote} ")
+    expect(teacher.locator(".gap")).to_have_text(f" {wrote} ")
 
     late = open_page()
     late.locator("#join-class input").fill(address[-5:])
@@ -243,7 +250,7 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
         row = page.locator("#revealed tbody tr", has=page.get_by_text(option, exact=True))
         expect(row.locator("td").nth(1)).to_have_text("1")
     prob = teacher.evaluate(
-        "word => page.request('look', { what: 'word', ids: page.read(page.state.pause), word })"
+        "word => page.request('look', { what: 'word', ids: page.read(page.pause()), word })"
         ".then(([prob]) => prob)",
         option,
     )
@@ -266,6 +273,8 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     damaged = open_page(link="/?class=x", wait="#leave-class")
     expect(damaged.locator("h1")).to_have_text("No such class")
     accessible(damaged)
+    damaged.goto(server.url)
+    expect(damaged.locator("#join-class")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -275,6 +284,13 @@ def test_the_panel_covers_neither_the_token_nor_the_toolbar(open_page, size):
     tokens = page.locator("#text .token")
     count = tokens.count()
     assert count > 500
+    expect(page.locator(".hinted")).to_be_in_viewport()
+    assert box(page, ".hinted").top >= box(page, ".toolbar").bottom
+    page.emulate_media(media="print")
+    expect(page.locator("#settings-line")).to_be_hidden()
+    whole = page.locator("#text").evaluate("e => e.offsetHeight")
+    assert page.evaluate("document.documentElement.scrollHeight") > whole
+    page.emulate_media(media="screen")
     for index in (1, 9, 60, 200, 350, count - 30, count - 1):
         tokens.nth(index).click()
         expect(page.locator("#tab-panel tbody tr")).to_have_count(11)
@@ -295,10 +311,13 @@ def test_the_panel_covers_neither_the_token_nor_the_toolbar(open_page, size):
     assert 0 < box(page, "#continue").top < box(page, "#edited").bottom < SIZES[size][1]
     if size == "phone":
         click(page, "#edit", "#new")
-        targets = "button, a, select, input:not([type])"
+        targets = "button, a, select, input:not([type=radio])"
         heights = "all => all.filter((e) => e.checkVisibility()).map((e) => e.offsetHeight)"
         assert min(page.locator(targets).evaluate_all(heights)) >= 40
-        click(page, ".starter")
+        page.locator(".starter").first.dblclick()  # begins one text
+        finished(page)
+        click(page, "#again")
+        expect(page.locator(".versions")).to_contain_text("2/2")
         finished(page)
         click(page, "#look-inside", "#tab-next", "#share")
         assert min(page.locator(targets).evaluate_all(heights)) >= 40
@@ -322,7 +341,7 @@ def test_the_panel_follows_the_pointer(page):
 @BOTH
 def test_changed_settings_apply_and_reset_resets(page):
     default = page.locator("#settings-button").text_content()
-    assert default.startswith("Settings: temperature 1, top 50, 120 tokens")
+    assert default.startswith("Settings: temperature 1, top-k 50, 120 tokens")
     beside = box(page, "#chat-input").top - box(page, "#settings-line").bottom
     assert 0 < beside < 50  # also on a page that is not full
     click(page, "#settings-button")
@@ -443,6 +462,12 @@ def test_changing_one_word_editing_and_undo(page):
         expect(page.locator(losing).first).to_have_attribute("aria-disabled", "true")
     page.keyboard.press("Escape")
     expect(page.locator("#edit")).to_be_focused()
+    click(page, "#edit")
+    page.locator("#edited").fill("")
+    click(page, "#continue")
+    expect(page.locator(".toolbar .problem")).to_contain_text("before the cursor")
+    page.locator("#share").press("Escape")  # wherever the focus is
+    expect(page.locator("#edited")).to_have_count(0)
     page.locator("#text .token").nth(1).press("x")  # typing into the text
     expect(page.locator("#edited")).to_have_value(re.compile("^Everyone knewx who"))
     page.keyboard.type("able a")
@@ -646,6 +671,77 @@ def test_copy_download_and_a_link_to_exactly_this(page, open_page, server):
         damaged.errors.clear()  # the server refuses unknown ids
 
 
+def test_a_double_click_acts_once(page):
+    generate(page, max_new_tokens=5)
+    again(page, "#continue")
+    text = text_of(page)
+    page.locator("#edit").dblclick()
+    expect(page.locator("#edited")).to_be_visible()  # not "Try again", in its place by now
+    page.locator("#edit").dblclick()
+    expect(page.locator("#edited")).to_have_count(0)
+    assert text_of(page) == text  # not Undo
+    page.locator("#undo").dblclick()
+    assert text_of(page) != text
+
+
+def test_comparing_stops_offline(page):
+    generate(page, max_new_tokens=5)
+    open_tab(page, "compare")
+    settle(page, max_new_tokens=500)
+    click(page, "#run-compare")
+    page.wait_for_function("page.state.compared?.[2].tokens.length")
+    page.context.set_offline(True)
+    page.evaluate("page.socket.io.engine.close()")
+    expect(page.locator("#offline")).not_to_contain_text("will continue")
+    for button in page.locator("#panel button.primary, .compared button").all():
+        expect(button).to_have_attribute("aria-disabled", "true")
+        button.click(force=True)
+    assert page.evaluate("page.state.compared[2].tokens.length")
+    assert page.locator(".versions").count() == 0
+    page.errors.clear()
+
+
+def test_guess_follows_a_changed_text(page):
+    settle(page, seed="3", max_new_tokens=30)
+    click(page, "#card-guess", ".options button", "#reveal")
+    expect(page.locator("#score")).to_be_visible()
+    finished(page)
+    settle(page, temperature=5, top_k=0, max_new_tokens=2)
+    open_tab(page, "word")
+    open_tab(page, "guess")
+    expect(page.locator("#score")).to_contain_text("The model gave")  # not asked again
+    click(page, "#again")
+    finished(page)
+    expect(page.locator("#tab-panel")).to_have_text(re.compile("^No more words|The text stops"))
+    expect(page.locator("#score")).to_have_count(0)
+    click(page, "#undo")
+    expect(page.locator(".gap")).to_have_text(" ? ")
+    assert page.evaluate("/^ \\p{L}/u.test(page.tokensOf(page.document())[page.pause()].text)")
+
+
+def test_two_tabs_with_the_same_text(page):
+    generate(page, max_new_tokens=5)
+    page.wait_for_function("localStorage['story-page'].includes('per second')")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator("#undo")).to_be_visible()
+    again(other, "#continue")
+    text = text_of(other)
+    page.wait_for_function("text => page.text() === text", arg=text)
+    again(page, "#continue")
+    assert text_of(page).startswith(text)
+    other.wait_for_function("text => page.text() === text", arg=text_of(page))
+
+
+def test_an_override_of_the_direction_ends_with_its_text(page):
+    generate(page, f"abc {RTL} said", max_new_tokens=5)
+    page.locator("#text .token").last.click()
+    assert box(page, ".quote b").left >= box(page, ".quote bdi").right - 1
+    asked = {"teaching": False, "number": 1, "text": f"abc {RTL}", "options": [], "guesses": 0}
+    page.evaluate("classroom => page.set({ shown: null, classroom })", asked)
+    assert box(page, ".gap").left >= box(page, "#class-text bdi").right - 1
+
+
 # 3. Other models and stories ----------------------------------------------------------------
 
 CLOCK = "\U0001f570\ufe0f"
@@ -710,6 +806,12 @@ def test_the_page_follows_the_apps_context_and_limits(other_app, open_page):
     assert end > 512
     expect(page.locator("#text .token.unread")).to_have_count(len(ids) - context)
 
+    open_tab(page, "guess")  # what the model reads before the gap is not grey
+    stop = page.evaluate("page.pause() ?? page.promptOf(page.document()).length")
+    expect(page.locator("#text .token.unread")).to_have_count(stop - context)
+    assert box(page, ".gap").top >= box(page, ".toolbar").bottom
+    expect(page.locator(".gap")).to_be_in_viewport()
+    open_tab(page, "word")
     page.locator("#view").select_option("probs")
     expect(page.locator("#prompt-loss")).to_be_visible()
     accessible(page)

@@ -35,20 +35,21 @@ function Asked() {
   const { classroom, offline } = page.state;
   return <div className="column" id="asked">
     <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the start page.{/^(localhost|127\.)/.test(location.hostname) && <> Only this computer can open that address: <code>support/README.md</code> says how to let others in.</>}</p>
+    {!page.isAsked(page.pause()) && <p>Your class is still guessing the word after: <bdi>{classroom.text.slice(-70)}</bdi></p>}
     <p aria-live="polite"><b>{count(classroom.guesses)}</b></p>
-    {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" aria-disabled={offline} onClick={() => offline || page.takePart({ reveal: true })}>Reveal</button>}
+    {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" aria-disabled={offline} onClick={({ detail }) => offline || detail > 1 || page.takePart({ reveal: true })}>Reveal</button>}
   </div>;
 }
 
 function Classroom() {
   const { classroom } = useSyncExternalStore(page.subscribe, page.get);
   if (!page.isLearner() || page.document()) return null;
-  const leave = <button type="button" id="leave-class" onClick={() => page.joinClass('')}>Leave the class</button>;
-  if (!classroom) return <section className="start column" aria-label="Class"><h1>No such class</h1><p>It has ended, or the code is wrong.</p>{leave}</section>;
+  const leave = <button type="button" id="leave-class" onClick={() => page.joinClass('')}>{classroom ? 'Leave the class' : 'Enter another code'}</button>;
+  if (!classroom) return <section className="start column" aria-label="Class"><h1>No such class</h1><p>It has ended, or the code is wrong.</p><div>{leave}</div></section>;
   const { number, text, options, mine, guesses, bars, wrote, full } = classroom;
   return <section className="start column" id="class" aria-label="Class">
     <h1>Which word comes next?</h1>
-    <div className="prose" id="class-text">{text}<span className="gap"> {bars ? wrote : '?'} </span></div>
+    <div className="prose" id="class-text"><bdi>{text}</bdi><span className="gap"> {bars ? wrote : '?'} </span></div>
     {bars ? <Revealed {...classroom} /> : <WordForm key={number} options={options} given={mine} button={mine ? 'Change my guess' : 'Send my guess'} send={(guess) => page.takePart({ guess, number })} />}
     <p className="legend" role="status">{!bars && mine && 'Sent. You can change it until the teacher reveals the guesses. '}{count(guesses)} so far.{full && ' No more are stored.'}</p>
     <div>{leave}</div>

@@ -2,12 +2,11 @@
 import { useState, useSyncExternalStore } from 'react';
 
 function Compare() {
-  const { compared, running } = useSyncExternalStore(page.subscribe, page.get);
+  const { compared, running, offline } = useSyncExternalStore(page.subscribe, page.get);
   const [temperatures, setTemperatures] = useState(compared?.map((text) => text.temperature) ?? page.config.compared);
-  const busy = running !== null;
+  const busy = running !== null || offline;
   const prompt = page.promptOf(page.document());
   const { Field } = page.components;
-  const shareOf = (text) => text.finished && page.look('copied', [...prompt, ...text.tokens].map(({ id }) => id))?.share;
   return <>
     <p>The same beginning, continued at three temperatures.</p>
     <button type="button" id="run-compare" className="primary" aria-disabled={busy} onClick={() => busy || page.compare(temperatures)}>
@@ -15,18 +14,17 @@ function Compare() {
     </button>
     {temperatures.map((temperature, i) => {
       const text = compared?.[i];
-      const share = text && shareOf(text);
+      const share = text?.finished && page.look('copied', [...prompt, ...text.tokens].map(({ id }) => id))?.share;
       return <section key={i} className="compared column" aria-label={`Text ${i + 1}`}>
         <Field name="temperature" id={`temperature-${i}`} value={temperature} change={(value) => setTemperatures(temperatures.with(i, value))} />
         {text && <div className="prose">{text.tokens.map((token) => token.text).join('')}</div>}
         {text && <div className="row">
           <span className="legend">{typeof share === 'number' && `${page.percent(share)} of this text is copied from the story.`}</span>
-          <button type="button" aria-disabled={busy} onClick={() => page.keep(text)}>Keep this one</button>
+          <button type="button" aria-disabled={busy || !text.finished} onClick={() => busy || !text.finished || page.keep(text)}>Keep this one</button>
         </div>}
       </section>;
     })}
   </>;
 }
 
-page.component('Compare', Compare);
-export default () => null; // Panel shows it
+export default page.part('Compare', Compare);

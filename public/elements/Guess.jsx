@@ -1,5 +1,5 @@
 // Tab of the panel: the text stops before a word. The learner guesses it, and sees what the model expected.
-import { useEffect, useState, useSyncExternalStore } from 'react';
+import { useEffect, useSyncExternalStore } from 'react';
 
 const OPTIONS = 6;
 const bitsOf = (prob) => -Math.log2(prob);
@@ -23,32 +23,28 @@ function Score({ answer: { guess, prob }, pause, next, nextWord }) {
 }
 
 function Guess() {
-  const { pause, running, surprises, classroom, offline } = useSyncExternalStore(page.subscribe, page.get);
-  const [answer, setAnswer] = useState(null); // the guess and its probability
-  const [asking, setAsking] = useState(false);
+  const { asked, answer, running, surprises, classroom, offline } = useSyncExternalStore(page.subscribe, page.get);
+  const pause = page.pause();
   const next = pause === null ? undefined : page.look('next', page.read(pause));
-  useEffect(() => void (pause === null && page.pauseAfter(page.promptOf(page.document()).length)), [pause, page.idsOf(page.document()).length]);
-  useEffect(() => setAnswer(null), [pause]);
-  if (pause === null) return <p>{running ? 'The model is writing a few words…' : 'No more words to guess here. Press Continue to get more.'}</p>;
+  useEffect(() => void (pause === null && page.pauseAfter(page.promptOf(page.document()).length + 3)), [pause, page.idsOf(page.document()).length]);
   const { Asked, WordForm } = page.components;
-  const nextWord = <button type="button" id="next-guess" className={answer || classroom?.bars ? 'primary' : ''} onClick={() => page.pauseAfter(pause + 5)}>Next word</button>;
-  if (classroom?.teaching && classroom.wrote === page.wordAt(pause) && `${classroom.ids}` === `${page.read(pause)}`) return <><Asked />{nextWord}</>;
+  if (classroom?.teaching && !classroom.bars) return <Asked />; // the next question comes after Reveal
+  if (pause === null) return <p>{running ? 'The model is writing a few words…' : 'No more words to guess here. Press Continue to get more.'}</p>;
+  const nextWord = <button type="button" id="next-guess" className="primary" onClick={() => page.pauseAfter(pause + 8)}>Next word</button>;
+  if (page.isAsked(pause)) return <><Asked />{nextWord}</>;
   if (answer) return <Score answer={answer} pause={pause} next={next} nextWord={nextWord} />;
   const options = next?.top.filter(({ text }) => /^ (a|I|\p{L}{2,})$/u.test(text)).slice(0, OPTIONS).map(({ text }) => text.trim()).sort();
   const reveal = async (guess) => {
     const [prob] = (await page.request('look', { what: 'word', ids: page.read(pause), word: guess })) ?? [];
-    if (!prob) return;
-    page.set({ surprises: [...surprises, bitsOf(prob)], revealed: pause });
-    setAnswer({ guess, prob });
+    if (prob && asked === page.state.asked) page.set({ surprises: [...surprises, bitsOf(prob)], answer: { guess, prob } });
   };
-  const ready = options && !offline && !asking;
-  const ask = async () => (setAsking(true), await page.takePart({ ids: page.read(pause), options, wrote: page.wordAt(pause), pause }), setAsking(false));
+  const ready = options && !offline;
+  const ask = () => page.takePart({ ids: page.read(pause), options, wrote: page.wordAt(pause), pause });
   return <>
     <p>The text stops here. Which word comes next? Pick one or type your own.</p>
-    <WordForm key={pause} options={options} button="Reveal" send={reveal} />
-    <button type="button" id="ask-class" title="Others guess this word on their own devices, anonymously" aria-disabled={!ready} onClick={() => ready && ask()}>Ask the class</button>
+    <WordForm key={asked} options={options} button="Reveal" send={reveal} />
+    <button type="button" id="ask-class" title="Others guess this word on their own devices, anonymously" aria-disabled={!ready} onClick={({ detail }) => ready && detail < 2 && ask()}>Ask the class</button>
   </>;
 }
 
-page.component('Guess', Guess);
-export default () => null; // Panel shows it
+export default page.part('Guess', Guess);

@@ -19,5 +19,4 @@ function Layers() {
   </>;
 }
 
-page.component('Layers', Layers);
-export default () => null; // Panel shows it
+export default page.part('Layers', Layers);

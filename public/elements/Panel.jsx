@@ -35,7 +35,7 @@ function Panel() {
           {TABS[name].label}
         </button>)}
       </div>
-      <button type="button" id="close-sheet" onClick={page.closeSheet}>Close</button>
+      <button type="button" id="close-sheet" onClick={page.close}>Close</button>
     </div>
     <div role="tabpanel" id="tab-panel" className="column" aria-labelledby={`tab-${tab}`} tabIndex={0}>
       {asks && !hasToken ? <p>Click or tap a word in the text {asks}.</p> : Tab && <Tab key={tab} />}

@@ -3,21 +3,14 @@ import { useState, useSyncExternalStore } from 'react';
 
 const MANY = 6; // people who write at the same time, from which on the page says so
 
-// A setting as a number and a slider. A typed value applies once it is valid, and is clamped when the field loses focus.
+// A setting as a number and a slider. A typed number applies immediately, clamped; the field shows that when it loses focus.
 function Field({ name, id = name, value, change = (value) => page.change({ [name]: value }) }) {
   const { label, min, max, step, help } = page.field(name);
   const [typed, setTyped] = useState(null);
-  const type = ({ target: { value } }) => {
-    setTyped(value);
-    if (page.readNumber(value) >= min && page.readNumber(value) <= max) change(page.clamp(name, value));
-  };
-  const leave = () => {
-    if (!Number.isNaN(page.readNumber(typed ?? ''))) change(page.clamp(name, typed));
-    setTyped(null);
-  };
+  const type = ({ target: { value } }) => (setTyped(value), Number.isNaN(page.readNumber(value)) || change(page.clamp(name, value)));
   return <div className="field" title={help}>
     <label htmlFor={`set-${id}`}>{label}</label>
-    <input id={`set-${id}`} inputMode="decimal" autoComplete="off" value={typed ?? value} onChange={type} onBlur={leave} />
+    <input id={`set-${id}`} inputMode="decimal" autoComplete="off" value={typed ?? value} onChange={type} onBlur={() => setTyped(null)} />
     <input type="range" aria-label={`${label}, slider`} min={min} max={max} step={step} value={value} onChange={(event) => change(page.clamp(name, event.target.value))} />
   </div>;
 }
@@ -35,13 +28,13 @@ function Seed({ seed }) {
 }
 
 function Settings() {
-  const { settings, offline, running, people } = useSyncExternalStore(page.subscribe, page.get);
+  const { settings, offline, interrupted, running, people } = useSyncExternalStore(page.subscribe, page.get);
   const [resets, setResets] = useState(0); // a reset also clears a seed that is not valid
   if (!settings) return null;
   const names = ['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : []), 'max_new_tokens'];
-  const lost = 'Connection lost. Trying again … Your text will continue once the page is online. If it stays offline, check that the app is running.';
+  const promise = interrupted === null ? '' : 'Your text will continue once the page is online. ';
   return <div id="settings-line">
-    {offline && <p id="offline" role="alert" className="problem">{lost}</p>}
+    {offline && <p id="offline" role="alert" className="problem">Connection lost. Trying again … {promise}If it stays offline, check that the app is running.</p>}
     {running && people >= MANY && <p className="legend" role="status">{people} people are writing, so it may be slower.</p>}
     <button type="button" id="settings-button" popovertarget="settings">{page.summary(settings)} <span aria-hidden="true">▴</span></button>
     <div id="settings" popover="auto" role="group" aria-label="Settings">

@@ -7,14 +7,11 @@ const CARDS = {
   change: ['Change one word and see', 'Choose another word in its text, and it continues from there.']
 };
 
-function rename(document) {
-  const name = prompt('A name for this text', page.nameOf(document));
-  if (name?.trim()) page.rename(document, name.trim());
-}
+const rename = (document, name = prompt('A name for this text', page.nameOf(document))?.trim()) => name && page.rename(document, name);
 const remove = (id, what) => confirm(`Delete ${what}?`) && page.remove(id);
 
 const Earlier = ({ document, name = page.nameOf(document) }) => <li className="row">
-  <button type="button" className="starter" onClick={() => page.open(document.id)}>{name}</button>
+  <button type="button" className="starter" onClick={() => page.open(document.id)}><bdi>{name}</bdi></button>
   <span className="chips">
     <button type="button" aria-label={`Rename “${name}”`} onClick={() => rename(document)}>Rename</button>
     <button type="button" aria-label={`Delete “${name}”`} onClick={() => remove(document.id, 'this text')}>Delete</button>
@@ -25,7 +22,7 @@ function Start() {
   const { settings, problem, documents } = useSyncExternalStore(page.subscribe, page.get);
   if (!settings || page.document() || page.isLearner()) return null;
   const blocked = page.config.problem !== null; // there is no model
-  return <section className="start column" aria-label="Start">
+  return <section className="start column" aria-label="Start" onClickCapture={(event) => event.detail > 1 && event.stopPropagation()}>
     <h1>A small GPT</h1>
     {problem && <p role="alert" className="problem">{problem}</p>}
     <p>This small model was trained on one short story and nothing else. It cannot answer questions. Write a beginning, and it continues in the story’s style.</p>

@@ -35,5 +35,4 @@ function Story() {
   </>;
 }
 
-page.component('Story', Story);
-export default () => null; // Panel shows it
+export default page.part('Story', Story);

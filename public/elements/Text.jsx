@@ -35,7 +35,7 @@ function coloured(shown, view, { head, running }) {
   if (view === 'copied') {
     const copied = running === null ? page.copied() : undefined;
     copied?.runs.forEach(({ start, length }) => tokens.slice(start, start + length).forEach((token) => (token.className = 'from-story')));
-    const line = copied && `${page.percent(copied.share)} of this text is copied from the story.${copied.runs.length ? ' Click a blue passage to see where.' : ''}`;
+    const line = copied && `${page.percent(copied.share)} of this text is copied from the story.${copied.runs.length ? ' Click or tap a blue passage to see where.' : ''}`;
     return { tokens, line: line ?? 'Searching the story…' };
   }
   if (view === 'drafts') {
@@ -47,7 +47,7 @@ function coloured(shown, view, { head, running }) {
     const weights = page.headWeights(page.look('attention', read), head);
     const most = Math.max(0.001, ...weights);
     weights.forEach((weight, i) => Object.assign(tokens[looked + 1 - read.length + i], { shade: weight / most, attention: weight }));
-    return { tokens, line: 'The darker a word, the more the chosen word attends to it.' };
+    return { tokens, line: 'The stronger the blue of a word, the more the chosen word attends to it.' };
   }
   return { tokens, line: 'Bold: your own words.' };
 }
@@ -61,7 +61,7 @@ const Legend = ({ view, views, line, loss, invisible, unread, before }) => <div 
     {line ?? ['How likely the model found each token: ', ...LEVELS.map(({ name, className }) => <span key={name} className={`${className} level`}>{name}</span>)]}
     {loss != null && <span id="prompt-loss">The prompt’s mean loss: {loss.toFixed(2)} nats per token.</span>}
     {unread && ' Grey: too far back for the model to read.'}
-    {invisible && ' ▯: an invisible character.'}
+    {invisible && ' ▯: an invisible character, or part of a character.'}
     {before > 0 && ` Your prompt’s beginning was cut off: the model reads only the last ${page.config.context_length} tokens.`}
   </span>
 </div>;
@@ -83,15 +83,14 @@ function Token({ token, index, canFocus, isLooked, isUnread, hint }) {
     <span className={classes.filter(Boolean).join(' ')} data-index={index} data-marker={markerOf(token.text) || undefined} role="button" aria-label={`${token.label}${prob}${attention}`} aria-pressed={isLooked} tabIndex={canFocus ? 0 : -1} style={style}>
       {token.text}
     </span>
-    {hint && <span className="hint" data-hint="‹ click: the model was unsure here" />}
+    {hint && <span className="hint" data-hint="‹ click or tap: the model was unsure here" />}
   </>;
 }
 
 function Editor({ caret }) {
   const box = useRef(null);
   useEffect(() => void (box.current.setSelectionRange(caret, caret), box.current.focus()), []); // scrolls to the cursor
-  const cancel = () => (page.set({ editing: null }), document.getElementById('edit').focus());
-  return <div className="column" onKeyDown={(event) => event.key === 'Escape' && (event.preventDefault(), cancel())}>
+  return <div className="column">
     <p className="legend">Text after the cursor is replaced. ‹ › brings the old version back.</p>
     <textarea id="edited" ref={box} aria-label="The text" defaultValue={page.text()} />
   </div>;
@@ -114,9 +113,13 @@ function Text() {
   const end = useRef(null);
   const shown = page.document();
   const { chosen, running } = state;
+  const pause = shown && page.pause();
   const length = shown ? page.tokensOf(shown).length : 0;
   const tokenAt = (index) => group.current?.querySelector(`[data-index="${index}"]`);
-  useEffect(() => void tokenAt(chosen)?.scrollIntoView({ block: 'nearest' }), [chosen, state.sheet]);
+  const stop = shown && state.tab === 'guess' ? pause ?? page.promptOf(shown).length : length; // the rest is to be guessed
+  const hint = !shown || state.hinted || running || stop < length ? null : page.hint();
+  const target = () => group.current?.querySelector('.gap') ?? tokenAt(chosen ?? hint);
+  useEffect(() => void target()?.scrollIntoView({ block: 'nearest' }), [chosen, hint, stop < length && stop, state.sheet]);
   // Keep the end of a growing text in view, unless the reader has scrolled away from it.
   useEffect(() => {
     if (!running || running === 'compare' || !end.current) return;
@@ -129,10 +132,8 @@ function Text() {
   const views = Object.keys(VIEWS).filter((name) => name !== 'drafts' || page.tokensOf(shown).some((token) => token.draft));
   const view = views.includes(state.view) ? state.view : 'plain';
   const { tokens, line, loss } = coloured(shown, view, state);
-  const stop = state.tab === 'guess' ? state.pause ?? page.promptOf(shown).length : length; // the rest is to be guessed
-  const unread = length - page.config.context_length;
+  const unread = stop - page.config.context_length;
   const looked = page.looked();
-  const hint = state.hinted || running || stop < length ? null : page.hint();
   const indexOf = (event) => Number(event.target.closest('.token')?.dataset.index ?? NaN);
   const onClick = (event) => Number.isNaN(indexOf(event)) || page.pick(indexOf(event));
   const onPointerOver = (event) => {
@@ -167,7 +168,7 @@ function Text() {
             {stop === length && <Versions piece={piece} />}
           </span>;
         })}
-        {stop < length && <span className="gap"> {state.revealed === state.pause ? page.wordAt(stop) : '?'} </span>}
+        {stop < length && <span className="gap"> {pause !== null && (state.answer || (state.classroom?.bars && page.isAsked(pause))) ? page.wordAt(stop) : '?'} </span>}
         <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />
       </div>
     )}

@@ -47,16 +47,15 @@ function Word() {
   const before = tokens.slice(0, index).map(({ text }) => text).join('');
   const { Field } = page.components;
   return <>
-    <div className="quote">{before.length > 70 && '…'}{before.slice(-70)}<b>{token ? token.text : ' …?'}</b></div>
+    <div className="quote">{before.length > 70 && '…'}<bdi>{before.slice(-70)}</bdi><b>{token ? token.text : ' …?'}</b></div>
     {token && <Gave index={index} token={token} />}
     {next && <>
       <Choices index={index} token={token} next={next} />
-      <p className="legend">Click a word to use it: the model continues from there. Move the settings, and the bars follow.</p>
+      <p className="legend">Click or tap a word to use it: the model continues from there. Move the settings, and the bars follow.</p>
       {['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : [])].map((name) => <Field key={name} name={name} id={`${name}-here`} value={settings[name]} />)}
     </>}
   </>;
 }
 
 page.component('Choices', Choices); // also of Guess
-page.component('Word', Word);
-export default () => null; // Panel shows it
+export default page.part('Word', Word);

@@ -13,6 +13,7 @@ sessionStorage.setItem('class-page', name);
 // null if there is no such class, undefined without a class.
 export async function takePart(act = {}) {
   const classroom = await page.request('class', { page: name, code: sessionStorage.getItem('class'), ...act });
+  if (classroom === null) sessionStorage.removeItem('class'); // the page without a code is the start page again
   if (classroom && act.ids) sessionStorage.setItem('class', classroom.code);
   if (classroom !== undefined && JSON.stringify(classroom) !== JSON.stringify(page.state.classroom)) page.set({ classroom });
 }
@@ -23,4 +24,9 @@ export async function followClass() {
 export const joinClass = (code) => (sessionStorage.setItem('class', code), location.assign(code ? `/?class=${encodeURIComponent(code)}` : '/'));
 // This page answers a class, or its class is over.
 export const isLearner = () => page.state.classroom !== undefined && !page.state.classroom?.teaching;
+// This page asks its class for the word at this index of the text.
+export function isAsked(index) {
+  const { teaching, wrote, ids } = page.state.classroom ?? {};
+  return teaching && page.document() && wrote === page.wordAt(index) && `${ids}` === `${page.read(index)}`;
+}
 export const classAddress = () => `${location.origin}/?class=${page.state.classroom.code}`;

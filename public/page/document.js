@@ -49,10 +49,9 @@ export const findPiece = (document, run, piece = document.root) =>
 
 // A document from any input, such as the browser's storage; undefined if it is not valid.
 export function readDocument(raw) {
-  const isNumber = (value) => value === undefined || Number.isFinite(value);
   const isToken = (token) =>
     Number.isInteger(token?.id) && typeof token.text === 'string' && typeof token.label === 'string' &&
-    [token.rank, token.logprob, token.prob, token.seen].every(isNumber);
+    [token.rank, token.logprob, token.prob, token.seen].every((value) => value === undefined || Number.isFinite(value));
   const readPiece = (raw, depth = 0) => {
     if (depth > 500 || !Array.isArray(raw?.tokens) || !raw.tokens.every(isToken)) return undefined;
     const children = Array.isArray(raw.children) ? raw.children.map((child) => readPiece(child, depth + 1)) : [];

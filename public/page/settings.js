@@ -27,15 +27,13 @@ export const readNumber = (typed) => (typed.trim() ? Number(typed.trim().replace
 // A number clamped to its limits, whole or with two decimals; the default for anything else.
 export function clamp(name, value) {
   const { min, max, step, default: fallback } = field(name);
-  const number = typeof value === 'string' ? readNumber(value) : Number(value);
-  if (value === null || typeof value === 'object' || Number.isNaN(number)) return fallback;
-  return Number(Math.min(Math.max(number, min), max).toFixed(step < 1 ? 2 : 0));
+  const number = readNumber(String(value));
+  return Number.isNaN(number) ? fallback : Number(Math.min(Math.max(number, min), max).toFixed(step < 1 ? 2 : 0));
 }
 
 // Settings from any input, such as the browser's storage or a link.
 export function readSettings(raw) {
-  const settings = {};
-  for (const name of Object.keys(FIELDS)) settings[name] = clamp(name, raw?.[name]);
+  const settings = Object.fromEntries(Object.keys(FIELDS).map((name) => [name, clamp(name, raw?.[name])]));
   const seed = String(raw?.seed ?? '').trim();
   return { ...settings, seed: seedIsUsable(seed) ? seed : '' };
 }
@@ -45,7 +43,7 @@ export function summary({ temperature, top_k, top_p, max_new_tokens, seed }) {
   const sampled = temperature > 0;
   return `Settings: ${[
     `temperature ${temperature}`,
-    sampled && top_k && `top ${top_k}`,
+    sampled && top_k && `top-k ${top_k}`,
     sampled && top_p < 1 && `top-p ${top_p}`,
     max_new_tokens === 1 ? '1 token' : `${max_new_tokens} tokens`,
     sampled && seed && `seed ${seed}`

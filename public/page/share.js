@@ -13,14 +13,14 @@ const unpack = ([ids, typed, children, at], texts) => {
 };
 const allIds = ([ids, , children]) => [...ids, ...children.flatMap(allIds)];
 
-// `more`: settings, view, tab, chosen token and pause. A link that is too long leaves out the other versions.
+// `more`: settings, view, tab, chosen token and pause. A link that is too long has only what is shown, and ends so.
 export function linkTo(address, document, more) {
   const encode = (root) => btoa(JSON.stringify({ ...more, root })).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
   const shown = pieces(document).reduceRight((after, piece) => [pack({ ...piece, children: [], at: 0 }).with(2, after)], []);
   const whole = encode(pack(document.root));
   const url = new URL(address);
   url.search = '';
-  url.hash = `text=${whole.length > MAX_LINK ? encode(shown[0]) : whole}`;
+  url.hash = `text=${whole.length > MAX_LINK ? `${encode(shown[0])}&shown` : whole}`;
   return url.href;
 }
 

@@ -15,7 +15,7 @@ const PAUSE = 150; // ms before the next question to the server
 
 const isWordStart = ({ text }) => /^ \p{L}/u.test(text);
 const newRun = () => crypto.randomUUID?.() ?? `run ${Math.random()}`; // plain HTTP has no crypto
-const nothingOpen = { chosen: null, hovered: null, editing: null, compared: null, sheet: false, pause: null };
+const nothingOpen = { chosen: null, hovered: null, editing: null, compared: null, sheet: false, asked: null, answer: null };
 
 function load() {
   let raw;
@@ -28,26 +28,30 @@ function load() {
   return { documents, shown, settings: readSettings(raw?.settings), hinted: raw?.hinted === true, deleted: { ...raw?.deleted } };
 }
 
-function save() {
-  const { shown, settings, hinted } = page.state;
-  const stored = load(); // by other tabs, too
+// The latest version of each text, of this and other tabs, and what has been deleted.
+function merged() {
+  const stored = load();
   const deleted = Object.fromEntries(Object.entries({ ...stored.deleted, ...page.state.deleted }).slice(-MAX_DELETED));
   const latest = new Map();
   for (const document of [...stored.documents, ...page.state.documents])
     if (document.changed >= Math.max(latest.get(document.id)?.changed ?? 0, deleted[document.id] ?? 0, deleted.all ?? 0)) latest.set(document.id, document);
-  const documents = [...latest.values()].sort((one, other) => other.changed - one.changed);
+  return { documents: [...latest.values()].sort((one, other) => other.changed - one.changed), deleted };
+}
+
+function save() {
+  const { shown, settings, hinted } = page.state;
+  const { documents, deleted } = merged();
   for (let count = Math.min(documents.length, MAX_DOCUMENTS); count >= 0; count--) {
     const stored = JSON.stringify({ documents: documents.slice(0, count), shown, settings, hinted, deleted });
-    if (stored.length > MAX_STORED) continue;
     try {
-      return localStorage.setItem(STORE, stored);
+      if (stored.length < MAX_STORED) return localStorage.setItem(STORE, stored);
     } catch {} // full: store fewer
   }
 }
 
 const listeners = new Set();
 const asking = new Set(); // kinds of open questions
-const past = []; // for Undo: { id, root }
+const past = []; // for Undo: { document, root }
 let saving; // timer
 let lesson; // the card of the start page that began the text
 
@@ -65,14 +69,15 @@ export const page = {
     sheet: false, // on a narrow screen, the panel is open
     editing: null, // where the cursor begins, while the text is edited
     compared: null, // the texts of Compare
-    pause: null, // of Guess: the text is hidden from this token on
-    surprises: [], // of the guesses so far, in bits; `revealed`: the last pause with a guess
+    asked: null, // of Guess: the ids of the text up to the hidden word's first token
+    answer: null, // there, after Reveal: { guess, prob }
+    surprises: [], // of the guesses so far, in bits
     hinted: false, // a person who has once opened a token needs no hint
     running: null, // the generation in progress
     offline: false,
     interrupted: null, // the generation that goes on after a lost connection
     people: 0, // that generate texts now
-    head: null, // of the attention view: { layer, head }, or 'average'; null: not chosen yet
+    head: null, // of the attention view: its number, or 'average'; null: not chosen yet
     problem: null, // what went wrong, in words
     classroom: undefined, // see classroom.js
     story: undefined, // until the tab asks for it
@@ -91,18 +96,13 @@ export const page = {
     setTimeout(page.set, 0, {}); // the panel may wait for it
     return (page.components[name] ??= component);
   },
-  touch(document, changes = {}) { // of several tabs, the last change wins
-    document.changed = Date.now();
-    page.set(changes);
-  },
+  part: (name, component) => (page.component(name, component), () => null), // another component shows it
+  touch: (document, changes) => (Object.assign(document, { changed: Date.now() }), page.set(changes)), // of several tabs, the last change wins
   document: () => page.state.documents.find((document) => document.id === page.state.shown),
 
   // 1. Settings
 
-  change(settings) {
-    page.set({ settings: { ...page.state.settings, ...settings } });
-    page.sendSettings();
-  },
+  change: (settings) => (page.set({ settings: { ...page.state.settings, ...settings } }), page.sendSettings()),
   sendSettings: () => page.socket?.emit('chat_settings_change', page.state.settings),
 
   // 2. From the server
@@ -112,8 +112,7 @@ export const page = {
   connect(socket) {
     page.socket = socket;
     if (!page.state.settings) page.start();
-    const { onConnect: connect, onDisconnect: disconnect, onReady: ready, onProblem: problem, onPrompt: prompt, onTokens: tokens, onFinished: finished, onEnd: task_end } = page;
-    const events = Object.entries({ connect, disconnect, ready, problem, prompt, tokens, finished, task_end });
+    const events = Object.entries({ connect: page.onConnect, disconnect: page.onDisconnect, ready: page.onReady, problem: page.onProblem, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd });
     events.forEach((event) => socket.on(...event));
     page.sendSettings();
     return () => events.forEach((event) => socket.off(...event));
@@ -122,7 +121,8 @@ export const page = {
   async start() {
     page.set({ ...load(), problem: config.problem });
     await page.followClass();
-    if (page.state.classroom?.teaching) page.set({ tab: 'guess', pause: page.state.classroom.pause });
+    if (page.state.classroom?.teaching) page.set({ tab: 'guess' });
+    if (page.isAsked(page.state.classroom?.pause)) page.pauseAt(page.state.classroom.pause);
     if (page.isLearner()) page.set({ shown: null });
     const link = readLink(location.href);
     if (link === undefined) return;
@@ -133,7 +133,8 @@ export const page = {
     if (!document) return page.onProblem('This link is damaged, or belongs to another model.');
     page.set({ documents: [document, ...page.state.documents].slice(0, MAX_DOCUMENTS), shown: document.id, settings: link.settings });
     page.openTab(link.tab);
-    page.set({ view: link.view, chosen: link.chosen, pause: link.pause, hinted: true });
+    page.set({ view: link.view, chosen: link.chosen, hinted: true });
+    page.pauseAt(link.pause);
     page.sendSettings();
   },
   onConnect: () => (page.sendSettings(), page.set({ offline: false, running: null })),
@@ -175,7 +176,7 @@ export const page = {
     // A piece with children was cut by choosing another token: leave it as it is.
     if (!piece.children.length) piece.tokens = [...(piece.first ?? []), ...tokens];
     Object.assign(piece, { facts, settings });
-    page.set({});
+    page.touch(page.state.documents.find((document) => findPiece(document, run)));
     if (lesson === 'change') page.pick(page.hint());
     else if (!page.state.hinted && page.state.hovered === null) page.hover(page.hint());
     lesson = undefined;
@@ -199,11 +200,11 @@ export const page = {
   revise(change) {
     const document = page.document();
     if (page.state.running !== null || page.state.offline) return undefined;
-    past.push({ id: document.id, root: structuredClone(document.root) });
+    past.push({ document, root: structuredClone(document.root) });
     past.splice(0, past.length - MAX_PAST);
     return change(document, idsOf(document));
   },
-  undoable: () => past.findLastIndex(({ id }) => id === page.state.shown),
+  undoable: () => past.findLastIndex(({ document }) => document === page.document()),
   undo() {
     if (page.undoable() < 0 || page.state.running !== null) return;
     const [{ root }] = past.splice(page.undoable(), 1);
@@ -235,7 +236,7 @@ export const page = {
     while (kept < old.length && text.startsWith(old[kept].text, length)) length += old[kept++].text.length;
     // The tokens of a word depend on the whole word, which begins with a space.
     while (kept > 0 && length < text.length && !/^\s/.test(text.slice(length))) length -= old[--kept].text.length;
-    if (!text) return;
+    if (!text) return page.onProblem('Type something before the cursor first.');
     const typed = length < text.length ? await page.request('tokens', { text: text.slice(length) }) : [];
     if (typed) await page.revise((document, ids) =>
       page.generate(cutBefore(document, kept), [...ids.slice(0, kept), ...typed.map(({ id }) => id)], typed));
@@ -309,9 +310,11 @@ export const page = {
     page.set({ chosen, hovered: null, sheet: true, hinted: true, tab });
   },
   hover: (hovered) => page.set({ hovered }),
-  closeSheet() {
-    page.set({ sheet: false });
-    document.querySelector(`#text [data-index="${page.state.chosen}"]`)?.focus();
+  // Close the editor or the sheet.
+  close() {
+    const opener = page.state.editing !== null ? '#edit' : page.state.sheet && `#text [data-index="${page.state.chosen}"]`;
+    page.set({ editing: null, sheet: false });
+    if (opener) document.querySelector(opener)?.focus();
   },
   openTab(tab) {
     const views = { attention: 'attention', story: 'copied' };
@@ -319,15 +322,19 @@ export const page = {
     page.set({ tab, sheet: true, view: views[tab] ?? left });
   },
   // Guess: stop before the first word from this token on that the model wrote.
-  pauseAfter(from) {
-    const found = tokensOf(page.document()).findIndex((token, index) => index >= from + 3 && isGenerated(token) && isWordStart(token));
-    page.set({ pause: found < 0 ? null : found, sheet: true });
+  pauseAfter: (from) => page.pauseAt(tokensOf(page.document()).findIndex((token, index) => index >= from && isGenerated(token) && isWordStart(token))),
+  pauseAt: (index) => page.set({ asked: index > 0 && page.wordAt(index) ? idsOf(page.document()).slice(0, index + 1) : null, answer: null, sheet: true }),
+  // The hidden word's first token; null without one, or if the text has changed there or before.
+  pause() {
+    const { asked } = page.state;
+    const ids = asked && idsOf(page.document());
+    return asked?.every((id, i) => id === ids[i]) ? asked.length - 1 : null;
   },
   // The whole word that begins at this token.
   wordAt: (index) => textOf(page.document(), index).match(/^\s*[\p{L}\p{M}’'-]*/u)[0].trim(),
-  // The weights of one head, or their average, from 0 to 1.
-  headWeights: (all, head) => {
-    const rows = head === 'average' && all ? all.flat() : [all?.[head?.layer]?.[head?.head] ?? []];
+  // The weights of one head (of all layers' heads in turn), or their average, from 0 to 1.
+  headWeights(all, head) {
+    const rows = head === 'average' && all ? all.flat() : [all?.flat()[head] ?? []];
     return rows[0].map((_, i) => rows.reduce((sum, row) => sum + row[i], 0) / rows.length / 1000);
   },
   // A generated word where the model hesitated, early in the text; null without one.
@@ -344,16 +351,20 @@ export const page = {
   text: () => textOf(page.document()),
   nameOf: (document) => document.name ?? textOf(document).trim().slice(0, 60),
   link() {
-    const { settings, view, tab, chosen, pause } = page.state;
-    return linkTo(location.href, page.document(), { settings, view, tab, chosen, pause });
+    const { settings, view, tab, chosen } = page.state;
+    return linkTo(location.href, page.document(), { settings, view, tab, chosen, pause: page.pause() });
   }
 };
 
 addEventListener('keydown', (event) => {
-  if (event.key === 'Escape' && !event.defaultPrevented && page.state.sheet && !document.querySelector(':popover-open')) page.closeSheet();
+  if (event.key === 'Escape' && !event.defaultPrevented && !document.querySelector(':popover-open')) page.close();
   if (event.key !== 'z' || !(event.ctrlKey || event.metaKey) || event.target.closest('input, textarea') || !page.document()) return;
   event.preventDefault();
   page.undo();
 });
 addEventListener('pagehide', () => saving && save());
+addEventListener('storage', () => { // another tab has written
+  const documents = page.state.running === null && page.state.settings ? merged().documents : [];
+  if (documents.some((document) => !page.state.documents.includes(document))) page.set({ documents });
+});
 addEventListener('hashchange', () => location.reload()); // a link, opened on the page itself
