@@ -44,6 +44,7 @@ function Guess() {
     <p>The text stops here. Which word comes next? Pick one or type your own.</p>
     <WordForm key={asked} options={options} button="Reveal" send={reveal} />
     <button type="button" id="ask-class" title="Others guess this word on their own devices, anonymously" aria-disabled={!ready} onClick={({ detail }) => ready && detail < 2 && ask()}>Ask the class</button>
+    {classroom?.teaching && <Asked />}
   </>;
 }
 

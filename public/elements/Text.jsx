@@ -163,10 +163,9 @@ function Text() {
         {page.pieces(shown).map((piece, number) => {
           const start = first;
           first += piece.tokens.length;
-          return <span key={number}>
+          return [<span key={number}>
             {tokens.slice(start, Math.min(first, stop)).map((token, i) => <Token key={start + i} token={token} index={start + i} canFocus={start + i === (chosen ?? 0)} isLooked={start + i === looked} isUnread={start + i < unread} hint={start + i === hint} />)}
-            {stop === length && <Versions piece={piece} />}
-          </span>;
+          </span>, stop === length && <Versions key={`versions ${number}`} piece={piece} />];
         })}
         {stop < length && <span className="gap"> {pause !== null && (state.answer || (state.classroom?.bars && page.isAsked(pause))) ? page.wordAt(stop) : '?'} </span>}
         <span ref={end} className={running && running !== 'compare' ? 'caret' : ''} />

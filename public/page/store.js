@@ -313,8 +313,9 @@ export const page = {
   // Close the editor or the sheet.
   close() {
     const opener = page.state.editing !== null ? '#edit' : page.state.sheet && `#text [data-index="${page.state.chosen}"]`;
-    page.set({ editing: null, sheet: false });
-    if (opener) document.querySelector(opener)?.focus();
+    if (!opener) return;
+    page.set({ editing: null, sheet: false, problem: null });
+    document.querySelector(opener)?.focus();
   },
   openTab(tab) {
     const views = { attention: 'attention', story: 'copied' };
