@@ -118,8 +118,7 @@ function Text() {
   const tokenAt = (index) => group.current?.querySelector(`[data-index="${index}"]`);
   const stop = shown && state.tab === 'guess' ? pause ?? page.promptOf(shown).length : length; // the rest is to be guessed
   const hint = !shown || state.hinted || running || stop < length ? null : page.hint();
-  const target = () => group.current?.querySelector('.gap') ?? tokenAt(chosen ?? hint);
-  useEffect(() => void target()?.scrollIntoView({ block: 'nearest' }), [chosen, hint, stop < length && stop, state.sheet]);
+  useEffect(() => void (group.current?.querySelector('.gap') ?? tokenAt(chosen ?? hint))?.scrollIntoView({ block: 'nearest' }), [chosen, hint, stop < length && stop, state.sheet]);
   // Keep the end of a growing text in view, unless the reader has scrolled away from it.
   useEffect(() => {
     if (!running || running === 'compare' || !end.current) return;

@@ -338,13 +338,13 @@ export const page = {
     const rows = head === 'average' && all ? all.flat() : [all?.flat()[head] ?? []];
     return rows[0].map((_, i) => rows.reduce((sum, row) => sum + row[i], 0) / rows.length / 1000);
   },
-  // A generated word where the model hesitated, early in the text; null without one.
+  // A generated word where the model hesitated, early in the last continuation; null without one.
   hint() {
-    const tokens = tokensOf(page.document());
+    const { tokens } = pieces(page.document()).at(-1);
     const isWord = ({ text }, index) => /^ \p{L}{2}/u.test(text) && !/^\p{L}/u.test(tokens[index + 1]?.text ?? '');
     const words = tokens.filter((token, index) => token.logprob !== undefined && isWord(token, index));
     const far = ({ logprob }) => Math.abs(Math.exp(logprob) - 0.3);
-    return words.length ? tokens.indexOf(words.slice(0, 40).sort((one, other) => far(one) - far(other))[0]) : null;
+    return words.length ? tokensOf(page.document()).indexOf(words.slice(0, 40).sort((one, other) => far(one) - far(other))[0]) : null;
   },
 
   // 5. Sharing
