@@ -137,7 +137,7 @@ def test_a_visit(open_page, size, theme):
 
     open_tab(page, "attention")
     tokens.nth(20).click()
-    expect(panel).to_contain_text(re.compile(r"Layer \d+, head \d+: .* attends to .* \d+%"))
+    expect(panel).to_contain_text(re.compile(r"Layer \d+, head \d+: .* attends to .* [\d.]+%"))
     page.wait_for_function("document.querySelectorAll('#text [style*=background]').length === 21")
     for side in ("offsetLeft", "offsetTop"):  # a grid of layers and heads
         places = f"all => new Set(all.map((e) => e.{side})).size"
