@@ -90,7 +90,8 @@ def run_config_of(
     processes, windows = old.get("processes", WORLD_SIZE), args.batch_size * args.accumulate
     resumed = windows * processes == old.get("batch_size")
     batch_size = windows * (processes if resumed else WORLD_SIZE)
-    epoch_steps = max(1, (len(texts[0]) - 1) // (length * batch_size))  # at least so many
+    num_windows = (len(texts[0]) - 1) // length  # in an epoch, at least
+    epoch_steps = max(1, num_windows // batch_size)
     num_epochs = math.ceil(args.steps / epoch_steps) if args.steps else args.epochs
     config = run_config(
         *texts, context_length=length, num_epochs=num_epochs, learning_rate=args.learning_rate,
@@ -101,8 +102,8 @@ def run_config_of(
     head_start = args.head_start
     if head_start is None:
         num_steps = args.steps or num_epochs * epoch_steps
-        pays = not args.start_from and head_start_pays(model.cfg["emb_dim"], num_steps)
-        head_start = old.get("head_start", pays)
+        pays = head_start_pays(model.cfg["emb_dim"], num_steps, num_windows)
+        head_start = old.get("head_start", pays and not args.start_from)
     config |= {"head_start": head_start, "start_from": start_from}
     return config | {"processes": processes, "precision": args.precision}
 

@@ -168,6 +168,15 @@ def test_the_head_start_is_given_where_it_pays(tokenizer, arguments, expected):
         assert pretrain.run_config_of(args, model, texts, 256, old)["head_start"] != expected
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [("2", False), ("4", True)])
+def test_a_longer_text_needs_a_longer_run_for_the_head_start(epochs, expected):
+    _, args = pretrain.parse_arguments(["--config", "emb_dim=128", "--epochs", epochs])
+    with torch.device("meta"):
+        model = GPTModel(GPT_CONFIG_124M | args.config)
+    texts = torch.zeros(206_000, dtype=torch.long), torch.zeros(300, dtype=torch.long)
+    assert pretrain.run_config_of(args, model, texts, 256, {})["head_start"] == expected
+
+
 def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     train("--weights", "out.pth", "--prompt", "The old clock", "--export", "hf")
     *lines, end, exported = capsys.readouterr().out.splitlines()

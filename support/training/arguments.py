@@ -193,7 +193,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         "format; --config can change the drop_rate, and shorten the context_length of a folder")
     add("--head-start", action=argparse.BooleanOptionalAction,
         help="start with heads that attend to previous tokens (default: if emb_dim x steps is at "
-        "least 80,000, because it hurts smaller runs); see support/training/head_start.py")
+        "least 11,000 x the square root of the text's windows, because it hurts shorter runs)")
     training = parser.add_argument_group("training")
     add = training.add_argument
     either = training.add_mutually_exclusive_group().add_argument

@@ -9,9 +9,12 @@ from torch import nn
 from gpt import GPTModel, MultiHeadAttention
 
 
-def head_start_pays(emb_dim: int, num_steps: int) -> bool:
-    """Return whether a run is wide and long enough to learn more with the head start."""
-    return emb_dim * num_steps >= 80_000
+def head_start_pays(emb_dim: int, num_steps: int, num_windows: int) -> bool:
+    """Return whether a run is wide and long enough to learn more with the head start.
+
+    `num_windows` is the length of the text. The limit fits the break-even points of three texts.
+    """
+    return emb_dim * num_steps >= 11_000 * num_windows**0.5
 
 
 @torch.no_grad()
