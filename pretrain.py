@@ -99,9 +99,8 @@ def run_config_of(
         max_steps=args.steps,
     )  # fmt: skip
     start_from = checkpoints.fingerprint(model.parameters()) if args.start_from else None
-    head_start = args.head_start
+    head_start, num_steps = args.head_start, args.steps or num_epochs * epoch_steps
     if head_start is None:
-        num_steps = args.steps or num_epochs * epoch_steps
         pays = head_start_pays(model.cfg["emb_dim"], num_steps, num_windows)
         head_start = old.get("head_start", pays and not args.start_from)
     config |= {"head_start": head_start, "start_from": start_from}

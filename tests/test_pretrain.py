@@ -170,7 +170,7 @@ def test_the_head_start_is_given_where_it_pays(tokenizer, arguments, expected):
 
 @pytest.mark.parametrize(("epochs", "expected"), [("2", False), ("4", True)])
 def test_a_longer_text_needs_a_longer_run_for_the_head_start(epochs, expected):
-    _, args = pretrain.parse_arguments(["--config", "emb_dim=128", "--epochs", epochs])
+    _, args = pretrain.parse_arguments(["--config", "emb_dim=132", "--epochs", epochs])
     with torch.device("meta"):
         model = GPTModel(GPT_CONFIG_124M | args.config)
     texts = torch.zeros(206_000, dtype=torch.long), torch.zeros(300, dtype=torch.long)
