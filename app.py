@@ -65,7 +65,7 @@ def load() -> GPTModel:
     if state.model is None:
         model = load_model(WEIGHTS, dtype="fastest")
         state.scheduler = Scheduler(Batch(model, tokenizer, story_ids), inference_executor)
-        state.model = model  # last: other code takes it that both are there
+        state.model = model  # last: other code assumes that both exist
     return state.model
 
 
@@ -179,7 +179,7 @@ async def missing_model() -> str | None:
     except (OSError, ValueError) as error:
         remedy = "This makes the weights in about 8 minutes: python -m support.lesson"
         if "APP_WEIGHTS" in os.environ:
-            remedy = "The environment variable APP_WEIGHTS names this file: correct or unset it."
+            remedy = "Correct or unset the environment variable APP_WEIGHTS."
         return f"{error}\n\n{remedy}"
 
 
@@ -228,7 +228,7 @@ async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, 
         await asyncio.gather(*(stream_continuation(request, *run, ids) for run in runs))
 
 
-VIEWS: dict[str, Callable[[list[int], list[str]], Any]] = {  # of a text, by their names in requests
+VIEWS: dict[str, Callable[[list[int], list[str]], Any]] = {  # views of a text, by name in requests
     "scores": lambda ids, words: views.scores(state.model, ids),
     "attention": lambda ids, words: views.attention(state.model, ids),
     "next": lambda ids, words: views.next_token(state.model, tokenizer, ids),

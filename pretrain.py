@@ -180,7 +180,7 @@ class Run:
             return report()
         except Exception as error:
             if (what := command.reason(error)) not in self.failures:
-                self.bar.write(f"{what}. This is tried again after each evaluation and at the end.")
+                self.bar.write(f"{what}. The run goes on, and the next evaluation tries again.")
             self.failures.add(what)
 
     def since_best(self) -> int:

@@ -9,7 +9,10 @@ import torch
 
 
 class InputError(ValueError):
-    """A mistake in an argument, or in a file that it names: the message is for its author."""
+    """A mistake in an argument, or in a file that it names: the message is for its author.
+
+    Commands report it in one line. Any other ValueError is a bug, and shows its traceback.
+    """
 
 
 def check_number(name: str, value: Any, kind: Any = Integral, low: float = -math.inf) -> None:

@@ -13,6 +13,7 @@ sessionStorage.setItem('class-page', name);
 // null if there is no such class, undefined without a class.
 export async function takePart(act = {}) {
   const classroom = await page.request('class', { page: name, code: sessionStorage.getItem('class'), ...act });
+  if (classroom === null && act.ids) return; // a newer question replaced this one
   if (classroom === null) sessionStorage.removeItem('class'); // the page without a code is the start page again
   if (classroom && act.ids) sessionStorage.setItem('class', classroom.code);
   if (classroom !== undefined && JSON.stringify(classroom) !== JSON.stringify(page.state.classroom)) page.set({ classroom });

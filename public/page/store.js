@@ -70,7 +70,7 @@ export const page = {
     editing: null, // where the cursor begins, while the text is edited
     compared: null, // the texts of Compare
     asked: null, // of Guess: the ids of the text up to the hidden word's first token
-    answer: null, // there, after Reveal: { guess, prob }
+    answer: null, // of Guess, after Reveal: { guess, prob }
     surprises: [], // of the guesses so far, in bits
     hinted: false, // a person who has once opened a token needs no hint
     running: null, // the generation in progress
@@ -85,10 +85,10 @@ export const page = {
   },
   subscribe: (listener) => (listeners.add(listener), () => listeners.delete(listener)),
   get: () => page.state,
-  set(changes) {
+  set: (changes) => (page.update(changes), (saving ??= setTimeout(() => ((saving = null), save()), 500))),
+  update(changes) {
     page.state = { ...page.state, ...changes };
     for (const listener of listeners) listener();
-    saving ??= setTimeout(() => ((saving = null), save()), 500);
   },
   // The first component of each name stays, so its state survives when Chainlit loads the element again.
   components: {},
@@ -305,10 +305,8 @@ export const page = {
   loadStory: () => page.state.story || page.request('story', {}).then((story) => page.set({ story })),
   // The token that the panel is about: the one under the pointer or the chosen one.
   looked: () => (ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.hovered ?? page.state.chosen : null),
-  pick(chosen) {
-    const tab = ABOUT_A_TOKEN.includes(page.state.tab) ? page.state.tab : 'word';
-    page.set({ chosen, hovered: null, sheet: true, hinted: true, tab });
-  },
+  pick: (chosen, { tab } = page.state) =>
+    page.set({ chosen, hovered: null, sheet: true, hinted: true, tab: ABOUT_A_TOKEN.includes(tab) ? tab : 'word' }),
   hover: (hovered) => page.set({ hovered }),
   // Close the editor or the sheet.
   close() {
@@ -358,14 +356,15 @@ export const page = {
 };
 
 addEventListener('keydown', (event) => {
-  if (event.key === 'Escape' && !event.defaultPrevented && !document.querySelector(':popover-open')) page.close();
-  if (event.key !== 'z' || !(event.ctrlKey || event.metaKey) || event.target.closest('input, textarea') || !page.document()) return;
+  if (event.key === 'Escape' && !event.defaultPrevented && !event.isComposing && !document.querySelector(':popover-open')) page.close();
+  if (event.key !== 'z' || !(event.ctrlKey || event.metaKey) || event.target.closest('input, textarea') || !page.document() || page.state.editing !== null) return;
   event.preventDefault();
   page.undo();
 });
 addEventListener('pagehide', () => saving && save());
-addEventListener('storage', () => { // another tab has written
-  const documents = page.state.running === null && page.state.settings ? merged().documents : [];
-  if (documents.some((document) => !page.state.documents.includes(document))) page.set({ documents });
+addEventListener('storage', () => { // another tab has written; not stored again, which could replace its next text
+  const { running, settings, editing, shown } = page.state;
+  const documents = running === null && settings && editing === null ? merged().documents : [];
+  if (documents.length && (shown === null || documents.some(({ id }) => id === shown))) page.update({ documents });
 });
 addEventListener('hashchange', () => location.reload()); // a link, opened on the page itself

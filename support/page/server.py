@@ -5,7 +5,7 @@ Chainlit (`mount_chainlit`) would need another command. So app.py calls `protect
 With `chainlit run -w`, Chainlit executes all of the project again after each change. The middleware
 and the executors of the first execution stay in use.
 
-Undocumented names of Chainlit 2.12 used here (a test reports missing ones):
+Undocumented names of Chainlit 2.12 used here, and "Task manually stopped." (a test reports all):
     chainlit.server:app.state
     chainlit.server:get_html_template
     chainlit.server:sio.eio.max_http_buffer_size
@@ -15,7 +15,6 @@ Undocumented names of Chainlit 2.12 used here (a test reports missing ones):
     chainlit.session:WebsocketSession.get_by_id
     chainlit.session:WebsocketSession.restored
     chainlit.socket:connect
-and, as a Chainlit message without a translation: "Task manually stopped."
 """
 
 import asyncio

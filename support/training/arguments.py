@@ -199,7 +199,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     either = training.add_mutually_exclusive_group().add_argument
     either("--epochs", type=at_least(1), default=6, metavar="N", help="passes through the text (6)")
     either("--steps", type=at_least(1), default=0, metavar="N",
-        help="steps in all, instead of --epochs; fewer than an epoch of a large text will do")
+        help="steps in all, instead of --epochs; for a large text, a part of an epoch will do")
     add("--batch-size", type=at_least(1), default=1, metavar="N",
         help="windows at a time, in each process (1)")
     add("--accumulate", type=at_least(1), default=1, metavar="N",
@@ -225,8 +225,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
     add("--save-every", type=at_least(0, float), default=5, metavar="MINUTES",
         help="time between checkpoints (5)")
     add("--export", metavar="FOLDER", help="a new folder for the model in Hugging Face's format",
-        type=path(lambda text: os.access(os.path.join(os.path.dirname(text), "."), os.W_OK) and (
-            not os.path.exists(text) or (os.path.isdir(text) and not os.listdir(text))),
+        type=path(lambda text: os.access(os.path.dirname(os.path.abspath(text)) + "/.", os.W_OK)
+            and (not os.path.exists(text) or (os.path.isdir(text) and not os.listdir(text))),
             "is not the name of a new or empty folder in one that you can write to"))
     args = parser.parse_args(argv)
     if WORLD_SIZE > 1 and not os.environ.get("MASTER_ADDR"):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TextIO
 class Stopped(BaseException):
     """Raised when a signal asks the command to stop. The argument is the signal's number.
 
-    Like KeyboardInterrupt, it is no Exception, which code that reads a damaged file catches.
+    Like KeyboardInterrupt, it is not an Exception, so code that handles damaged files lets it pass.
     """
 
 
@@ -25,7 +25,7 @@ def stop(number: int, frame: Any) -> NoReturn:
 
 
 def reason(error: Exception) -> str:
-    """Return what went wrong, and first with which file."""
+    """Return an error as one line that begins with the file's name, if there is one."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ from gpt import GPTModel, MultiHeadAttention
 def head_start_pays(emb_dim: int, num_steps: int, num_windows: int) -> bool:
     """Return whether a run is wide and long enough to learn more with the head start.
 
-    `num_windows` is the length of the text. The limit fits the break-even points of three texts.
+    `num_windows` is the length of the training text in windows. The limit fits runs on three texts.
     """
     return emb_dim * num_steps >= 11_000 * num_windows**0.5
 
