@@ -555,7 +555,7 @@ def test_two_tabs_and_the_list_of_texts(page):
         " page.onPrompt({ run: `run ${i}`, tokens: [{ id: 1, text: 'a', label: 'a' }], before: 0 })"
     )
     generate(other, "On Thursday there was fog.", max_new_tokens=5)
-    other.wait_for_function("localStorage.getItem('story-page').includes('per second')")
+    other.wait_for_function("localStorage.getItem('story-page')?.includes('per second')")
     page.evaluate("page.onEnd(); dispatchEvent(new Event('pagehide'))")  # stores its own again
     other.reload()
     click(other, "#new")
@@ -570,7 +570,7 @@ def test_two_tabs_and_the_list_of_texts(page):
     expect(other.locator("#earlier li")).to_have_count(19)
     click(other, "#clear")
     expect(other.locator("#earlier")).to_have_count(0)
-    other.wait_for_function("JSON.parse(localStorage['story-page']).documents.length === 0")
+    other.wait_for_function("JSON.parse(localStorage['story-page'] ?? '{}').documents?.length === 0")
     page.evaluate("page.set({}); dispatchEvent(new Event('pagehide'))")
     other.reload()  # the first tab does not bring them back
     expect(other.locator("#starters button")).to_have_count(4)
@@ -733,7 +733,7 @@ def test_guess_follows_a_changed_text(page):
 
 def test_two_tabs_with_the_same_text(page):
     generate(page, max_new_tokens=5)
-    page.wait_for_function("localStorage['story-page'].includes('per second')")
+    page.wait_for_function("localStorage['story-page']?.includes('per second')")
     other = page.context.new_page()
     other.goto(page.url)
     expect(other.locator("#undo")).to_be_visible()
