@@ -570,7 +570,7 @@ def test_two_tabs_and_the_list_of_texts(page):
     expect(other.locator("#earlier li")).to_have_count(19)
     click(other, "#clear")
     expect(other.locator("#earlier")).to_have_count(0)
-    other.wait_for_function("JSON.parse(localStorage['story-page'] ?? '{}').documents?.length === 0")
+    other.wait_for_function("JSON.parse(localStorage['story-page']).documents.length === 0")
     page.evaluate("page.set({}); dispatchEvent(new Event('pagehide'))")
     other.reload()  # the first tab does not bring them back
     expect(other.locator("#starters button")).to_have_count(4)
