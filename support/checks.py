@@ -11,7 +11,7 @@ import torch
 class InputError(ValueError):
     """A mistake in an argument, or in a file that it names: the message is for its author.
 
-    Commands report it in one line. Any other ValueError is a bug, and shows its traceback.
+    Commands report it in one line. They treat any other ValueError as a bug: it shows a traceback.
     """
 
 

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"python -m support.generate: {error} (see --help)")
         except KeyboardInterrupt:
             sys.exit("\nstopped")
-        if out.error and not isinstance(out.error, BrokenPipeError):  # as when `head` has enough
+        if out.error and not isinstance(out.error, BrokenPipeError):  # `| head` has enough
             sys.exit(f"python -m support.generate: {out.error}")
 
 
