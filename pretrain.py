@@ -41,7 +41,7 @@ from support.training.command import Stopped, safe_output, signals, stop
 from support.training.data import loss_with_error, make_loaders
 from support.training.distributed import RANK, WORLD_SIZE
 from support.training.head_start import give_head_start, head_start_pays
-from support.training.malloc import tune_malloc
+from support.training.machine import tune_malloc
 from support.training.texts import load_texts
 from utils import generate, text_to_token_ids, token_ids_to_text
 

@@ -18,7 +18,7 @@ import gpt
 from support.files import read_text
 from support.model.hugging_face import save_hugging_face
 from support.page.batch import Batch
-from support.training.malloc import tune_malloc
+from support.training.machine import tune_malloc
 from utils import generate, load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent.parent

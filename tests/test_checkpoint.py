@@ -11,8 +11,8 @@ from conftest import TINY_CONFIG, tiny_loaders
 import gpt
 from gpt import GPTModel, TrainState, train_model
 from support.model.weights import save_weights
+from support.training import checkpoints
 from support.training.checkpoints import read_checkpoint, restore, run_config, save_checkpoint
-from support.training.devices import random_states, set_random_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,10 +161,11 @@ def test_the_random_state_of_a_gpu_is_stored_with_the_cpus(monkeypatch, device):
         module, "set_rng_state", lambda state, *where: generators[where].set_state(state)
     )
     gpu = generators[*place].manual_seed(5)
-    states = random_states(device)
-    for stored in (None, states, random_states(torch.device("cpu"))):  # the last: from elsewhere
+    states = checkpoints.random_states(device)
+    elsewhere = checkpoints.random_states(torch.device("cpu"))
+    for stored in (None, states, elsewhere):
         if stored:
-            set_random_states(device, stored)
+            checkpoints.set_random_states(device, stored)
         draws.append([torch.rand(3).tolist(), torch.rand(3, generator=gpu).tolist()])
     assert draws[0] == draws[1] and draws[1][1] != draws[2][1]
 

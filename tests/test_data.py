@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import utils
 from gpt import calc_loss_batch
-from support.training import token_file
+from support.training import texts
 from support.training.data import (
     GPTDataset,
     create_dataloader,
@@ -21,7 +21,7 @@ from support.training.data import (
     make_loaders,
     split_tokens,
 )
-from support.training.token_file import load_token_file
+from support.training.texts import load_token_file
 from utils import text_to_token_ids
 
 # 1. Token files -----------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def test_a_token_file_holds_the_tokens_of_the_text(tmp_path_factory, text):
         return
     expected = tokenizer.encode(path.read_text(encoding="utf-8"), allowed_special="all")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_file, "PIECE", 5)
+        patch.setattr(texts, "PIECE", 5)
         patch.setattr(utils, "PIECE", 2)
         assert load_token_file([path], tokenizer, path).tolist() == expected
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 from torch.nn import functional as F
 
 from support.lesson.exercises import EXERCISES, check, reveal
-from support.lesson.feedback import difference, find_fault
+from support.lesson.feedback import Exercise, difference, find_fault
 
 NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
 MARKDOWN = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
@@ -366,5 +366,5 @@ def test_a_notebook_folds_answers_and_solutions_away(monkeypatch):
 def test_a_copied_set_of_another_order_is_no_change():
     values = {7, 15}
     assert repr(copy.deepcopy(values)) != repr(values)
-    fault = find_fault(lambda values: None, len, lambda: [(values, 2)], "", False)
+    fault = find_fault(lambda values: None, Exercise(len, lambda: [(values, 2)], "", False))
     assert fault.startswith("yours to write.")

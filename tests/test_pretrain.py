@@ -22,11 +22,11 @@ from gpt import GPT_CONFIG_124M, GPTModel, TrainState, calc_loss_loader
 from support.files import read_text
 from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.weights import load_model, save_weights
-from support.training import texts, token_file
+from support.training import texts
 from support.training.arguments import SIZES, model_config
 from support.training.checkpoints import read_checkpoint, save_checkpoint
 from support.training.data import eval_loader, split_tokens, whole_windows
-from support.training.devices import best_device
+from support.training.machine import best_device
 from utils import text_to_token_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread", "folder")
@@ -733,12 +733,12 @@ def test_a_folder_of_texts_and_a_validation_text(folder, monkeypatch, tokenizer,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_tokenizing_leaves_no_half_file(folder, monkeypatch, failure, number):
     monkeypatch.setattr(texts, "LARGE", 1000)
-    encode = token_file._encode
+    encode = texts._encode
 
     def interrupted(*arguments):
         yield next(encode(*arguments))
         signal.raise_signal(number)
 
-    monkeypatch.setattr(token_file, "_encode", interrupted)
+    monkeypatch.setattr(texts, "_encode", interrupted)
     assert failure(128 + number) == AGAIN
     assert {path.name for path in folder.iterdir()} <= {"mine.txt", "mine.lock"}

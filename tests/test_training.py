@@ -131,7 +131,7 @@ def test_long_gradients_are_scaled_down_and_no_others(tiny_model):
 def test_freed_memory_is_kept():
     code = """
 import resource, torch
-from support.training.malloc import tune_malloc
+from support.training.machine import tune_malloc
 tune_malloc()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt  # pages handed out by the system
 for _ in range(20):

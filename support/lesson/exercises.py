@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from IPython.display import display
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt import GPT_CONFIG_124M, GPTModel
-from support.lesson.feedback import Folded, find_fault, judge_guess, outcome, short
+from support.lesson.feedback import Exercise, Folded, find_fault, judge_guess, outcome, short
 from utils import next_token_probs
 
 
@@ -48,7 +48,7 @@ def check(answer: Any, name: str = "") -> Any:
     else:
         with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
             torch.manual_seed(0)  # the lesson's random numbers do not depend on the checks
-            fault = find_fault(answer, *EXERCISES[name])
+            fault = find_fault(answer, EXERCISES[name])
     print(f"{name}: {fault or 'right.'}\nGoing on with {'the solution' if fault else 'yours'}.")
     source = inspect.getsource(solution)
     plain = "(The solution is in support/lesson/exercises.py.)"
@@ -57,13 +57,6 @@ def check(answer: Any, name: str = "") -> Any:
 
 
 # The exercises ------------------------------------------------------------------------------
-
-
-class Exercise(NamedTuple):
-    solution: Callable
-    cases: Callable[[], list[tuple]]  # each the arguments, and the right result or a judge of it
-    hint: str  # what a complaint ends with
-    trains: bool  # whether the notebook trains with the answer, which then needs a gradient
 
 
 EXERCISES: dict[str, Exercise] = {}

@@ -83,15 +83,19 @@ def judge_words(guess: object, actual: str) -> str:
 # Answers ------------------------------------------------------------------------------------
 
 
-def find_fault(
-    answer: Callable, solution: Callable, cases: Callable[[], list[tuple]], hint: str, trains: bool
-) -> str:
-    """Return a complaint about the first case that fails, or an empty string.
+class Exercise(NamedTuple):
+    """An exercise. A case has the arguments, and then the right result or a judge of the result."""
 
-    A case has the arguments, and then the right result or a function that judges the result.
-    An answer that `trains` must have the solution's gradient too.
-    """
-    for i, (*args, right) in enumerate(cases()):
+    solution: Callable
+    cases: Callable[[], list[tuple]]
+    hint: str  # what a complaint ends with
+    trains: bool  # whether the notebook trains with the answer, which then needs a gradient
+
+
+def find_fault(answer: Callable, exercise: Exercise) -> str:
+    """Return a complaint about the first case that fails, or an empty string."""
+    solution = exercise.solution
+    for i, (*args, right) in enumerate(exercise.cases()):
         given = copy.deepcopy(args)
         result = call(answer, given)
         changed = not all(map(equal, given, args))
@@ -101,10 +105,10 @@ def find_fault(
             return "yours to write. (It returns None so far.)"
         if complaint := right(result) if callable(right) else difference(result, right):
             shown = f"{solution.__name__}({', '.join(map(short, args))})"
-            return f"not yet. {shown} {complaint}. {hint}".rstrip()
+            return f"not yet. {shown} {complaint}. {exercise.hint}".rstrip()
         if changed:
             return CHANGED
-        if trains and (complaint := find_training_fault(answer, solution, args)):
+        if exercise.trains and (complaint := find_training_fault(answer, solution, args)):
             return complaint
     return ""
 

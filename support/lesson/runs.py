@@ -1,4 +1,4 @@
-"""Reproducible runs of experiments, and means with their uncertainty."""
+"""Runs of experiments with a seed or a precision, and means with their uncertainty."""
 
 import statistics
 import sys
@@ -17,6 +17,21 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def matmul_precision(level: str) -> Iterator[None]:
+    """Set the precision of float32 matrix products inside a `with` block; restore it afterwards.
+
+    For the levels "highest" (PyTorch's default), "high" and "medium", see
+    `torch.set_float32_matmul_precision`.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(level)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def progress(items: Collection) -> tqdm:

@@ -2,11 +2,12 @@
 
 import argparse
 import ast
-import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,8 +16,8 @@ import torch
 from gpt import GPT_CONFIG_124M, check_config
 from support.checks import InputError
 from support.files import read_json
-from support.training.devices import best_device
 from support.training.distributed import LOCAL_RANK, LOCAL_WORLD_SIZE, WORLD_SIZE
+from support.training.machine import best_device
 from support.training.texts import text_files
 
 STORY = Path(__file__).parents[2] / "dataset" / "story.txt"
@@ -88,17 +89,15 @@ class Parser(argparse.ArgumentParser):
 def at_least(low: float, kind: type = int) -> Callable[[str], float]:
     """Return a function that parses a number of at least `low`, or such a count up to MOST."""
 
+    is_count = kind is int
+    what = f"a whole number from {low} to {MOST}" if is_count else f"a number of at least {low}"
+
     def parse(text: str) -> float:
-        try:
+        with suppress(ValueError):
             number = kind(text)
-        except ValueError:
-            number = math.nan
-        if not low <= number < math.inf or (kind is int and number > MOST):
-            what = f"a number of at least {low}"
-            if kind is int:
-                what = f"a whole number from {low} to {MOST}"
-            raise argparse.ArgumentTypeError(f"must be {what}, not {text!r:.60}")
-        return number
+            if low <= number <= (MOST if is_count else sys.float_info.max):
+                return number
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r:.60}")
 
     return parse
 

@@ -15,7 +15,6 @@ from support.checks import InputError
 from support.files import atomic_write, load_archive
 from support.model.weights import plain_weights, wrapped_model
 from support.training.data import epoch_loaders
-from support.training.devices import random_states, set_random_states
 
 RunConfig = dict[str, Any]
 
@@ -89,6 +88,25 @@ def save_checkpoint(
     }
     with atomic_write(path) as file:
         torch.save(content, file)
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the global random states of the CPU and of `device`, by type of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_states(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+    """Set the random states of the CPU and, if `states` has one for its type, of `device`."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any] | None:

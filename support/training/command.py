@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, NoReturn, TextIO
 
 
@@ -37,15 +37,12 @@ def signals(handler: Callable[[int, Any], object]) -> Iterator[None]:
 
     Signals that are ignored, as under `nohup`, stay ignored.
     """
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks the last one
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heeded}
-    try:
+    with ExitStack() as restored:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows lacks the last one
+            if number and signal.getsignal(number) != signal.SIG_IGN:
+                restored.callback(signal.signal, number, signal.signal(number, handler))
         yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 class SafeStream:

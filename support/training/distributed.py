@@ -6,6 +6,7 @@ The gradients are averaged over all processes, so that all take the same step. L
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -68,14 +69,11 @@ def process_group(device: torch.device) -> Iterator[None]:
         store.set_timeout(TIMEOUT)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, None, TIMEOUT, size, rank, store)
-    lost = False
     try:
         yield
-    except ConnectionError:
-        lost = True  # destroying the group could wait for the lost process
-        raise
     finally:
-        if not lost:
+        # After the loss of a process, destroying the group could wait for it.
+        if not isinstance(sys.exception(), ConnectionError):
             dist.destroy_process_group()
 
 
