@@ -63,8 +63,7 @@ class Expected(NamedTuple):
     """The continuations of a prompt with some settings, as token ids."""
 
     ids: list[int]  # MANY tokens, of which a shorter one is a prefix
-    more: list[int]  # by Continue, after FEW tokens
-    greedy: list[int]  # FEW tokens at temperature 0
+    greedy: list[int]  # FEW tokens at temperature 0, by Continue after FEW tokens
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +75,10 @@ def known(server):
         async with Person(server) as person:
             for prompt, (number, way) in product(PROMPTS, enumerate(WAYS)):
                 ids = (await person.write(prompt, max_new_tokens=MANY, **way)).ids
-                await person.set(max_new_tokens=FEW)
-                more = (await person.generate(person.prompt + ids[:FEW])).ids
-                await person.set(temperature=0)
-                greedy = (await person.generate(person.prompt)).ids
-                known[prompt, number] = Expected(ids, more, greedy)
-            known[LONG, 0] = Expected((await person.write(LONG, **WAYS[0])).ids, [], [])
+                await person.set(max_new_tokens=FEW, temperature=0)
+                greedy = (await person.generate(person.prompt + ids[:FEW])).ids
+                known[prompt, number] = Expected(ids, greedy)
+            known[LONG, 0] = Expected((await person.write(LONG, **WAYS[0])).ids, [])
         return known
 
     return asyncio.run(learn())
@@ -98,8 +95,7 @@ class Visitor(Person):
     async def ask(self, count: int = FEW, prompt: str | None = None) -> None:
         """Send a prompt, with settings for which the continuation is known."""
         self.asked = prompt or self.rng.choice(PROMPTS)
-        self.way = 0 if prompt else self.rng.randrange(len(WAYS))
-        self.answer = self.known[self.asked, self.way]
+        self.way, self.count = 0 if prompt else self.rng.randrange(len(WAYS)), count
         await self.set(max_new_tokens=count, **WAYS[self.way])
         self.events = asyncio.Queue()
         await self.send(self.asked)
@@ -119,21 +115,11 @@ class Visitor(Person):
         assert length == len(ids) or (stopped and not whole)
         self.tally["stopped" if stopped else "finished"] += 1
 
-    async def whole(self) -> Shown:
-        """Wait for the last prompt's whole continuation, and check it."""
+    async def finish(self, whole: bool = True) -> Shown:
+        """Wait for the last prompt's continuation, and check it; it may be stopped if not whole."""
         shown = await self.continuation(self.message_id)
-        self.compare(shown, self.answer.ids[:FEW])
-        assert f"seed {WAYS[self.way]['seed']}" in shown.facts
+        self.compare(shown, self.known[self.asked, self.way].ids[: self.count], whole)
         return shown
-
-    async def broken_off(self) -> None:
-        """Wait for the last prompt's interrupted continuation, and check it."""
-        self.compare(await self.continuation(self.message_id), self.answer.ids, whole=False)
-
-    async def press(self, expected: list[int], **payload) -> None:
-        """Press Continue or Again, and check the outcome."""
-        self.tally["requests"] += 1
-        self.compare(await self.generate(run=str(uuid.uuid4()), **payload), expected)
 
 
 # 1. What clients do -------------------------------------------------------------------------
@@ -141,14 +127,14 @@ class Visitor(Person):
 
 async def generate_one(visitor):
     await visitor.ask()
-    await visitor.whole()
+    await visitor.finish()
 
 
 async def stop(visitor):
     seen = await visitor.ask_much()
     await visitor.client.emit("stop")
     if seen:  # a prompt that is stopped at once leaves nothing
-        await visitor.broken_off()
+        await visitor.finish(whole=False)
 
 
 async def leave_and_come_back(visitor):
@@ -157,7 +143,7 @@ async def leave_and_come_back(visitor):
     await asyncio.sleep(visitor.rng.random())
     await visitor.connect()
     if seen:  # without a token, the page would not know the continuation's prompt
-        await visitor.broken_off()
+        await visitor.finish(whole=False)
     await generate_one(visitor)
 
 
@@ -166,20 +152,17 @@ async def leave(visitor):
     if visitor.rng.random() < 0.5:  # for a new chat
         await visitor.client.call("clear_session")
     await visitor.client.disconnect()
-    visitor.__init__(visitor.server, visitor.known, visitor.rng, visitor.tally)  # somebody else
+    visitor.session = str(uuid.uuid4())  # somebody else
     await visitor.__aenter__()
 
 
 async def go_on(visitor):
     await generate_one(visitor)
-    await visitor.press(visitor.answer.more, ids=visitor.prompt + visitor.answer.ids[:FEW])
-
-
-async def again(visitor):
-    await generate_one(visitor)
-    # Again draws a new seed, which matters at any other temperature.
-    await visitor.set(temperature=0)
-    await visitor.press(visitor.answer.greedy, ids=visitor.prompt, new_seed=True)
+    await visitor.set(temperature=0)  # a new seed matters at any other temperature
+    visitor.tally["requests"] += 1
+    known, run = visitor.known[visitor.asked, visitor.way], str(uuid.uuid4())
+    shown = await visitor.generate(visitor.prompt + known.ids[:FEW], run, new_seed=True)
+    visitor.compare(shown, known.greedy)
 
 
 async def look(visitor):
@@ -187,7 +170,7 @@ async def look(visitor):
     for what in ("next", "scores", "attention", "layers", "copied"):
         status, answer = await visitor.act("look", what=what, ids=[464, 1468, 8801])
         assert status == 200 and answer["response"]
-    await visitor.whole()
+    await visitor.finish()
 
 
 async def flood(visitor):
@@ -195,8 +178,7 @@ async def flood(visitor):
     for _ in range(20):
         visitor.asked = visitor.rng.choice(PROMPTS)
         await visitor.send(visitor.asked)
-    visitor.answer = visitor.known[visitor.asked, visitor.way]
-    await visitor.whole()  # the last prompt may have replaced all others
+    await visitor.finish()  # the last prompt may have replaced all others
 
 
 JUNK = [
@@ -233,7 +215,7 @@ async def junk_packets(visitor):
 
 async def long(visitor):
     await visitor.ask(prompt=LONG)
-    assert "the model read only the last 256 tokens" in (await visitor.whole()).facts
+    assert "the model read only the last 256 tokens" in (await visitor.finish()).facts
 
 
 async def oversized(visitor):
@@ -244,7 +226,7 @@ async def oversized(visitor):
 
 
 KINDS = [
-    generate_one, stop, leave_and_come_back, leave, go_on, again, look, flood, junk_events,
+    generate_one, stop, leave_and_come_back, leave, go_on, look, flood, junk_events,
     junk_packets, long, oversized,
 ]  # fmt: skip
 
@@ -313,7 +295,7 @@ def test_a_crowd(server, known, clients, seconds):
     print(f"memory: {before:.0f} MB, then {after:.0f} MB; {objects(loop)}, {forgotten}")
     assert set(tally) >= {kind.__name__ for kind in KINDS}
     assert tally["finished"] >= 2 * clients and tally["stopped"] >= clients // 5
-    assert len(memory) >= seconds / 4 and loop["ticks"] >= 10 * seconds
+    assert len(memory) >= seconds / 4
     assert loop["cpu"] < 100
     if seconds >= 300:  # a short run cannot distinguish a stall of the machine from one of the app
         assert loop["blocked"] < 100
@@ -394,8 +376,7 @@ def test_a_failing_continuation_affects_nobody_else(server, known, word):
             await unlucky.send(f"The {word}")
             _, problem = await unlucky.expect("problem")
             assert problem == "Something went wrong. You can try again."
-            shown = await other.continuation(other.message_id)  # fails if it gets the error
-            other.compare(shown, other.answer.ids)
+            await other.finish()  # fails if it gets the error
             for _ in range(2):
                 await generate_one(unlucky)
 

@@ -759,7 +759,7 @@ def test_an_override_of_the_direction_ends_with_its_text(page):
 # 3. Other models and stories ----------------------------------------------------------------
 
 CLOCK = "\U0001f570\ufe0f"
-STORY = f"""{CLOCK} The old clock \U0001f389 had stopped {CLOCK} again, and nobody knew why.
+STORY = f"""{CLOCK} The old clock \U0001f389 had all stopped {CLOCK} again, and nobody knew why.
 
 鐘停了,沒有人知道為什麼。 \U0001f389 On Thursday there was fog {CLOCK} in the lane."""
 
@@ -854,8 +854,12 @@ def test_the_page_follows_the_apps_context_and_limits(other_app, open_page):
 
 def test_a_story_may_have_any_characters(other_app, open_page):
     page = open_page(server=other_app)
-    for passage in (" old clock \U0001f389 had stopped \U0001f570\ufe0f again", STORY[-30:]):
-        generate(page, passage, max_new_tokens=1)
+    middle, end = " old clock \U0001f389 had all stopped \U0001f570\ufe0f again", STORY[-30:]
+    # Each emoji is several tokens. Others, which share some of these, count as copied.
+    partial = "\U0001f489 had all stopped \U0001f571"
+    copied = {middle: middle, end: end, partial: "\U0001f389 had all stopped \U0001f570"}
+    for typed, passage in copied.items():
+        generate(page, typed, max_new_tokens=1)
         click(page, "#tab-story", ".from-story")
         mark = page.locator("#story-text mark")
         expect(mark.first).to_be_in_viewport()
@@ -879,15 +883,17 @@ def test_the_modules_in_node():
     assert run.returncode == 0, run.stdout
 
 
-def test_the_page_computes_the_probabilities_of_utils(page):
-    torch.manual_seed(0)
-    logits = torch.randn(1, 2000) * 3
-    values = (logits - logits.max()).sort(descending=True).values[0]
-    rest = [[20, float(group.exp().mean().log())] for group in values[200:].split(20)]
-    given = {"top": [{"logit": value} for value in values[:200].tolist()], "rest": rest}
+def test_the_page_computes_the_probabilities_of_utils(other_app, open_page, tokenizer):
+    page, ids = open_page(server=other_app), tokenizer.encode(PROMPT)
+    page.wait_for_function("page.call")
+    following = page.evaluate("ids => page.request('look', { what: 'next', ids })", ids)
+    with torch.no_grad():
+        logits = other_app.model(torch.tensor([ids]))[:, -1]
+    top = logits[0, [token["id"] for token in following["top"]]] - logits.max()
+    assert [token["logit"] for token in following["top"]] == pytest.approx(top.tolist(), abs=1e-4)
     for temperature, top_k, top_p in ((1, 0, 1), (0.3, 50, 1), (2, 0, 0.8), (0, 0, 1), (1, 7, 0.5)):
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        answer = page.evaluate("given => page.nextTokenProbs(...given)", [given, settings])
+        answer = page.evaluate("given => page.nextTokenProbs(...given)", [following, settings])
         probs = next_token_probs(logits, temperature, top_k or None, top_p)
         expected = probs.sort(descending=True).values[0]
         assert answer["probs"] == pytest.approx(expected[:200].tolist(), abs=2e-3)
