@@ -885,7 +885,7 @@ def test_the_modules_in_node():
 
 def test_the_page_computes_the_probabilities_of_utils(other_app, open_page, tokenizer):
     page, ids = open_page(server=other_app), tokenizer.encode(PROMPT)
-    page.wait_for_function("page.call")
+    page.wait_for_function("page.socket?.connected")
     following = page.evaluate("ids => page.request('look', { what: 'next', ids })", ids)
     with torch.no_grad():
         logits = other_app.model(torch.tensor([ids]))[:, -1]
@@ -897,4 +897,4 @@ def test_the_page_computes_the_probabilities_of_utils(other_app, open_page, toke
         probs = next_token_probs(logits, temperature, top_k or None, top_p)
         expected = probs.sort(descending=True).values[0]
         assert answer["probs"] == pytest.approx(expected[:200].tolist(), abs=2e-3)
-        assert answer["others"] == pytest.approx(float(expected[200:].sum()), abs=2e-3)
+        assert answer["others"] == pytest.approx(float(expected[200:].sum()), abs=1e-2)  # in groups
