@@ -57,10 +57,8 @@ def logits_of_an_export(model, folder):
 CONSUMERS = {
     "stream": lambda model, _: logits_of_a_stream(model),
     "drafts": lambda model, _: logits_of_a_stream(model, draft_ids=torch.arange(50)),
-    "batch": lambda model, _: ids_and_logprobs_of_a_batch(model)[1],
     "quantized batch": lambda model, _: quantize(model) or ids_and_logprobs_of_a_batch(model)[1],
     "export": logits_of_an_export,
-    "attention": lambda model, _: attention_weights(model, PROMPT).tolist(),
     "scores": lambda model, _: [token["logprob"] for token in views.scores(model, IDS)["tokens"]],
     "next token": lambda model, _: views.next_token(model, TOKENIZER, IDS)["rest"],
     "layers": lambda model, _: [token["prob"] for token in views.layers(model, TOKENIZER, IDS)],

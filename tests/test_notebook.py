@@ -24,6 +24,20 @@ NUM_EPOCHS, SMALL_EPOCHS, OWN_STEPS, SAMPLES, SEEDS = 1, 1, 5, 1, (1, 2)
 GRAMMAR_TOKENS, GRAMMAR_STEPS, NEW_PARAGRAPHS = (300, 600), 8, 12
 STORY, PROMPT, NEW_PROMPT = "mine.txt", "This notebook", "A window of"
 """
+SLIDERS = """
+import sys
+from unittest.mock import patch
+from support.lesson.interactive import show_with_sliders
+drawn = []
+def draw(x):
+    drawn.append(x)
+    return plot_curves({"a": ([0, 1], [0, x])}, ("title", "x", "y"))
+line = {"draw": draw, "description": "A line whose end moves", "x": (0.0, 2.0, 0.1, 1.0)}
+show_with_sliders(**line)["x"].value = 2.0
+print(drawn)
+with patch.dict(sys.modules, ipywidgets=None):  # as if it were not installed
+    print(show_with_sliders(**line))
+"""
 SCRIPTS = {  # words of four writing systems
     "Latin": "The old clock 🕰️ stopped, and nobody 👩‍🌾 naïve enough to ask why came back. 😀",
     "Chinese": "的 老 钟 停了 。 没有 人 问 为什么 、 雾 里 的 灯塔 看守人 回来 了 …",
@@ -92,7 +106,7 @@ def twice(folder):
     for name, answer in SOLUTIONS.items():
         tagged(notebook, f"exercise-{name}").source = f"@check\n{answer}"
     cells, section, pairs = [], [], []
-    for cell in [*notebook.cells, nbformat.v4.new_markdown_cell("## The end")]:
+    for cell in [*notebook.cells, *code(SLIDERS), nbformat.v4.new_markdown_cell("## The end")]:
         if cell.source.startswith("## "):
             again = code(*(first.source for first in section))
             pairs += zip(section, again, strict=True)
@@ -130,6 +144,17 @@ def test_exercises_and_predictions_are_left_to_the_reader(twice):
         assert any("reveal(" in cell.source and f"{name}," in cell.source for cell in CODE)
     lines = [line for first, _ in twice for line in printed(first)]
     assert len([line for line in lines if "You guessed 1.5" in line]) >= 6
+
+
+def test_figures_change(twice):
+    (curve,) = (cell for cell, _ in twice if "LiveCurve(" in cell.source)
+    (newest,) = (output for output in curve.outputs if "image/png" in output.get("data", {}))
+    assert re.search("training. step [^0]", newest.metadata["image/png"]["alt"])
+    first, sliders, drawn, without, no_sliders = twice[-1][0].outputs
+    assert first.data["image/png"] != without.data["image/png"]  # since the slider has moved
+    assert sliders.data["text/plain"].startswith("(Run this cell in Jupyter for sliders")
+    assert WIDGET in sliders.data
+    assert (drawn.text, no_sliders.text) == ("[1.0, 2.0]\n", "{}\n")
 
 
 def test_the_files_are_those_of_the_other_text(twice, folder):

@@ -1,10 +1,7 @@
-"""The figures: their curves and bars, their text in any script, and those that change."""
+"""The figures: their curves, bars and text. test_notebook.py runs those that change there."""
 
-import nbformat
 import pytest
 import torch
-from conftest import ROOT
-from nbclient import NotebookClient
 
 from gpt import Evaluation
 from support.inspection.plots import drawable, plot_losses, plot_temperature
@@ -121,44 +118,6 @@ def test_many_heads_take_several_rows():
 def test_the_legend_names_dots_and_median():
     (legend,) = figures.plot_shares({0.5: [0.1, 0.9], 1.0: [0.2, 0.3]}, "texts", "x", 0.1).legends
     assert [text.get_text() for text in legend.get_texts()] == ["one text", "median"]
-
-
-CELLS = """%matplotlib inline
-from support.lesson.interactive import LiveCurve, show_with_sliders
-live = LiveCurve()
-for step in (10, 20, 30):
-    live.add(step, {"training": 60 / step}, "The old clock stopped")
----
-from support.lesson.figures import plot_curves
-drawn = []
-def draw(x):
-    drawn.append(x)
-    return plot_curves({"a": ([0, 1], [0, x])}, ("title", "x", "y"))
-sliders = show_with_sliders(draw, "A line whose end moves", x=(0.0, 2.0, 0.1, 1.0))
----
-sliders["x"].value = 2.0
-print(drawn)
----
-import sys
-sys.modules["ipywidgets"] = None  # as if it were not installed
-print(show_with_sliders(draw, "A line whose end moves", x=(0.0, 2.0, 0.1, 1.0)))
-"""
-
-
-def test_figures_change_in_a_notebook():
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS.split("---")]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": ROOT}}).execute()
-    live, first, moved, without = (cell.outputs for cell in cells)
-    (curve,) = live  # one picture, the newest
-    assert "step 30: training 2.00" in curve.metadata["image/png"]["alt"]
-    figure, widget = first
-    assert "image/png" in figure.data
-    assert "application/vnd.jupyter.widget-view+json" in widget.data
-    assert widget.data["text/plain"].startswith("(Run this cell in Jupyter for sliders")
-    assert moved[0].text == "[1.0, 2.0]\n"
-    assert ["image/png" in output.get("data", {}) for output in without] == [True, False]
-    assert without[1].text == "{}\n"
 
 
 def test_figures_that_change_stand_still_in_a_terminal(monkeypatch, capsys, tokenizer):

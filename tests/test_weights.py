@@ -1,5 +1,6 @@
 """Weights files: what is written, what is read, and what is refused."""
 
+import importlib.util
 import pickle
 import time
 import zipfile
@@ -8,12 +9,12 @@ import pytest
 import torch
 from conftest import TINY_CONFIG, run_python, same_weights
 
-from gpt import GPTModel, TrainState
+from gpt import GPTModel, TrainState, calc_loss_loader
 from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.quantization import Int8Linear, exact_product
 from support.model.weights import load_model, save_weights
 from support.training.checkpoints import read_checkpoint, restore, save_checkpoint
-from utils import generate
+from utils import generate, generate_text_simple
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,6 +112,22 @@ READABLE = {
 def test_weights_from_elsewhere(tiny_model, tmp_path, content):
     torch.save(content(tiny_model.state_dict()), tmp_path / "w.pth")
     assert same_weights(load_model(tmp_path / "w.pth", TINY_CONFIG), tiny_model)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("llms_from_scratch"), reason="not installed")
+def test_the_books_model_is_the_same(tmp_path):
+    """.ci/run installs the book's package."""
+    torch.manual_seed(0)
+    book = importlib.import_module("llms_from_scratch.ch04").GPTModel(TINY_CONFIG).eval()
+    torch.save(book.state_dict(), tmp_path / "book.pth")
+    model, ids = load_model(tmp_path / "book.pth", TINY_CONFIG), torch.arange(48).view(3, 16)
+    torch.testing.assert_close(model(ids), book(ids), atol=1e-4, rtol=0)
+    expected = generate_text_simple(book, ids[:, :4], 12, 16)
+    assert torch.equal(generate(model, ids[:, :4], 12, 16), expected)
+    loader = [(ids[:2], ids[1:]), (ids[2:], ids[:1])]
+    assert abs(calc_loss_loader(loader, book) - calc_loss_loader(loader, model)) < 1e-4
+    masks = {name: t for name, t in book.state_dict().items() if name.endswith("att.mask")}
+    book.load_state_dict({**GPTModel(TINY_CONFIG).state_dict(), **masks}, strict=True)
 
 
 def weights_of(**settings):
