@@ -1,4 +1,4 @@
-"""Load and save models in Hugging Face's format for GPT-2: a folder with config.json and weights.
+"""Load and save folders in Hugging Face's format for GPT-2: config.json, weights, a tokenizer.
 
 GPT-2 has the layers of gpt.py, but its files differ: queries, keys and values are one matrix, the
 blocks' matrices are transposed (inputs first), and the output head may be "tied", which means that
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from gpt import GPTModel, check_config
 from support.checks import InputError
 from support.files import atomic_write, read_json
-from support.model.gpt2_tokenizer import END_OF_TEXT, check_tokenizer, tokenizer_files
 from support.model.weights import plain_name, plain_weights, wrapped_model
+from tiktoken_ext.offline_gpt2 import SHA256, read_table
 
 # Settings with a counterpart in GPTModel: our key, their key, and their default.
 SETTINGS = [
@@ -56,6 +56,8 @@ BLOCK: dict[str, tuple[tuple[int, ...], list[str]]] = {
 PREFIX = "transformer."  # of all names but the head's; some files omit it
 MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, not weights, in older files
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OTHER_TOKENIZERS = ("vocab.txt", "spiece.model", "tokenizer.model")  # BERT's, SentencePiece's
+END_OF_TEXT = 50256  # the last token id of GPT-2's tokenizer, the only one in this project
 
 
 def _layout(cfg: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], list[str]]]:
@@ -94,7 +96,7 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
         raise FileNotFoundError(f"{folder} is not a folder with a config.json: download a model")
     config = read_json(folder / "config.json")
     cfg = _our_config(config, folder)
-    check_tokenizer(folder)
+    _check_tokenizer(folder)
     state, stored = {}, _read_tensors(folder)
     if config.get("tie_word_embeddings", True) and "wte.weight" in stored:
         stored.setdefault("lm_head.weight", stored["wte.weight"])
@@ -164,6 +166,24 @@ def _check_tensor(folder: Path, name: str, tensor: Tensor, shape: tuple[int, ...
         raise InputError(f"{folder} is damaged: {name} has weights that are not finite")
 
 
+def _check_tokenizer(folder: Path) -> None:
+    other = [name for name in OTHER_TOKENIZERS if (folder / name).exists()]
+    ours = json.loads(read_table("vocab.json"))
+    for name in ("vocab.json", "tokenizer.json"):
+        if (folder / name).exists():
+            vocab: Any = read_json(folder / name)
+            if name == "tokenizer.json":
+                model = vocab.get("model")
+                vocab = model.get("vocab") if isinstance(model, dict) else None
+            if vocab != ours:
+                other.append(name)
+    if other:
+        raise InputError(
+            f"{folder} has a tokenizer other than GPT-2's ({other[0]}): use a model that was "
+            "trained with GPT-2's tokenizer"
+        )
+
+
 def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
     """Write `model` as a GPT-2, in float32, to `folder`, which is created if it is missing.
 
@@ -177,7 +197,7 @@ def save_hugging_face(model: nn.Module, folder: str | Path) -> None:
     folder, model = Path(folder), wrapped_model(model)
     weights = save(_their_tensors(model), metadata={"format": "pt"})
     settings = json.dumps(_their_config(model.cfg), indent=2).encode()
-    contents = {"config.json": settings, **tokenizer_files(model.cfg), WEIGHTS: weights}
+    contents = {"config.json": settings, **_tokenizer_files(model.cfg), WEIGHTS: weights}
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.json"
     if config.exists() and config.read_bytes() != settings:
@@ -212,3 +232,12 @@ def _their_config(cfg: dict[str, Any]) -> dict[str, Any]:
         "attn_pdrop": 0.0, "embd_pdrop": cfg["drop_rate"], "bos_token_id": end, "eos_token_id": end,
         "n_ctx": cfg["context_length"],  # for llama.cpp's converter
     }  # fmt: skip
+
+
+def _tokenizer_files(cfg: dict[str, Any]) -> dict[str, bytes]:
+    if cfg["vocab_size"] <= END_OF_TEXT:
+        return {}
+    names = ("bos_token", "eos_token", "unk_token")
+    config = {"model_max_length": cfg["context_length"]} | dict.fromkeys(names, "<|endoftext|>")
+    tables = {name: read_table(name) for name in SHA256}
+    return {"tokenizer_config.json": json.dumps(config, indent=2).encode(), **tables}
