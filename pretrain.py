@@ -36,8 +36,7 @@ from support.model.hugging_face import load_hugging_face, save_hugging_face
 from support.model.weights import load_model, rounded_weights, save_weights
 from support.training import checkpoints, command, distributed
 from support.training.arguments import full_config, parse_arguments
-from support.training.checkpoints import RunConfig, run_config
-from support.training.command import Stopped, safe_output, signals, stop
+from support.training.checkpoints import RunConfig
 from support.training.data import loss_with_error, make_loaders
 from support.training.distributed import RANK, WORLD_SIZE
 from support.training.head_start import give_head_start, head_start_pays
@@ -93,7 +92,7 @@ def run_config_of(
     num_windows = (len(texts[0]) - 1) // length  # in an epoch, at least
     epoch_steps = max(1, num_windows // batch_size)
     num_epochs = math.ceil(args.steps / epoch_steps) if args.steps else args.epochs
-    config = run_config(
+    config = checkpoints.run_config(
         *texts, context_length=length, num_epochs=num_epochs, learning_rate=args.learning_rate,
         warmup_steps=args.warmup, weight_decay=args.weight_decay, batch_size=batch_size,
         max_steps=args.steps,
@@ -157,7 +156,7 @@ class Run:
             if RANK == 0:
                 self.bar.write("Stopping: saving the weights, then the checkpoint.")
             self.save_all()
-        raise Stopped(self.signal or signal.SIGTERM)
+        raise command.Stopped(self.signal or signal.SIGTERM)
 
     def on_eval(self, evaluation: Evaluation) -> None:
         """Keep the best weights; show the losses and a sample; write the history."""
@@ -272,7 +271,7 @@ def pretrain(args: argparse.Namespace) -> None:
     evals, *loaders = make_loaders(texts, config, vocab_size, args.evals_per_epoch)
     num_steps = args.steps or sum(map(len, loaders[0]))
     run = Run(args, model, state, config, texts, tokenizer, loaders[-1], num_steps, best)
-    with signals(run.note_signal):
+    with command.signals(run.note_signal):
         train(run, loaders, evals)
 
 
@@ -315,7 +314,7 @@ def train(run: Run, loaders: list[Any], evals: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the arguments specify. Report expected errors in one line, with an exit status."""
-    with safe_output(), signals(stop):
+    with command.safe_output(), command.signals(command.stop):
         parser, args = parse_arguments(argv)
         lock = FileLock(args.weights.with_suffix(".lock"), timeout=0)
         again = "run the same command again to resume"
@@ -326,7 +325,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"{args.weights} is in use by another run: wait, or change --weights")
         except InputError as error:
             parser.error(str(error))
-        except (Stopped, KeyboardInterrupt) as error:
+        except (command.Stopped, KeyboardInterrupt) as error:
             status = 128 + (error.args or [signal.SIGINT])[0]
             parser.exit(status, f"pretrain.py: stopped; {again}\n" if RANK == 0 else None)
         except ConnectionError as error:

@@ -32,19 +32,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m support.generate",
         description="Continue a text with a trained model, and print it token by token.",
     )
-    parser.add_argument("prompt", nargs="?", help="beginning of the text (default: standard input)")
-    parser.add_argument(
-        "--weights",
-        default="pretrain-story-model.pth",
-        help="the model's file, or a folder in Hugging Face's format (%(default)s)",
-    )
-    parser.add_argument("--max-tokens", type=int, default=120, help="new tokens (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
-    parser.add_argument(
-        "--top-k", type=int, default=50, help="candidates for each token; 0: all (%(default)s)"
-    )
-    parser.add_argument("--top-p", type=float, help="the candidates' total probability (no limit)")
-    parser.add_argument("--seed", type=int, help="for a reproducible text (random)")
+    add = parser.add_argument
+    add("prompt", nargs="?", help="beginning of the text (default: standard input)")
+    where = "the model's file, or a folder in Hugging Face's format (%(default)s)"
+    add("--weights", default="pretrain-story-model.pth", help=where)
+    add("--max-tokens", type=int, default=120, help="new tokens (%(default)s)")
+    add("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
+    add("--top-k", type=int, default=50, help="candidates for each token; 0: all (%(default)s)")
+    add("--top-p", type=float, help="the candidates' total probability (no limit)")
+    add("--seed", type=int, help="for a reproducible text (random)")
     return parser.parse_args(arguments)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from support.inspection.plots import BLUE, GREEN, ORANGE, drawable, level_line, 
 
 COLOURS, STYLES = (BLUE, ORANGE, GREEN, "black"), ("-", "--", "-.", ":")
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
+SHARES: dict[str, Any] = {"cmap": "Blues", "vmin": 0, "vmax": 1, "aspect": "auto"}  # of attention
 
 
 def show(figure: Figure, description: str) -> None:
@@ -127,11 +127,6 @@ def plot_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Figure:
     return figure
 
 
-def draw_attention(ax: Axes, weights: Tensor) -> AxesImage:
-    """Draw attention weights (rows, T) on a scale from 0 to 1."""
-    return ax.imshow(weights.cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-
-
 def plot_heads(rows: Mapping[str, Tensor], title: str) -> Figure:
     """Return a grid of attention maps: those of each row (heads, T, T), six in a line."""
     columns = min(6, max(map(len, rows.values())))
@@ -149,7 +144,7 @@ def plot_heads(rows: Mapping[str, Tensor], title: str) -> Figure:
         for ax in line[len(maps) :]:
             ax.axis("off")
         for head, (ax, matrix) in enumerate(zip(line, maps, strict=False), start=first):
-            image = draw_attention(ax, matrix)
+            image = ax.imshow(matrix.cpu().numpy(), **SHARES)
             ax.set_title(f"head {head}", fontsize=8)
     figure.colorbar(image, ax=axes, label="share of attention", aspect=40)
     figure.suptitle(title, fontsize=10)
@@ -162,7 +157,7 @@ def plot_looks(rows: Mapping[str, Tensor], labels: Sequence[str], title: str) ->
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     shown, style = drawable(labels)
     for ax, (name, weights) in zip(axes, rows.items(), strict=True):
-        image = draw_attention(ax, weights.flatten(0, 1))
+        image = ax.imshow(weights.flatten(0, 1).cpu().numpy(), **SHARES)
         heads = [f"{layer}.{head}" for layer, head in np.ndindex(weights.shape[:2])]
         ax.set_yticks(range(len(heads)), heads, fontsize=7)
         ax.set_title(name, fontsize=9, loc="left")

@@ -44,8 +44,8 @@ def with_error(values: Tensor) -> str:
     return f"{values.mean():.2f} ± {values.std() / len(values) ** 0.5:.2f}"
 
 
-def with_spread(values: Iterable[Any], form: str = ".2f") -> str:
+def with_spread(values: Iterable[Any]) -> str:
     """Return the mean of `values` and, if they are several, the least and the greatest."""
     values = list(values)
-    mean, low, high = (f"{f(values):{form}}" for f in (statistics.mean, min, max))
+    mean, low, high = (f"{f(values):.2f}" for f in (statistics.mean, min, max))
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from gpt import GPTModel, calc_loss_loader
+from gpt import GPT_CONFIG_124M, GPTModel, calc_loss_loader
 from support.checks import InputError, check_ids, check_number
 
-GPT2_VOCAB_SIZE = 50257
+GPT2_VOCAB_SIZE: int = GPT_CONFIG_124M["vocab_size"]
 
 
 def split_tokens(
@@ -94,6 +94,7 @@ def create_dataloader(
     loader depends on `seed`, a whole number, and not on the global random state. Raises as
     `GPTDataset` does.
     """
+    check_number("batch_size", batch_size, low=1)
     check_number("seed", seed)
     stride = context_length if stride is None else stride
     dataset = GPTDataset(token_ids, context_length, stride, offset, vocab_size)
@@ -111,7 +112,6 @@ def epoch_loaders(
     only. Raises as `GPTDataset` does.
     """
     check_number("num_epochs", num_epochs, low=1)
-    check_number("batch_size", batch_size, low=1)
     check_number("context_length", context_length, low=1)
     check_number("seed", seed)
     rng = random.Random(int(seed))  # which takes no NumPy integer
