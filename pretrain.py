@@ -255,8 +255,7 @@ def pretrain(args: argparse.Namespace) -> None:
     length = min((GPT_CONFIG_124M | args.config)["context_length"], model.cfg["context_length"])
     path = args.weights.with_suffix(".ckpt")
     with distributed.first_of_machine_first():
-        vocab_size = model.cfg["vocab_size"]
-        texts = load_texts(args.texts, args.weights, tokenizer, vocab_size, length)
+        texts = load_texts(args.texts, args.weights, tokenizer, model.cfg["vocab_size"], length)
     saved = checkpoints.read_checkpoint(path)
     config = run_config_of(args, model, texts, length, saved["run_config"] if saved else {})
     if config["head_start"] and not args.start_from:
@@ -268,7 +267,7 @@ def pretrain(args: argparse.Namespace) -> None:
     best = saved.get("best") if saved else None
     del saved  # frees a lot of memory
 
-    evals, *loaders = make_loaders(texts, config, vocab_size, args.evals_per_epoch)
+    evals, *loaders = make_loaders(texts, config, args.evals_per_epoch)
     num_steps = args.steps or sum(map(len, loaders[0]))
     run = Run(args, model, state, config, texts, tokenizer, loaders[-1], num_steps, best)
     with command.signals(run.note_signal):

@@ -205,6 +205,6 @@ def test_without_another_size_the_vocabulary_is_gpt2s(load):
 def test_a_longer_text_is_evaluated_on_more_windows(num_windows, steps, evals, given, eval_windows):
     config = {"context_length": 2, "num_epochs": 1, "batch_size": 1, "max_steps": steps}
     texts = torch.arange(2 * num_windows + 1), torch.arange(2 * num_windows + 1)
-    found, _, *loaders = make_loaders(texts, config, 10_000, given)
+    found, _, *loaders = make_loaders(texts, config, given)
     assert found == evals
     assert all(abs(len(loader) - eval_windows) <= 2 for loader in loaders)

@@ -143,18 +143,16 @@ def whole_windows(token_ids: torch.Tensor, length: int) -> torch.Tensor:
     return token_ids[: 1 + (len(token_ids) - 1) // length * length]
 
 
-def make_loaders(
-    texts: tuple, config: dict[str, Any], vocab_size: int, evals: int | None
-) -> list[Any]:
+def make_loaders(texts: tuple, config: dict[str, Any], evals: int | None) -> list[Any]:
     """Return the evaluations per epoch, a loader for each epoch, and two for the losses."""
-    length, size = config["context_length"], {"vocab_size": vocab_size}
-    loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"], **size)
+    length = config["context_length"]
+    loaders = epoch_loaders(texts[0], length, config["num_epochs"], config["batch_size"])
     num_steps = len(loaders[0])  # per epoch
     evals = evals or max(2, 2 * num_steps // (config["max_steps"] or num_steps), num_steps // 500)
     # The longer a text, the more windows are evaluated, in about an eighth of the training's time.
     windows = max(4, len(loaders[0].dataset) // (8 * evals))  # type: ignore[arg-type]
     whole = [whole_windows(ids, length) for ids in texts]
-    return [evals, loaders, *(eval_loader(ids, length, windows, **size) for ids in whole)]
+    return [evals, loaders, *(eval_loader(ids, length, windows) for ids in whole)]
 
 
 def loss_with_error(loss: float, loader: DataLoader, model: GPTModel) -> str:
