@@ -15,6 +15,7 @@ if __name__ == "__main__":
     raise SystemExit("This is a web page. Start it with:\n\n    chainlit run app.py\n")
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -93,29 +94,22 @@ async def stream_continuation(
     start = time.perf_counter()
     steps = state.scheduler.tokens(
         torch.tensor([continuation.context]), settings.max_new_tokens, longest,
-        settings.temperature, settings.top_k, top_p=settings.top_p,
+        settings.temperature, settings.top_k or None, top_p=settings.top_p,
         generator=torch.Generator().manual_seed(settings.seed),
     )  # fmt: skip
+    sent, sent_at = 0, -math.inf
     async with aclosing(steps):
         while not request.stopped and (tokens := await anext(steps, None)):
             continuation.tokens += map(views.generated_token, tokens)
-            if (now := time.perf_counter()) - continuation.sent_at >= SEND_EVERY:
-                await send_new(continuation)
-                continuation.sent_at = now
-    await send_new(continuation)
+            if (now := time.perf_counter()) - sent_at >= SEND_EVERY:
+                people = len(state.scheduler.queues)  # that generate now
+                data = {"run": run, "tokens": continuation.tokens[sent:], "people": people}
+                await cl.context.emitter.emit("tokens", data)
+                sent, sent_at = len(continuation.tokens), now
     continuation.seconds = time.perf_counter() - start
     continuation.stopped = request.stopped
     continuation.finished = True
-    if not request.left:
-        await show(continuation)
-
-
-async def send_new(continuation: Continuation) -> None:
-    if tokens := continuation.tokens[continuation.sent :]:
-        continuation.sent = len(continuation.tokens)
-        people = len(state.scheduler.queues)  # that generate now
-        data = {"run": continuation.run, "tokens": tokens, "people": people}
-        await cl.context.emitter.emit("tokens", data)
+    await show(continuation)
 
 
 async def show(continuation: Continuation) -> None:
@@ -127,11 +121,8 @@ async def show(continuation: Continuation) -> None:
     await cl.context.emitter.emit("finished", data)
 
 
-def stop_generation(left: bool = False, replaced: bool = False) -> None:
-    """Stop this user's generation, because the user is disconnected or requests another one."""
+def stop_generation() -> None:
     if request := cl.user_session.get("request"):
-        request.left |= left
-        request.replaced |= replaced
         request.stopped = True
 
 
@@ -154,21 +145,15 @@ ELEMENTS = (
 
 
 async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
-    """Await `work(request, *args)` with a new request, while the page shows the Stop button.
+    """Await `work(request, *args)` with a new request.
 
-    Stop also cancels Chainlit's task; the shield lets the continuation finish cleanly.
+    Stop cancels the task that awaits this; the shield lets the continuation finish cleanly.
     """
-    stop_generation(replaced=True)  # one request at a time for each user
-    left = not cl.context.session.chat_started  # see `on_chat_end`
-    request = Request(stopped=left, left=left)
+    stop_generation()  # one request at a time for each user
+    request = Request(stopped=not cl.context.session.chat_started)  # see `on_chat_end`
     cl.user_session.set("request", request)
     request.task = asyncio.create_task(safely(work(request, *args)))
-    await cl.context.emitter.task_start()
-    try:
-        await asyncio.shield(request.task)
-    finally:
-        if not request.replaced:
-            await cl.context.emitter.task_end()
+    await asyncio.shield(request.task)
 
 
 async def missing_model() -> str | None:
@@ -307,7 +292,6 @@ async def on_chat_start() -> None:
         await page.send()
         page.elements = []  # Chainlit stores messages, so these would fill the memory
     elif request := cl.user_session.get("request"):
-        request.left = False
         for continuation in request.continuations:
             if continuation.finished:
                 await show(continuation)
@@ -329,6 +313,6 @@ async def on_stop() -> None:
 @cl.on_chat_end
 async def on_chat_end() -> None:
     """Stop generating for a disconnected user, who may come back."""
-    stop_generation(left=True)
+    stop_generation()
     cl.chat_context.clear()  # otherwise Chainlit stores the messages forever
     cl.context.session.chat_started = False  # `start` checks this

@@ -99,7 +99,7 @@ def test_stop_stops_the_model(server, how, seen):
         else:
             begun = person.send(PROMPT)
         acting = asyncio.create_task(begun)
-        await person.expect("task_start")
+        await person.expect("tokens" if how == "button" else "task_start")
         await person.see(seen)
         await person.client.emit("stop")
         shown = await person.continuation() if seen or how == "button" else None
@@ -189,13 +189,13 @@ NINES = "9" * 18
     ("raw", "read", "seed"),  # None: a random seed
     [
         ({"temperature": "hot", "top_k": None, "top_p": [], "max_new_tokens": "3", "seed": {}},
-         (1, 50, None, 3), None),
+         (1, 50, 1, 3), None),
         ({"temperature": -5, "top_k": -1, "top_p": -1, "max_new_tokens": -3, "seed": "-1"},
-         (0, None, 0.05, 1), None),
+         (0, 0, 0.05, 1), None),
         ({"temperature": 1e99, "top_k": 1e99, "top_p": 7, "max_new_tokens": 1e9, "seed": NINES},
-         (5, 200, None, 500), int(NINES)),
+         (5, 200, 1, 500), int(NINES)),
         ({"temperature": math.nan, "top_k": math.inf, "max_new_tokens": 0, "seed": NINES + "9"},
-         (1, 200, None, 1), None),
+         (1, 200, 1, 1), None),
         ({"unknown": 1, "top_p": "0.5", "seed": 8}, (1, 50, 0.5, 120), 8),
     ],
 )  # fmt: skip

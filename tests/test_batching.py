@@ -272,6 +272,30 @@ def test_a_failing_step_fails_its_texts_and_nobody_who_joins_meanwhile(tiny_mode
     assert len(asyncio.run(scene())) == 3
 
 
+def test_a_text_cancelled_while_it_is_added_leaves_the_batch(tiny_model, tokenizer):
+    entered, release = threading.Event(), threading.Event()
+
+    class SlowBatch(Batch):
+        def add(self, *args, **settings):
+            entered.set()
+            release.wait()
+            return super().add(*args, **settings)
+
+    async def scene(executor):
+        scheduler = Scheduler(SlowBatch(tiny_model, tokenizer), executor)
+        joining = asyncio.create_task(anext(scheduler.tokens(torch.tensor([[1, 2]]), 3, 16)))
+        await asyncio.to_thread(entered.wait)
+        joining.cancel()
+        await asyncio.sleep(0)  # the cancellation arrives, while the text is added
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+        return scheduler.batch.slots, scheduler.queues
+
+    with ThreadPoolExecutor(1) as executor:
+        assert asyncio.run(scene(executor)) == ([], {})
+
+
 # Drafts for one text ------------------------------------------------------------------------
 
 

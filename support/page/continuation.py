@@ -1,7 +1,6 @@
 """What a person has requested: continuations of a text, and their progress."""
 
 import asyncio
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +16,6 @@ class Continuation:
     context: list[int]  # ids of the prompt's tokens that the model reads
     cropped: bool  # the prompt is longer
     tokens: list[dict[str, Any]] = field(default_factory=list)  # generated so far
-    sent: int = 0  # number of tokens sent to the page
-    sent_at: float = -math.inf
     seconds: float = 0.0  # can stay 0 with a coarse clock
     stopped: bool = False  # by the user, or by the user's next request
     finished: bool = False
@@ -35,7 +32,7 @@ class Continuation:
             random and f"seed {settings.seed}",
             f"temperature {settings.temperature:g}",
             random and settings.top_k and f"top-k {settings.top_k}",
-            random and settings.top_p and f"top-p {settings.top_p:g}",
+            random and settings.top_p < 1 and f"top-p {settings.top_p:g}",
             self.cropped and f"the model read only the last {len(self.context)} tokens",
             self.stopped and "stopped",
         ]
@@ -48,6 +45,4 @@ class Request:
 
     continuations: list[Continuation] = field(default_factory=list)
     stopped: bool = False
-    replaced: bool = False  # by the user's next request
-    left: bool = False  # the user is disconnected
     task: asyncio.Task | None = None  # asyncio itself holds only weak references to tasks

@@ -32,11 +32,12 @@ class Scheduler:
             return slot, not slot.remaining
 
         loop = asyncio.get_running_loop()
-        slot, ended = await loop.run_in_executor(self.executor, add)
-        queue = self.queues[slot] = asyncio.Queue()
-        if self.task is None or self.task.done():
-            self.task = asyncio.create_task(self._run())
+        adding = loop.run_in_executor(self.executor, add)
         try:
+            slot, ended = await asyncio.shield(adding)
+            queue = self.queues[slot] = asyncio.Queue()
+            if self.task is None or self.task.done():
+                self.task = asyncio.create_task(self._run())
             while not ended:  # `remaining` may be a step ahead of the queue
                 tokens, ended = await queue.get()
                 if tokens:
@@ -44,7 +45,8 @@ class Scheduler:
             if slot.error:
                 raise slot.error
         finally:
-            del self.queues[slot]
+            slot, _ = await adding  # a cancelled reader may not have it yet
+            self.queues.pop(slot, None)
             await loop.run_in_executor(self.executor, self.batch.remove, slot)
 
     async def inspect(self, key: Hashable, function: Callable, *args: Any) -> Any:

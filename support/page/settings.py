@@ -24,8 +24,8 @@ SEED_DIGITS = 18  # the largest number of digits that always fit into a seed of 
 
 class Settings(NamedTuple):
     temperature: float
-    top_k: int | None
-    top_p: float | None
+    top_k: int  # 0: no limit
+    top_p: float  # 1: no limit
     max_new_tokens: int
     seed: int
 
@@ -38,9 +38,7 @@ def page_limits() -> dict[str, Any]:
 
 def as_chosen(settings: Settings) -> dict[str, Any]:
     """Return settings in the page's form. `read_settings` is the inverse."""
-    return settings._asdict() | {
-        "top_k": settings.top_k or 0, "top_p": settings.top_p or 1, "seed": str(settings.seed)
-    }  # fmt: skip
+    return settings._asdict() | {"seed": str(settings.seed)}
 
 
 def read_number(raw: Any, name: str) -> float:
@@ -59,5 +57,4 @@ def read_settings(raw: Mapping[str, Any], new_seed: bool = False) -> Settings:
     seed = str(raw.get("seed")).strip()
     if new_seed or not re.fullmatch(f"[0-9]{{1,{SEED_DIGITS}}}", seed):
         seed = str(secrets.randbelow(2**32))
-    top_p_or_none = top_p if top_p < 1 else None
-    return Settings(temperature, round(top_k) or None, top_p_or_none, round(length), int(seed))
+    return Settings(temperature, round(top_k), top_p, round(length), int(seed))
