@@ -18,7 +18,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,10 @@ from gpt import GPT_CONFIG_124M, GPTModel
 from support.files import read_text
 from support.page import classroom, server, views
 from support.page.batch import Batch
-from support.page.continuation import Continuation, Request
+from support.page.continuation import Continuation
 from support.page.scheduler import Scheduler
-from support.page.server import background_executor, inference_executor, run_in, safely, state
-from support.page.settings import Settings, as_chosen, page_limits, read_settings
+from support.page.server import background_executor, inference_executor, run_in, state
+from support.page.settings import as_chosen, page_limits, read_settings
 from utils import load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent
@@ -49,11 +49,15 @@ MAX_SHOWN = 1000  # tokens of a prompt; of a longer one, the page gets only the 
 MAX_IDS = 10_000  # token ids in a request; of a longer text, the page sends the end
 COMPARED = (0, 0.8, 1.5)  # temperatures of Compare; a request has at most this many texts
 
-server.protect(ROOT, Settings._fields)
+server.protect(ROOT)
 
 # 1. Generation ------------------------------------------------------------------------------
 
 tokenizer = tiktoken.get_encoding("gpt2")
+
+
+def encode(text: str) -> list[int]:
+    return text_to_token_ids(text, tokenizer)[0].tolist()
 
 
 def model_config() -> dict[str, Any]:
@@ -76,38 +80,30 @@ try:
     story_text = read_text(STORY)
 except (OSError, ValueError) as error:
     raise SystemExit(f"No story: {error}\nSet APP_STORY to another file.") from None
-story_ids = (
-    background_executor.submit(text_to_token_ids, story_text, tokenizer).result()[0].tolist()
-)
+story_ids = background_executor.submit(encode, story_text).result()
 # Load the model before the first visit; it takes a second or more. `find_model` shows errors.
 inference_executor.submit(load).exception()
 server.freeze_memory()
 
 
-async def stream_continuation(
-    request: Request, run: str, settings: Settings, ids: list[int]
-) -> None:
-    """Continue a text; send its tokens as they are generated, and all of them at the end."""
-    longest = model_config()["context_length"]
-    continuation = Continuation(run, settings, ids[-longest:], cropped=len(ids) > longest)
-    request.continuations.append(continuation)
-    start = time.perf_counter()
+async def stream(continuation: Continuation) -> None:
+    """Send the tokens of a continuation as they are generated, and all of them at the end."""
+    start, settings = time.perf_counter(), continuation.settings
     steps = state.scheduler.tokens(
-        torch.tensor([continuation.context]), settings.max_new_tokens, longest,
-        settings.temperature, settings.top_k or None, top_p=settings.top_p,
-        generator=torch.Generator().manual_seed(settings.seed),
+        torch.tensor([continuation.context]), settings.max_new_tokens,
+        model_config()["context_length"], settings.temperature, settings.top_k or None,
+        top_p=settings.top_p, generator=torch.Generator().manual_seed(settings.seed),
     )  # fmt: skip
     sent, sent_at = 0, -math.inf
     async with aclosing(steps):
-        while not request.stopped and (tokens := await anext(steps, None)):
+        while not continuation.stopped and (tokens := await anext(steps, None)):
             continuation.tokens += map(views.generated_token, tokens)
             if (now := time.perf_counter()) - sent_at >= SEND_EVERY:
                 people = len(state.scheduler.queues)  # that generate now
-                data = {"run": run, "tokens": continuation.tokens[sent:], "people": people}
-                await cl.context.emitter.emit("tokens", data)
+                new = {"run": continuation.run, "tokens": continuation.tokens[sent:]}
+                await cl.context.emitter.emit("tokens", {**new, "people": people})
                 sent, sent_at = len(continuation.tokens), now
     continuation.seconds = time.perf_counter() - start
-    continuation.stopped = request.stopped
     continuation.finished = True
     await show(continuation)
 
@@ -122,8 +118,8 @@ async def show(continuation: Continuation) -> None:
 
 
 def stop_generation() -> None:
-    if request := cl.user_session.get("request"):
-        request.stopped = True
+    for continuation in cl.user_session.get("continuations", []):
+        continuation.stopped |= not continuation.finished
 
 
 # 2. The page's requests ---------------------------------------------------------------------
@@ -142,18 +138,6 @@ ELEMENTS = (
     "Connection", "Start", "Classroom", "Toolbar", "Text", "Panel", "Bars", "Word", "Guess",
     "Attention", "Layers", "Compare", "Story", "Settings",
 )  # fmt: skip
-
-
-async def start(work: Callable[..., Awaitable[None]], *args: Any) -> None:
-    """Await `work(request, *args)` with a new request.
-
-    Stop cancels the task that awaits this; the shield lets the continuation finish cleanly.
-    """
-    stop_generation()  # one request at a time for each user
-    request = Request(stopped=not cl.context.session.chat_started)  # see `on_chat_end`
-    cl.user_session.set("request", request)
-    request.task = asyncio.create_task(safely(work(request, *args)))
-    await asyncio.shield(request.task)
 
 
 async def missing_model() -> str | None:
@@ -175,17 +159,6 @@ async def find_model() -> GPTModel | None:
     return state.model
 
 
-async def continue_prompt(request: Request, prompt: str, run: str) -> None:
-    if not prompt:
-        await server.show_problem("Type a prompt first. One word is enough.")
-    elif await find_model():
-        ids = (await run_in(background_executor, text_to_token_ids, prompt, tokenizer))[0].tolist()
-        shown = await run_in(background_executor, views.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
-        data = {"run": run, "tokens": shown, "before": len(ids) - len(shown)}
-        await cl.context.emitter.emit("prompt", data)
-        await stream_continuation(request, run, settings_now(), ids)
-
-
 def read_ids(payload: dict[str, Any]) -> list[int]:
     """Return a request's token ids. Raises ValueError unless they are 1 to MAX_IDS valid ids."""
     ids = payload.get("ids")
@@ -196,21 +169,15 @@ def read_ids(payload: dict[str, Any]) -> list[int]:
     return ids
 
 
-def settings_now(new_seed: bool = False) -> Settings:
-    return read_settings(cl.user_session.get("chat_settings") or {}, new_seed)
-
-
-def read_runs(payload: dict[str, Any]) -> list[tuple[str, Settings]]:
-    """Return the name (given by the page) and the settings of each requested continuation."""
-    settings = as_chosen(settings_now(payload.get("new_seed") is True))
-    runs = payload["runs"][: len(COMPARED)]
-    return [(str(run["run"])[:100], read_settings({**settings, **run})) for run in runs]
-
-
-async def continue_text(request: Request, ids: list[int], runs: list[tuple[str, Settings]]) -> None:
-    """Continue one text, once or at several temperatures."""
-    if await find_model():
-        await asyncio.gather(*(stream_continuation(request, *run, ids) for run in runs))
+def read_continuations(payload: dict[str, Any]) -> list[Continuation]:
+    """Return the requested continuations of a text: one, or several with settings of their own."""
+    ids, longest = read_ids(payload), model_config()["context_length"]
+    context, cropped = ids[-longest:], len(ids) > longest
+    settings = as_chosen(read_settings(payload["settings"]))  # one seed for all of them
+    return [
+        Continuation(str(run["run"])[:100], read_settings({**settings, **run}), context, cropped)
+        for run in payload["runs"][: len(COMPARED)]
+    ]
 
 
 VIEWS: dict[str, Callable[[list[int], list[str]], Any]] = {  # views of a text, by name in requests
@@ -253,7 +220,15 @@ async def on_class(action: cl.Action) -> Any:
 
 @cl.action_callback("generate")
 async def on_generate(action: cl.Action) -> None:
-    await start(continue_text, read_ids(action.payload), read_runs(action.payload))
+    continuations = read_continuations(action.payload)
+    stop_generation()  # one request at a time for each user
+    cl.user_session.set("continuations", continuations)
+    try:
+        if cl.context.session.chat_started and await find_model():  # see `on_chat_end`
+            await asyncio.gather(*map(stream, continuations))
+    except Exception:
+        server.logger.exception("a continuation failed")
+        await server.show_problem("Something went wrong. You can try again.")
 
 
 @cl.action_callback("tokens")
@@ -265,7 +240,7 @@ async def on_tokens(action: cl.Action) -> Any:
         text = str(action.payload["text"])
         if len(text) > server.MAX_PROMPT:
             return await server.show_problem(f"At most {server.MAX_PROMPT:,} characters at a time.")
-        ids = (await run_in(background_executor, text_to_token_ids, text, tokenizer))[0].tolist()
+        ids = await run_in(background_executor, encode, text)
     return await run_in(background_executor, views.plain_tokens, ids, tokenizer)
 
 
@@ -291,8 +266,8 @@ async def on_chat_start() -> None:
         page = cl.Message("", id="page", elements=elements)
         await page.send()
         page.elements = []  # Chainlit stores messages, so these would fill the memory
-    elif request := cl.user_session.get("request"):
-        for continuation in request.continuations:
+    else:
+        for continuation in cl.user_session.get("continuations", []):
             if continuation.finished:
                 await show(continuation)
     await cl.context.emitter.emit("ready", {})  # the page continues what was interrupted
@@ -300,8 +275,16 @@ async def on_chat_start() -> None:
 
 @cl.on_message
 async def on_message(message: cl.Message) -> None:
+    """Send the tokens of a prompt. The page shows them, and requests a continuation."""
     cl.chat_context.clear()  # otherwise Chainlit stores all prompts in memory
-    await start(continue_prompt, message.content[-server.MAX_PROMPT :], message.id)
+    prompt = message.content[-server.MAX_PROMPT :]
+    if not prompt:
+        await server.show_problem("Type a prompt first. One word is enough.")
+    elif await find_model():
+        ids = await run_in(background_executor, encode, prompt)
+        shown = await run_in(background_executor, views.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
+        data = {"id": message.id, "tokens": shown, "before": len(ids) - len(shown)}
+        await cl.context.emitter.emit("prompt", data)
 
 
 @cl.on_stop
@@ -315,4 +298,4 @@ async def on_chat_end() -> None:
     """Stop generating for a disconnected user, who may come back."""
     stop_generation()
     cl.chat_context.clear()  # otherwise Chainlit stores the messages forever
-    cl.context.session.chat_started = False  # `start` checks this
+    cl.context.session.chat_started = False  # `on_generate` checks this

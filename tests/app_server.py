@@ -154,12 +154,15 @@ class Person:
         self.server, self.headers = server, {"Cookie": cookie, **headers}
         self.session = str(uuid.uuid4())
         self.events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.settings: dict[str, Any] = {}
+        self.message_id = ""
 
     async def connect(self) -> None:
         """Open the page, or reconnect to it."""
         as_browsers = {"max_msg_size": 0, "compress": 15}  # compression, and messages of any size
         self.client = socketio.AsyncClient(reconnection=False, websocket_extra_options=as_browsers)
         self.client.on("*", lambda event, data=None: self.events.put_nowait((event, data)))
+        self.client.on("prompt", self.begin)
         auth = {"sessionId": self.session, "clientType": "webapp"}
         await self.client.connect(
             self.server.url, self.headers, auth=auth, transports=["websocket"],
@@ -183,9 +186,16 @@ class Person:
             if event in names:
                 return event, data
 
+    async def begin(self, prompt: dict[str, Any]) -> None:
+        """Continue the last prompt that was sent."""
+        self.events.put_nowait(("prompt", prompt))
+        if prompt["id"] == self.message_id:
+            ids = [token["id"] for token in prompt["tokens"]]
+            await self.act("generate", ids=ids, runs=[{"run": self.message_id}])
+
     async def set(self, **settings: Any) -> None:
-        """Change settings, and wait until the app has stored them."""
-        await self.client.call("chat_settings_change", settings)
+        """Change settings."""
+        self.settings |= settings
 
     async def send(self, prompt: Any, **fields: Any) -> None:
         """Send a prompt, with other fields beside it."""
@@ -198,6 +208,7 @@ class Person:
 
     async def act(self, name: str, **payload: Any) -> tuple[int, Any]:
         """Press a button; return the status and the JSON of the answer."""
+        payload = {"settings": self.settings, **payload}
         request = {"sessionId": self.session, "action": {"name": name, "payload": payload}}
         url = self.server.url + "/project/action"
         async with aiohttp.request("POST", url, json=request, headers=self.headers) as answer:
@@ -209,9 +220,9 @@ class Person:
         await self.send(prompt)
         return await self.continuation(self.message_id)
 
-    async def generate(self, ids: list[int], run: str = "run", **payload: Any) -> "Shown":
+    async def generate(self, ids: list[int], run: str = "run") -> "Shown":
         """Continue these ids, as the button Continue does."""
-        acting = asyncio.create_task(self.act("generate", ids=ids, runs=[{"run": run}], **payload))
+        acting = asyncio.create_task(self.act("generate", ids=ids, runs=[{"run": run}]))
         shown = await self.continuation(run)
         assert (await acting)[0] == 200
         return shown

@@ -121,8 +121,9 @@ def test_continue_try_again_and_compare(server, model):
         # At a high temperature, another prompt would get another continuation.
         first = await person.write(max_new_tokens=8, seed="7", temperature=3, top_p=0.9)
         more = await person.generate(person.prompt + first.ids)
-        again = await person.generate(person.prompt, new_seed=True)
-        return person.prompt, first, more, again, await compare(person, person.prompt, (0, 1, 3))
+        three = await compare(person, person.prompt, (0, 1, 3))
+        await person.set(seed="")
+        return person.prompt, first, more, await person.generate(person.prompt), three
 
     prompt, first, more, again, three = visit(server, press_buttons)
     hot = {"temperature": 3, "top_p": 0.9}
@@ -206,21 +207,14 @@ def test_settings_of_any_kind_are_clamped_or_replaced(raw, read, seed):
     assert read_settings(as_chosen(settings)) == settings  # back from the page's form
 
 
-def test_only_known_and_short_settings_are_kept(server):
-    junk = {"unknown": "x" * 10**6, "seed": "9" * 10**6, "top_k": {"a": ["x" * 10**5]}}
-
+def test_no_settings_are_kept(server):
     async def change_settings(person):
-        for settings in (["seed"], "seed", None, 5, junk, {f"{i}": 1 for i in range(10_000)}):
+        for settings in (["seed"], "seed", None, 5, {"seed": "9" * 10**6}):
             await person.client.emit("chat_settings_change", settings)
-        shown = await person.write(max_new_tokens=2, temperature=1)
-        return shown.facts, server.kept()["settings"]
+        await person.write(max_new_tokens=2, unknown="x" * 10**5)
+        return server.kept()["settings"]
 
-    facts, kept = visit(server, change_settings)
-    assert {"2 tokens", "temperature 1", "top-k 50"} <= set(facts)
-    assert any(k.get("max_new_tokens") == 2 and k.get("temperature") == 1 for k in kept)
-    names = {"temperature", "top_k", "top_p", "max_new_tokens", "seed"}
-    assert all(settings.keys() <= names for settings in kept)
-    assert len(str(kept)) < 10_000
+    assert not any(visit(server, change_settings))
 
 
 BAD_PAYLOADS = [

@@ -551,8 +551,9 @@ def test_two_tabs_and_the_list_of_texts(page):
     other.goto(page.url)
     expect(other.locator("#starters button").first).to_be_visible()
     page.evaluate(
-        "for (let i = 0; i < 20; i++)"  # as many as are stored
-        " page.onPrompt({ run: `run ${i}`, tokens: [{ id: 1, text: 'a', label: 'a' }], before: 0 })"
+        "const ids = [...Array(20).keys()];"  # as many as are stored
+        "const text = (i) => page.newDocument(`${i}`, [{ id: 1, text: 'a', label: 'a' }]);"
+        "page.set({ documents: ids.map(text), shown: '0' })"
     )
     generate(other, "On Thursday there was fog.", max_new_tokens=5)
     other.wait_for_function("localStorage.getItem('story-page')?.includes('per second')")

@@ -102,8 +102,7 @@ export const page = {
 
   // 1. Settings
 
-  change: (settings) => (page.set({ settings: { ...page.state.settings, ...settings } }), page.sendSettings()),
-  sendSettings: () => page.socket?.emit('chat_settings_change', page.state.settings),
+  change: (settings) => page.set({ settings: { ...page.state.settings, ...settings } }),
 
   // 2. From the server
 
@@ -114,7 +113,6 @@ export const page = {
     if (!page.state.settings) page.start();
     const events = Object.entries({ connect: page.onConnect, disconnect: page.onDisconnect, ready: page.onReady, problem: page.onProblem, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd });
     events.forEach((event) => socket.on(...event));
-    page.sendSettings();
     return () => events.forEach((event) => socket.off(...event));
   },
   // Show the stored texts and the link's text. Reading them needs app.py's limits.
@@ -135,9 +133,8 @@ export const page = {
     page.openTab(link.tab);
     page.set({ view: link.view, chosen: link.chosen, hinted: true });
     page.pauseAt(link.pause);
-    page.sendSettings();
   },
-  onConnect: () => (page.sendSettings(), page.set({ offline: false, running: null })),
+  onConnect: () => page.set({ offline: false, running: null }),
   onDisconnect() {
     const { running, interrupted } = page.state;
     page.set({ offline: true, running: null, interrupted: running === 'compare' ? null : running ?? interrupted });
@@ -154,11 +151,10 @@ export const page = {
   onEnd: () => page.set({ running: null }),
   onProblem: (problem) => page.set({ problem }),
   // The server has read a prompt, which begins a new document.
-  onPrompt({ run, tokens, before }) {
-    const document = newDocument(run, tokens, before);
-    addPiece(document.root, newPiece([], { run }));
-    const documents = [document, ...page.state.documents].slice(0, MAX_DOCUMENTS);
-    page.set({ ...nothingOpen, documents, shown: run, running: run, problem: null });
+  onPrompt({ id, tokens, before }) {
+    const document = newDocument(id, tokens, before);
+    page.set({ ...nothingOpen, documents: [document, ...page.state.documents].slice(0, MAX_DOCUMENTS), shown: id });
+    page.generate(document.root, idsOf(document));
   },
   onTokens({ run, tokens, people = 0 }) {
     const compared = page.state.compared?.find((text) => text.run === run);
@@ -186,13 +182,15 @@ export const page = {
   // 3. Generation
 
   // Continue `ids` in a new piece after `parent`. It begins with the tokens `first`, the last of `ids`.
-  generate(parent, ids, first = [], { new_seed, ...settings } = {}) {
+  generate(parent, ids, first = [], settings = {}) {
     const run = newRun();
     addPiece(parent, newPiece([...first], { run, first }));
     page.touch(page.document(), { running: run, editing: null, hovered: null, problem: null });
-    const payload = { ids: ids.slice(-config.max_ids), runs: [{ run, ...settings }], new_seed };
-    return page.request('generate', payload).then(() => page.state.running === run && page.onEnd());
+    return page.requestRuns(run, ids, [{ run, ...settings }]);
   },
+  // `running` names the request. Each run may have settings of its own.
+  requestRuns: (running, ids, runs) =>
+    page.request('generate', { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs }).then(() => page.state.running === running && page.onEnd()),
   stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.socket.emit('stop')),
   // The server's answer; undefined after an error, which Chainlit shows.
   request: (name, payload) => page.call({ name, payload }).then(({ response }) => response ?? null, () => undefined),
@@ -215,10 +213,10 @@ export const page = {
   again: () => page.revise((document, ids) => {
     const shown = pieces(document);
     const last = shown.pop();
-    if (!shown.length) return page.generate(last, ids, [], { new_seed: true });
+    if (!shown.length) return page.generate(last, ids, [], { seed: '' });
     const { first = [], tokens } = last; // keep a chosen token
     const kept = ids.slice(0, ids.length - tokens.length + first.length);
-    return page.generate(shown.at(-1), kept, first, { new_seed: true });
+    return page.generate(shown.at(-1), kept, first, { seed: '' });
   }),
   // Replace a token by another, and continue from there. At the end of the text, add it.
   choose: (index, token) => page.revise((document, ids) =>
@@ -250,8 +248,7 @@ export const page = {
     const ids = promptOf(page.document()).map((token) => token.id);
     const compared = temperatures.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
     page.set({ compared, running: 'compare', problem: null });
-    const runs = compared.map(({ run, temperature }) => ({ run, temperature }));
-    return page.request('generate', { ids: ids.slice(-config.max_ids), runs }).then(() => page.state.running === 'compare' && page.onEnd());
+    return page.requestRuns('compare', ids, compared.map(({ run, temperature }) => ({ run, temperature })));
   },
   keep: ({ tokens, facts, settings }) => page.revise((document) => {
     addPiece(cutBefore(document, promptOf(document).length), newPiece(tokens, { facts, settings }));

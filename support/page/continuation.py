@@ -1,6 +1,5 @@
-"""What a person has requested: continuations of a text, and their progress."""
+"""Requested continuations, and their progress."""
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ class Continuation:
     cropped: bool  # the prompt is longer
     tokens: list[dict[str, Any]] = field(default_factory=list)  # generated so far
     seconds: float = 0.0  # can stay 0 with a coarse clock
-    stopped: bool = False  # by the user, or by the user's next request
+    stopped: bool = False  # by the user, also by leaving or by the next request
     finished: bool = False
 
     def facts(self) -> list[str]:
@@ -37,12 +36,3 @@ class Continuation:
             self.stopped and "stopped",
         ]
         return [line for line in lines if line]
-
-
-@dataclass
-class Request:
-    """A user's latest request: one continuation, or one for each compared temperature."""
-
-    continuations: list[Continuation] = field(default_factory=list)
-    stopped: bool = False
-    task: asyncio.Task | None = None  # asyncio itself holds only weak references to tasks

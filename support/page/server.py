@@ -10,7 +10,6 @@ Undocumented names of Chainlit 2.12 used here, and "Task manually stopped." (a t
     chainlit.server:get_html_template
     chainlit.server:sio.eio.max_http_buffer_size
     chainlit.server:sio.on
-    chainlit.session:WebsocketSession.chat_settings
     chainlit.session:WebsocketSession.chat_started
     chainlit.session:WebsocketSession.get_by_id
     chainlit.session:WebsocketSession.restored
@@ -23,7 +22,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,11 +85,10 @@ async def run_in(executor: ThreadPoolExecutor, function: Callable, *args: Any) -
 # 2. Limits ----------------------------------------------------------------------------------
 
 
-def protect(root: Path, settings: Collection[str]) -> None:
-    """Check the app's folder, and restrict requests, sessions and stored settings.
+def protect(root: Path) -> None:
+    """Check the app's folder `root`, and restrict requests and sessions.
 
-    `root` is the folder of app.py, `settings` the names of its settings. Raises SystemExit, with
-    the remedy, if Chainlit uses another folder or cannot write its files.
+    Raises SystemExit, with the remedy, if Chainlit uses another folder or cannot write its files.
     """
     # Chainlit has already read its settings, from CHAINLIT_APP_ROOT or the working directory. In
     # another folder the page would have other settings and none of its elements.
@@ -104,15 +102,9 @@ def protect(root: Path, settings: Collection[str]) -> None:
     if not os.access(files, os.W_OK):
         raise SystemExit(f"{files} is not writable. Copy the project to a folder of your own.")
 
-    @cl.on_settings_update
-    async def drop_unknown_settings(sent: dict[str, Any]) -> None:
-        stored = cl.context.session.chat_settings  # where Chainlit has put all of `sent`
-        for name in sent:
-            if name not in settings or len(str(stored[name])) > 100:
-                del stored[name]
-
     sio.on("connect", _connect)
-    sio.on("edit_message", lambda *_: None)  # the page has no button for it
+    for unused in ("edit_message", "chat_settings_change"):  # would store what the client sends
+        sio.on(unused, lambda *_: None)
     sio.eio.max_http_buffer_size = MAX_BYTES  # of each message on a WebSocket
     if not reloading:
         # For `preconnect`, browsers ignore the policy in HEADERS. Chainlit has no setting for it.
@@ -228,15 +220,6 @@ def freeze_memory() -> None:
 
 
 # 3. Messages --------------------------------------------------------------------------------
-
-
-async def safely(work: Awaitable[None]) -> None:
-    """Await `work`. If it fails, log the traceback and show an error message."""
-    try:
-        await work
-    except Exception:
-        logger.exception("a continuation failed")
-        await show_problem("Something went wrong. You can try again.")
 
 
 async def show_problem(text: str) -> None:

@@ -51,10 +51,10 @@ def read_number(raw: Any, name: str) -> float:
     return limit.default if math.isnan(value) else min(max(value, limit.min), limit.max)
 
 
-def read_settings(raw: Mapping[str, Any], new_seed: bool = False) -> Settings:
-    """Return valid settings from any input. The seed is random if it is invalid or `new_seed`."""
+def read_settings(raw: Mapping[str, Any]) -> Settings:
+    """Return valid settings from any input. The seed is random if it is missing or invalid."""
     temperature, top_k, top_p, length = (read_number(raw.get(name), name) for name in LIMITS)
     seed = str(raw.get("seed")).strip()
-    if new_seed or not re.fullmatch(f"[0-9]{{1,{SEED_DIGITS}}}", seed):
+    if not re.fullmatch(f"[0-9]{{1,{SEED_DIGITS}}}", seed):
         seed = str(secrets.randbelow(2**32))
     return Settings(temperature, round(top_k), top_p, round(length), int(seed))
