@@ -3,11 +3,9 @@
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,12 +20,28 @@ from support.training.distributed import ranks
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = "emb_dim=16,n_heads=2,n_layers=1,context_length=16,drop_rate=0"
+# Of 27 steps of two windows: there are 17 in each epoch, so its last step has only one.
 ARGUMENTS = ["mine.txt", "--config", SIZE, "--epochs", "3"]
 # bfloat16 would round two windows otherwise than one.
 ARGUMENTS += ["--device", "cpu", "--precision", "highest"]
-NUM_STEPS = 27  # of two windows; there are 17 in each epoch, so its last step has only one
-SLOWLY = ["--save-every", "0", "--evals-per-epoch", "100"]
 AGAIN = "run the same command again to resume"
+LOST = "another process of this run has ended or lost its connection"
+unix = pytest.mark.skipif(os.name == "nt", reason="needs the signals of Unix")
+
+# Code that comes before the training, for `torchrun`: what process 0 or 1 does after step 5
+AFTER_STEP_5 = """
+on_step = pretrain.Run.on_step
+def then(run, step, num_steps):
+    on_step(run, step, num_steps)
+    if step == 5 and pretrain.RANK == {}:
+        {}
+pretrain.Run.on_step = then
+"""
+END = "os.kill(os.getpid(), signal.SIGKILL)"
+HANG = "os.kill(os.getpid(), signal.SIGSTOP)"
+TERMINATE_TORCHRUN = """os.kill(os.getppid(), signal.SIGTERM)
+        while not run.signal:  # until torchrun has passed it on
+            time.sleep(0.01)"""
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +55,18 @@ def one_process(tmp_path_factory, one_thread, story):
 
 def start(*command, cwd=".", **variables):
     """Start a Python process with these arguments and environment variables."""
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    env = {name: value for name, value in os.environ.items() if name not in ours}
-    env |= {"OMP_NUM_THREADS": "1", **variables}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, *command]
     return subprocess.Popen(command, env=env, cwd=cwd, start_new_session=True, **pipes)
 
 
 def torchrun(*arguments, how=("--standalone", "--nproc-per-node", "2"), cwd=".", first=""):
-    """Start torchrun with pretrain.py, after a line of code that comes `first`."""
+    """Start torchrun with pretrain.py, after code that comes `first`."""
     script = ROOT / "pretrain.py"
     if first:
         script = Path("script.py")
-        path = f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r}); import pretrain"
+        path = f"import os, signal, sys, time; sys.path.insert(0, {str(ROOT)!r}); import pretrain"
         script.write_text(f"{path}\n{first}\npretrain.main()", encoding="utf-8")
     return start("-m", "torch.distributed.run", *how, script, *arguments, cwd=cwd)
 
@@ -64,12 +76,6 @@ def failed(process):
     _, error = process.communicate(timeout=300)
     assert process.returncode != 0
     return re.findall(r"pretrain\.py: (.*)$", error.replace("\r", "\n"), re.MULTILINE)
-
-
-def wait_for_a_step(process):
-    while not (read_checkpoint("mine.ckpt") or {}).get("step"):
-        assert process.poll() is None
-        time.sleep(0.01)
 
 
 def assert_same_run(one, two):
@@ -114,45 +120,27 @@ def test_two_processes_follow_one_with_twice_as_many_windows(folder, one_process
     assert_same_run("one.ckpt", "parts.ckpt")
 
 
-def processes_of(parent):
-    """Return the ids of the processes of a torchrun, by rank."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((path / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent.pid:
-                rank = re.search(rb"(?:^|\0)RANK=(\d+)", (path / "environ").read_bytes())
-                found[int(rank[1])] = int(path.name)
-        except (OSError, TypeError):  # it has ended, or is no training process
-            continue
-    return found
-
-
-in_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-
-
-@in_proc
-@pytest.mark.parametrize("who", [1, "torchrun", pytest.param(0, marks=pytest.mark.long)])
+@unix
+@pytest.mark.parametrize(
+    ("first", "line"),
+    [
+        (AFTER_STEP_5.format(1, END), f"process 0: {LOST}"),
+        (AFTER_STEP_5.format(0, TERMINATE_TORCHRUN), "stopped"),
+        pytest.param(AFTER_STEP_5.format(0, END), f"process 1: {LOST}", marks=pytest.mark.long),
+    ],
+)
 def test_a_lost_process_ends_the_run_and_one_process_resumes(
-    folder, capsys, monkeypatch, one_process, who
+    folder, capsys, monkeypatch, one_process, first, line
 ):
-    process = torchrun(*ARGUMENTS, *SLOWLY)
-    wait_for_a_step(process)
-    if who == "torchrun":
-        process.terminate()
-        assert failed(process) == [f"stopped; {AGAIN}"]
-    else:
-        os.kill(processes_of(process)[who], signal.SIGKILL)
-        lost = "another process of this run has ended or lost its connection"
-        assert failed(process) == [f"process {1 - who}: {lost}; {AGAIN}"]
-    assert 0 < read_checkpoint("mine.ckpt")["step"] < NUM_STEPS
+    assert failed(torchrun(*ARGUMENTS, "--save-every", "0", first=first)) == [f"{line}; {AGAIN}"]
+    assert read_checkpoint("mine.ckpt")["step"] in (5, 6)
     with pytest.raises(SystemExit):
         pretrain.main([*ARGUMENTS, "--batch-size", "3"])
     assert "batch_size 2, now 3" in capsys.readouterr().err
     sizes, forward = set(), GPTModel.forward
 
     def counted(model, ids):
-        if model.training:
-            sizes.add(len(ids))
+        sizes.add(len(ids))
         return forward(model, ids)
 
     monkeypatch.setattr(GPTModel, "forward", counted)
@@ -161,25 +149,21 @@ def test_a_lost_process_ends_the_run_and_one_process_resumes(
     assert_same_run(one_process / "mine.ckpt", "mine.ckpt")
 
 
+@unix
 @pytest.mark.long
-@in_proc
 def test_a_process_that_hangs_ends_the_run(folder):
     impatient = "pretrain.distributed.TIMEOUT = __import__('datetime').timedelta(seconds=5)"
-    process = torchrun(*ARGUMENTS, *SLOWLY, first=impatient)
-    wait_for_a_step(process)
-    os.kill(processes_of(process)[1], signal.SIGSTOP)
-    (line,) = failed(process)
-    assert re.match(f"process 0: another process .* its connection; {AGAIN}", line)
-    assert 0 < read_checkpoint("mine.ckpt")["step"] < NUM_STEPS
+    process = torchrun(*ARGUMENTS, first=impatient + AFTER_STEP_5.format(1, HANG))
+    assert failed(process) == [f"process 0: {LOST}; {AGAIN}"]
+    assert read_checkpoint("mine.ckpt")["step"] == 5
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@unix
 def test_processes_end_when_torchrun_is_killed_while_they_connect(folder):
     first = "pretrain.distributed.CONNECTING = __import__('datetime').timedelta(seconds=1)"
     first += "\nif os.environ['RANK'] == '1': os.kill(os.getppid(), 9)"
-    lost = "another process of this run has ended or lost its connection"
     lines = failed(torchrun(*ARGUMENTS, first=first))
-    assert sorted(lines) == [f"process {i}: {lost}; {AGAIN}" for i in range(2)]
+    assert sorted(lines) == [f"process {i}: {LOST}; {AGAIN}" for i in range(2)]
 
 
 def test_a_wrong_argument_is_reported_once(folder):
