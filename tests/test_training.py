@@ -1,15 +1,19 @@
 """Losses and the training loop, on a tiny model."""
 
+import copy
 import math
 import platform
+from collections import defaultdict
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY_CONFIG, run_python, tiny_loaders
+from conftest import TINY_CONFIG, run_python, same_weights, tiny_loaders
 
 from gpt import (
     GPTModel,
+    TrainState,
     calc_loss_batch,
     calc_loss_loader,
     create_optimizer,
@@ -17,7 +21,9 @@ from gpt import (
     train_step,
     wsd_schedule,
 )
+from support.training.checkpoints import run_config
 from support.training.data import create_dataloader
+from support.training.devices import random_states, set_random_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,6 +82,64 @@ def test_training_depends_on_the_seed_and_not_on_the_evaluations():
         ends.append([last, [p.tolist() for p in model.parameters()]])
     assert ends[0] == ends[1]
     assert ends[0][1] != ends[2][1]
+
+
+def test_an_interrupted_call_leaves_a_usable_model_and_resumes_with_its_state():
+    """Without dropout, because its random numbers would differ."""
+    model = GPTModel(TINY_CONFIG | {"drop_rate": 0.0})
+    whole, state = copy.deepcopy(model), TrainState()
+    train(whole)
+
+    def interrupt(step, num_steps):
+        if step == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, state=state, on_step=interrupt)
+    assert state.step == 14 and not any(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    history = train(model, state=state, evals_per_epoch=5)
+    assert same_weights(model, whole)
+    assert [e.step for e in history][:4] == [0, 10, 16, 20]  # the one of step 12 was missed
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(tiny_model):
+    before, state = [], TrainState()
+
+    def spoil(step, num_steps):
+        if step == 7:  # with a hook, so that the test changes no weight
+            before.append(copy.deepcopy(tiny_model))
+            tiny_model.final_norm.register_forward_hook(lambda module, x, y: y * math.nan)
+
+    with pytest.raises(FloatingPointError, match=r"loss nan.* at step 8 with learning rate \d"):
+        train(tiny_model, state=state, on_step=spoil)
+    assert state.step == 7 and same_weights(tiny_model, before[0])
+
+
+def test_the_settings_of_a_run():
+    ids = torch.arange(9)
+    config = run_config(ids, ids, warmup_steps=np.int64(3), learning_rate=np.float64(4e-4))
+    assert type(config["warmup_steps"]) is int  # a checkpoint must not contain NumPy's numbers
+    assert type(config["learning_rate"]) is float
+    with pytest.raises(TypeError, match="no such settings: epochs, rate"):
+        run_config(ids, ids, rate=1, epochs=2)
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps"])
+def test_the_random_state_of_a_gpu_is_stored_with_the_cpus(monkeypatch, device):
+    device, generators, draws = torch.device(device), defaultdict(torch.Generator), []
+    module, place = getattr(torch, device.type), [device] * (device.type == "cuda")
+    monkeypatch.setattr(module, "get_rng_state", lambda *where: generators[where].get_state())
+    monkeypatch.setattr(
+        module, "set_rng_state", lambda state, *where: generators[where].set_state(state)
+    )
+    gpu = generators[*place].manual_seed(5)
+    states = random_states(device)
+    for stored in (None, states, random_states(torch.device("cpu"))):  # the last: from elsewhere
+        if stored:
+            set_random_states(device, stored)
+        draws.append([torch.rand(3).tolist(), torch.rand(3, generator=gpu).tolist()])
+    assert draws[0] == draws[1] and draws[1][1] != draws[2][1]
 
 
 def test_another_process_learns_and_generates_the_same(capsys):
