@@ -107,10 +107,12 @@ def are_probs(result, logits, **settings):
     return result.shape == logits.shape and torch.allclose(sums.float(), torch.ones(()), atol=1e-2)
 
 
-def run_training(train_ids, val_ids, num_epochs, batch_size, seed, num_windows, **settings):
+def run_training(
+    train_ids, val_ids, context_length, num_epochs, batch_size, seed, num_windows, **settings
+):
     own = GPTModel(TINY_CONFIG)
-    loaders = data.epoch_loaders(train_ids, T, num_epochs, batch_size, seed, V)
-    evals = [data.eval_loader(ids, T, num_windows, V) for ids in (train_ids, val_ids)]
+    loaders = data.epoch_loaders(train_ids, context_length, num_epochs, batch_size, seed, V)
+    evals = [data.eval_loader(ids, context_length, num_windows, V) for ids in (train_ids, val_ids)]
     return gpt.train_model(own, loaders, *evals, **settings), own
 
 
@@ -146,19 +148,17 @@ DECODING = {
 DRAFTS = [None, None, torch.arange(61), torch.arange(122)[None] % 61], [[1, 2], torch.tensor(3.0)]
 EOS_ID = [None], [0.5, math.nan, "3", [1], 10**400, 2**70, V, -1]
 SEEDS = [0, -5, 10**30, np.int64(7)], [1.5, "seed", None]
-VOCAB_SIZES = [61, 50257, 10**9], [5, "many"]
-EPOCHS = {
-    "num_epochs": ([1, 2], [0, -1, 2.5, None]), "batch_size": ([1, 2], WHOLE[1]), "seed": SEEDS
-}  # fmt: skip
+LENGTHS = [5, 16], [*WHOLE[1], 2**31]
+OF_MODEL = LONG, [*TEXTS[1], torch.arange(V + 1)]
 TRAINING = {
-    "train_ids": TEXTS, "val_ids": TEXTS, **EPOCHS, "num_windows": ([1, 4], WHOLE[1]),
+    "train_ids": OF_MODEL, "val_ids": OF_MODEL, "context_length": LENGTHS,
+    "num_windows": ([1, 4], WHOLE[1]), "seed": SEEDS,
+    "num_epochs": ([1, 2], [0, -1, 2.5, None]), "batch_size": ([1, 2], WHOLE[1]),
     "learning_rate": ([1e-3, 1e-5, 0], [*HEAT[1], 10**400]),
     "warmup_steps": ([0, 5, 10**9], HEAT[1]), "weight_decay": ([0, 0.1], HEAT[1]),
     "max_grad_norm": ([1.0, 1e-9, 1e9], HEAT[1]), "evals_per_epoch": ([1, 3, 1000], WHOLE[1][1:]),
     "max_steps": ([0, 3], WHOLE[1][1:]),
 }  # fmt: skip
-SPLIT = {"token_ids": TEXTS, "context_length": ([5, 16], [*WHOLE[1], 2**31])}
-WINDOWS = SPLIT | {"token_ids": (LONG, [*TEXTS[1], torch.arange(V + 1)])}
 SMALL = [  # head starts need no minimum size
     {**TINY_CONFIG, "emb_dim": dim, "n_heads": heads, "context_length": length}
     for dim, heads, length in ((24, 3, 16), (8, 8, 16), (1, 1, 16), (6, 1, 16), (10, 2, 3))
@@ -166,23 +166,16 @@ SMALL = [  # head starts need no minimum size
 
 CASES = {
     "create_dataloader": Case(
-        data.create_dataloader, {**WINDOWS, "batch_size": ([1, 7], [0, -1, 2.5, True, "3"]),
-         "stride": ([None, 2, 16], [0, -1, 2.5, "3"]), "offset": ([0, 1], [-1, 16, 2.0, None]),
-         "seed": SEEDS, "vocab_size": VOCAB_SIZES},
+        data.create_dataloader,
+        {"token_ids": OF_MODEL, "context_length": LENGTHS, "seed": SEEDS,
+         "batch_size": ([1, 7], [0, -1, 2.5, True, "3"]), "stride": ([None, 2, 16], [0, -1, 2.5]),
+         "offset": ([0, 1], [-1, 16, 2.0, None]), "vocab_size": ([61, 50257], [5, "many"])},
         lambda r, context_length, **a: all(
             x.size(1) == context_length and y.dtype == torch.long for x, y in r
         ),
     ),
-    "epoch_loaders": Case(
-        data.epoch_loaders, {**WINDOWS, **EPOCHS, "vocab_size": VOCAB_SIZES},
-        lambda r, num_epochs, **a: len(r) == num_epochs,
-    ),
-    "eval_loader": Case(
-        data.eval_loader, {**WINDOWS, "num_windows": WHOLE, "vocab_size": VOCAB_SIZES},
-        lambda r, num_windows, **a: 1 <= len(r) <= num_windows + 1,
-    ),
     "split_tokens": Case(
-        data.split_tokens, {**SPLIT,
+        data.split_tokens, {"token_ids": TEXTS, "context_length": LENGTHS,
          "val_fraction": ([0.1, 0.5], [0, -0.5, 1, 1.5, math.nan, math.inf, None, "0.5", 1j])},
         lambda r, token_ids, val_fraction, **a: torch.equal(torch.cat(r), token_ids)
         and abs(len(r[1]) - val_fraction * len(token_ids)) < 1,
@@ -194,11 +187,6 @@ CASES = {
     ),
     "give_head_start": Case(
         run_head_start, {"cfg": (SMALL, [])}, lambda r, cfg: r.isfinite().all(), draws=True
-    ),
-    "calc_loss_loader": Case(
-        gpt.calc_loss_loader,
-        {"loader": ([[(ROWS[0][2], ROWS[0][2])]], [[], None]), "model": MODELS},
-        lambda r, **a: 0 < r < 20,
     ),
     "train_model": Case(
         run_training, TRAINING,
@@ -246,8 +234,9 @@ CASES = {
 }  # fmt: skip
 
 CALLED_BY_THESE = {
-    "GPTDataset", "check_config", "check_ids", "check_length", "check_logits", "check_number",
-    "check_prompt", "check_sampling", "draw_token", "plot_losses", "train_step",
+    "GPTDataset", "calc_loss_loader", "check_config", "check_ids", "check_length", "check_logits",
+    "check_number", "check_prompt", "check_sampling", "draw_token", "epoch_loaders", "eval_loader",
+    "plot_losses", "train_step",
 }  # fmt: skip
 
 

@@ -2,12 +2,11 @@
 
 import io
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY_CONFIG
+from conftest import TINY_CONFIG, run
 
 import support.generate
 from support.model.hugging_face import save_hugging_face
@@ -78,8 +77,7 @@ def test_damaged_weights_are_one_line(tiny_model, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_text_that_cannot_be_written_is_one_line(saved):
-    command = [sys.executable, "-m", "support.generate", "A;B", "--weights", saved]
-    with open("/dev/full", "w") as full:
-        process = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "support.generate", "A;B", "--weights", str(saved)]
+    process = run(["sh", "-c", 'exec "$@" > /dev/full', "sh", *command])
     assert process.returncode == 1
     assert process.stderr == "python -m support.generate: [Errno 28] No space left on device\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from app_server import Person, copy_app, need_chainlit, serving
-from conftest import ROOT
+from conftest import ROOT, run
 
 from support.files import read_text
 from support.inspection.memorization import verbatim_share, verbatim_spans
@@ -62,14 +62,6 @@ def first_continuation(server):
     return asyncio.run(scene())
 
 
-def run(command, folder, **environment):
-    """Run a command to its end, with one thread, which is fastest on a busy machine."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120
-    )
-
-
 def output(command, folder, **environment):
     """Return the output of a command that must succeed."""
     process = run(command, folder, **environment)
@@ -77,10 +69,14 @@ def output(command, folder, **environment):
     return process.stdout
 
 
-def chainlit_run(script):
+def refused_start(script, folder, prefix=(), **environment):
+    """Return what `chainlit run` reports, and check that it ends with an error."""
     need_chainlit()
     # Port 0 is any free one, for an app that starts although it should not.
-    return [sys.executable, "-m", "chainlit", "run", str(script), "-h", "--port", "0"]
+    command = [sys.executable, "-m", "chainlit", "run", str(script), "-h", "--port", "0"]
+    process = run([*prefix, *command], folder, **environment)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    return process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +188,8 @@ def test_a_second_app_needs_no_network_and_may_end(server, no_network_at_all, tm
 
 @pytest.mark.parametrize("variables", [{}, {"CHAINLIT_APP_ROOT": "."}], ids=["", "variable"])
 def test_started_elsewhere_the_app_says_where_to_start_it(place, tmp_path, variables):
-    process = run(chainlit_run(place / "app.py"), tmp_path, **variables)
-    assert process.returncode == 1
-    assert "Traceback" not in process.stderr
-    change, start = re.findall("^    (.*)$", process.stderr, re.MULTILINE)
+    error = refused_start(place / "app.py", tmp_path, **variables)
+    change, start = re.findall("^    (.*)$", error, re.MULTILINE)
     show = f'{change} && echo "$CHAINLIT_APP_ROOT" && pwd'
     assert output(["sh", "-c", show], tmp_path, **variables) == f"\n{place}\n"
     assert start == "chainlit run app.py"
@@ -207,18 +201,13 @@ def test_as_a_python_script_the_app_names_its_command(place):
     assert "\n    chainlit run app.py\n" in process.stderr and "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize("run_before", [False, True])
-def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless, run_before):
-    command = chainlit_run("app.py")
-    if run_before:  # by somebody else, who could write there
-        output(["chmod", "u+w", ".", ".chainlit"], read_only)
-        output([sys.executable, "-c", "import chainlit.config"], read_only)
-        output(["chmod", "-R", "a-w", "."], read_only)
-    process = run([*homeless, *command], read_only)
-    assert process.returncode == 1
-    assert str(read_only / ".files") in process.stderr.splitlines()[-1]
-    if run_before:  # otherwise Chainlit itself ends, before it reads app.py
-        assert "Traceback" not in process.stderr
+def test_a_read_only_app_says_what_it_cannot_write(read_only, homeless):
+    """Somebody else, who could write there, has run it before; otherwise, Chainlit itself ends."""
+    output(["chmod", "u+w", ".", ".chainlit"], read_only)
+    output([sys.executable, "-c", "import chainlit.config"], read_only)
+    output(["chmod", "-R", "a-w", "."], read_only)
+    error = refused_start("app.py", read_only, homeless)
+    assert str(read_only / ".files") in error.splitlines()[-1]
     assert "must be writable" in README
 
 

@@ -5,13 +5,10 @@ from functools import partial
 import pytest
 import torch
 from conftest import ROOT, run_python
-from hypothesis import given
-from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-import utils
 from tiktoken_ext import offline_gpt2, openai_public
-from utils import text_to_token_ids, token_ids_to_text, token_label
+from utils import token_ids_to_text, token_label
 
 OFFLINE = """
 import os, socket, sys, tiktoken
@@ -68,21 +65,6 @@ def test_a_damaged_table_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(offline_gpt2, "TABLES", tmp_path)
     with pytest.raises(ValueError, match=r"vocab\.json is damaged: `git restore dataset` brings"):
         offline_gpt2.gpt2()
-
-
-WORDS = [*" \n\ta7.\u3000\xa0\x1cé", "  ", "I'll", " 's", "<|endoftext|>"]
-
-
-@given(st.lists(st.sampled_from(WORDS) | st.text(max_size=3)).map("".join), st.integers(1, 9))
-def test_a_text_in_pieces_has_the_same_tokens_and_comes_back(tokenizer, text, size):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "PIECE", size)
-        pieces = [*utils.split_text(text)]
-        ids = text_to_token_ids(text, tokenizer)
-    assert ids.dtype == torch.long
-    assert ids.tolist() == [tokenizer.encode(text, allowed_special="all")]
-    assert token_ids_to_text(ids, tokenizer) == token_ids_to_text(ids[0], tokenizer) == text
-    assert "".join(pieces) == text and all(pieces)
 
 
 def test_bad_ids(tokenizer):
