@@ -21,9 +21,8 @@ from gpt import (
     train_step,
     wsd_schedule,
 )
-from support.training.checkpoints import run_config
+from support.training.checkpoints import random_states, run_config, set_random_states
 from support.training.data import create_dataloader
-from support.training.devices import random_states, set_random_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
