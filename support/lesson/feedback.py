@@ -84,10 +84,10 @@ def judge_words(guess: object, actual: str) -> str:
 
 
 class Exercise(NamedTuple):
-    """An exercise. A case has the arguments, and then the right result or a judge of the result."""
+    """A solution, and the cases that an answer has to pass."""
 
     solution: Callable
-    cases: Callable[[], list[tuple]]
+    cases: Callable[[], list[tuple]]  # arguments, then the right result or a function to judge it
     hint: str  # what a complaint ends with
     trains: bool  # whether the notebook trains with the answer, which then needs a gradient
 

@@ -1,4 +1,4 @@
-"""The machine to train on: its fastest device, and a setting that makes Linux faster."""
+"""The machine to train on: its fastest device, and an allocator setting for Linux."""
 
 import ctypes
 import platform
