@@ -32,7 +32,7 @@ from gpt import GPT_CONFIG_124M, Evaluation, GPTModel, TrainState, train_model, 
 from support.checks import InputError
 from support.files import atomic_write
 from support.inspection.plots import plot_losses
-from support.model.hugging_face import load_hugging_face, save_hugging_face
+from support.model.hugging_face import save_hugging_face
 from support.model.weights import load_model, rounded_weights, save_weights
 from support.training import checkpoints, command, distributed
 from support.training.arguments import full_config, parse_arguments
@@ -61,7 +61,7 @@ def new_model(args: argparse.Namespace) -> GPTModel:
 def started_from(path: Path, changes: dict[str, Any]) -> GPTModel:
     """Return the model in a file, or in a folder in Hugging Face's format, with `changes`."""
     try:
-        model = load_hugging_face(path) if path.is_dir() else load_model(path, changes)
+        model = load_model(path, {} if path.is_dir() else changes)
     except FileNotFoundError as error:
         raise InputError(error) from error
     drop_rate = full_config(model.cfg, changes)["drop_rate"]

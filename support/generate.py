@@ -16,13 +16,11 @@ import argparse
 import codecs
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import tiktoken
 import torch
 
 from support.checks import InputError
-from support.model.hugging_face import load_hugging_face
 from support.training.command import safe_output
 from utils import load_model, stream, text_to_token_ids, token_bytes
 
@@ -48,8 +46,7 @@ def write(args: argparse.Namespace) -> None:
     """Print the prompt and its continuation. Raises InputError or OSError for bad arguments."""
     tokenizer, generator = tiktoken.get_encoding("gpt2"), torch.Generator()
     generator.seed() if args.seed is None else generator.manual_seed(args.seed % 2**63)
-    path = Path(args.weights)
-    model = load_hugging_face(path) if path.is_dir() else load_model(path, dtype="fastest")
+    model = load_model(args.weights, dtype="fastest")
     prompt = sys.stdin.read().rstrip("\n") if args.prompt is None else args.prompt
     steps = stream(
         model, text_to_token_ids(prompt, tokenizer), args.max_tokens, model.cfg["context_length"],

@@ -15,7 +15,7 @@ from conftest import DISK, TINY_CONFIG, same_weights
 from safetensors.torch import save_file
 
 from gpt import Evaluation, GPTModel, TrainState
-from support.model.hugging_face import load_hugging_face, save_hugging_face
+from support.model.hugging_face import save_hugging_face
 from support.model.weights import load_model, save_weights
 from support.training.checkpoints import read_checkpoint, restore, save_checkpoint
 
@@ -56,7 +56,7 @@ load_weights = partial(load_model, cfg=TINY_CONFIG)  # which not all of these ho
 KINDS = {  # functions to save and to load, and a file name
     "weights": (save_weights, load_weights, "weights.pth"),
     "checkpoint": (save_training, load_training, "training.ckpt"),
-    "folder": (save_hugging_face, load_hugging_face, "folder"),
+    "folder": (save_hugging_face, load_model, "folder"),
     "legacy": (save_legacy, load_weights, "legacy.pth"),
     "safetensors": (lambda m, path: save_file(m.state_dict(), path), load_weights, "w.safetensors"),
 }

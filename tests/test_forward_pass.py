@@ -9,11 +9,11 @@ from conftest import TINY_CONFIG
 
 from gpt import GPTModel, TransformerBlock
 from support.inspection.attention import attention_weights
-from support.model.hugging_face import load_hugging_face, save_hugging_face
+from support.model.hugging_face import save_hugging_face
 from support.model.quantization import quantize
 from support.page import views
 from support.page.batch import Batch
-from utils import stream
+from utils import load_model, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +51,7 @@ def logits_of_a_stream(model, **settings):
 
 def logits_of_an_export(model, folder):
     save_hugging_face(model, folder)
-    return load_hugging_face(folder)(PROMPT).tolist()
+    return load_model(folder)(PROMPT).tolist()
 
 
 CONSUMERS = {

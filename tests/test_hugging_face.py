@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from gpt import GPTModel
-from support.model.hugging_face import INDEX, load_hugging_face, save_hugging_face
+from support.model.hugging_face import INDEX, save_hugging_face
 from support.model.quantization import quantize
 from support.model.weights import load_model
 from utils import generate, text_to_token_ids
@@ -69,9 +69,12 @@ def test_a_saved_model_is_the_same_to_transformers_and_to_us(tmp_path, cfg, dtyp
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     assert_same(model, theirs)
     assert not theirs.config.tie_word_embeddings
-    back = load_hugging_face(folder)
+    back = load_model(folder)
     assert back.cfg == model.cfg and not back.training and same_weights(back, model)
-    assert all(p.requires_grad and p.is_contiguous() for p in back.parameters())
+    assert all(p.requires_grad for p in back.parameters())
+    assert load_model(folder, dtype=torch.int8).out_head.weight.dtype == torch.int8
+    with pytest.raises(ValueError, match="another configuration: n_heads"):
+        load_model(folder, {"n_heads": 1})
 
 
 def test_the_tokenizer_is_gpt2s(tmp_path, tokenizer, story):
@@ -88,7 +91,7 @@ def test_the_tokenizer_is_gpt2s(tmp_path, tokenizer, story):
     names = ("architectures", "n_ctx", "n_embd", "n_head", "n_layer", "layer_norm_epsilon")
     assert [config[name] for name in names] == [["GPT2LMHeadModel"], 16, 24, 3, 1, 1e-5]
     theirs.save_pretrained(tmp_path)  # under other file names
-    load_hugging_face(tmp_path)
+    load_model(tmp_path)
 
 
 @pytest.mark.parametrize("size", ["tiny", pytest.param("shipped", marks=pytest.mark.long)])
@@ -169,7 +172,7 @@ WRITTEN = [
 @pytest.mark.parametrize("write", WRITTEN)
 def test_a_model_of_transformers_is_the_same_to_us(tmp_path, write):
     theirs = write(tmp_path).float()
-    mine = load_hugging_face(tmp_path)
+    mine = load_model(tmp_path)
     assert_same(mine, theirs)
     assert mine.cfg["drop_rate"] == theirs.config.resid_pdrop and mine.cfg["qkv_bias"]
     assert {p.dtype for p in mine.parameters()} == {torch.float32}
@@ -238,7 +241,7 @@ WRONG = [
     (content(INDEX, b'{"weight_map": {"a": "../b"}}'), "index.json is damaged"),
 ]  # fmt: skip
 MISSING = [
-    (missing("config.json"), "not a folder with a config.json"),
+    (missing("config.json"), "a folder without config.json"),
     (missing("model-00002-of-*"), "model-00002-of-"),
     (missing(INDEX), r"no model.saf.* in .*\(pytorch_model\.bin is not read"),
 ]
@@ -252,7 +255,7 @@ def test_a_mismatch_is_named(tmp_path, kind, change, message):
     written()(tmp_path)
     change(tmp_path)
     with pytest.raises(kind, match=message) as caught:
-        load_hugging_face(tmp_path)
+        load_model(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
 

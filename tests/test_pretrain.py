@@ -20,7 +20,7 @@ import gpt
 import pretrain
 from gpt import GPT_CONFIG_124M, GPTModel, TrainState, calc_loss_loader
 from support.files import read_text
-from support.model.hugging_face import load_hugging_face, save_hugging_face
+from support.model.hugging_face import save_hugging_face
 from support.model.weights import load_model, save_weights
 from support.training import texts
 from support.training.arguments import SIZES, model_config
@@ -189,7 +189,7 @@ def test_what_it_shows_and_writes(folder, capsys, tokenizer):
     assert endings == {".pth", ".csv", ".png", ".ckpt", ".lock"}
     loss = training_loss(load_model("out.pth"), tokenizer, 16)
     assert loss == pytest.approx(history[-1][3], abs=0.1)  # except for rounding to 8 bits
-    exported = load_hugging_face("hf")  # without rounding
+    exported = load_model("hf")  # without rounding
     assert training_loss(exported, tokenizer, 16) == pytest.approx(history[-1][3], abs=1e-3)
     content = read_checkpoint("out.ckpt")
     del content["best"]  # as in the checkpoints of an earlier version
@@ -391,7 +391,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         pytest.param("mine.txt --device mps", ".*use 'mps': there is no Apple", marks=no_mps),
         ("mine.txt --colour red", "unrecognized arguments: --colour red"),
         ("mine.txt --start-from gpt2", "argument --start-from: 'gpt2' is not a file or folder"),
-        ("mine.txt --start-from .", r"\. is not a folder with a config\.json"),
+        ("mine.txt --start-from .", r"\. is a folder without config\.json"),
         ("mine.txt --prompt <|endoftext|> --config vocab_size=50256", ".* has tokens outs"),
         ("mine.txt --config vocab_size=90", "token id .* is outside the vocabulary of 90"),
     ],
@@ -484,7 +484,7 @@ def test_a_file_that_cannot_be_written_loses_no_step(capsys, failure, stop_at, u
     else:
         assert read_checkpoint("mine.ckpt")["step"] == NUM_STEPS
         train("--export", "hf")
-        assert everything() == uninterrupted and load_hugging_face(Path("hf"))
+        assert everything() == uninterrupted and load_model(Path("hf"))
 
 
 def test_a_signal_while_the_checkpoint_is_read(failure, stop_at, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY_CONFIG, run_python, same_weights
 
 from gpt import GPTModel, TrainState, calc_loss_loader
-from support.model.hugging_face import load_hugging_face, save_hugging_face
+from support.model.hugging_face import save_hugging_face
 from support.model.quantization import Int8Linear, exact_product
 from support.model.weights import load_model, save_weights
 from support.training.checkpoints import read_checkpoint, restore, save_checkpoint
@@ -76,7 +76,7 @@ def test_a_wrapped_model_is_saved_under_plain_names(tiny_model, saved, tmp_path)
     save_checkpoint(tmp_path / "2.ckpt", other, TrainState(), {})
     assert same_weights(load_model(tmp_path / "2.ckpt"), tiny_model)
     save_hugging_face(other, tmp_path / "2")
-    assert same_weights(load_hugging_face(tmp_path / "2"), tiny_model)
+    assert same_weights(load_model(tmp_path / "2"), tiny_model)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 500.0])
@@ -144,7 +144,7 @@ UNREADABLE = [
     (INTEGERS, "another configuration: Missing .*tok_emb"),
     (GPTModel(TINY_CONFIG), r"contains code \(gpt\.GPTModel\), which is never run; use a"),
     ({"model": C_ATTN, "model_args": {}}, "is for nanoGPT's model, .*: use a"),
-    (C_ATTN, "Hugging Face's format: give its folder, .* to load_hugging_face"),
+    (C_ATTN, "Hugging Face's format: give the folder"),
     ({"optimizer": {}, "\x1b[1m": 2}, r"no weights, but a dict with \['optimizer', '\\x1b\[1m'\]"),
     ({"a": torch.ones(1), "module.a": torch.ones(1)}, "has no weights, but a dict"),
     ({}, "has no weights, but a dict"),
@@ -171,7 +171,7 @@ def test_other_files(tmp_path, name, content):
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth: run pretrain\.ipynb"):
         load_model(tmp_path / "nothing.pth")
-    with pytest.raises(ValueError, match=r"is a folder: .* load_hugging_face"):
+    with pytest.raises(FileNotFoundError, match=r"is a folder without config\.json: give"):
         load_model(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Load and save folders in Hugging Face's format for GPT-2: config.json, weights, a tokenizer.
+"""Read and save folders in Hugging Face's format for GPT-2: config.json, weights, a tokenizer.
 
 GPT-2 has the layers of gpt.py, but its files differ: queries, keys and values are one matrix, the
 blocks' matrices are transposed (inputs first), and the output head may be "tied", which means that
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gpt import GPTModel, check_config
 from support.checks import InputError
 from support.files import atomic_write, read_json
-from support.model.weights import plain_name, plain_weights, wrapped_model
+from support.model.wrappers import plain_name, plain_weights, wrapped_model
 from tiktoken_ext.offline_gpt2 import SHA256, read_table
 
 # Settings with a counterpart in GPTModel: our key, their key, and their default.
@@ -81,19 +81,18 @@ def _transposed(name: str, tensor: Tensor) -> Tensor:
     return tensor.T if name.startswith("h.") and tensor.dim() == 2 else tensor
 
 
-def load_hugging_face(folder: str | Path) -> GPTModel:
-    """Return the GPT-2 in `folder` as a GPTModel, in eval mode, in float32, on the CPU.
+def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights, in float32, and the configuration of the GPT-2 in `folder`, both as ours.
 
     The folder contains config.json, and model.safetensors or its shards, of a GPT-2 of any size.
     `drop_rate` is their `resid_pdrop`; their other two dropout rates are ignored.
 
-    Raises FileNotFoundError if the folder or a file is missing. Raises ValueError if a file is
-    damaged (the format has no checksums), if GPTModel does not support the model, or if the
-    tokenizer is not GPT-2's.
+    Raises FileNotFoundError if a file is missing. Raises ValueError if one is damaged (the format
+    has no checksums), if GPTModel does not support the model, or if the tokenizer is not GPT-2's.
     """
-    folder = Path(folder)
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} is not a folder with a config.json: download a model")
+        remedy = "give a weights file, or a model in Hugging Face's format"
+        raise FileNotFoundError(f"{folder} is a folder without config.json: {remedy}")
     config = read_json(folder / "config.json")
     cfg = _our_config(config, folder)
     _check_tokenizer(folder)
@@ -110,12 +109,12 @@ def load_hugging_face(folder: str | Path) -> GPTModel:
             state[our] = part.float().clone(memory_format=torch.contiguous_format)
     if more := sorted(name for name in stored if not name.endswith(MASKS)):
         raise InputError(f"{folder} has tensors that GPTModel lacks: {', '.join(more[:3])}")
-    if not cfg["qkv_bias"]:  # saved by us without biases, but transformers may have trained some
-        cfg["qkv_bias"] = any(w.any() for name, w in state.items() if re.search("W_.*bias", name))
-    with torch.device("meta"):  # spend no memory on random weights
-        model = GPTModel(cfg)
-    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
-    return model.eval()
+    biases = [name for name in state if re.search("W_.*bias", name)]
+    # A model saved by us has none, unless transformers has trained some since.
+    cfg["qkv_bias"] |= any(state[name].any() for name in biases)
+    if not cfg["qkv_bias"]:
+        state = {name: tensor for name, tensor in state.items() if name not in biases}
+    return state, cfg
 
 
 def _our_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,13 @@ from torch import Tensor, nn
 from gpt import GPT_CONFIG_124M, GPTModel, check_config
 from support.checks import InputError, check_ids
 from support.files import atomic_write, load_archive, read_json
+from support.model.hugging_face import read_hugging_face
 from support.model.quantization import GROUP, Int4Linear, Int8Linear, fast_offset, quantize
+from support.model.wrappers import plain_name, plain_weights, wrapped_model
 
-# Prefixes of torch.compile, of DataParallel and DDP, and of PyTorch Lightning
-WRAPPERS = re.compile(r"\b(_orig_mod|module|model)\.")
 KEYS = ("model_state_dict", "state_dict", "weights", "model")  # of the weights in a checkpoint
 CONFIG = "archive/config.json"  # in our files, which torch.load ignores
 INSTEAD = "use a file written by save_weights or torch.save(model.state_dict(), path)"
-
-
-def plain_name(name: str) -> str:
-    """Return a parameter's name without the prefixes of wrappers, anywhere in it."""
-    return WRAPPERS.sub("", name)
-
-
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's state dict under plain names, even if the model or a part is wrapped.
-
-    Its tensors share the parameters' memory.
-    """
-    return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
-
-
-def wrapped_model(model: nn.Module) -> GPTModel:
-    """Return the GPTModel in a wrapper such as DDP. Raises TypeError if there is none."""
-    for module in model.modules():
-        if isinstance(module, GPTModel):
-            return module
-    raise TypeError(f"model must be a GPTModel, or a wrapper of one, not {type(model).__name__}")
 
 
 def rounded_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -98,12 +76,13 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = torch.float32,
 ) -> GPTModel:
-    """Return the model whose weights are in the file `path`, in eval mode, on `device` (the CPU).
+    """Return the model whose weights are in `path`, in eval mode, on `device` (the CPU).
 
     The file was written by `save_weights` or `torch.save(model.state_dict(), path)`. It can also be
-    a .safetensors file with the same names, or a training checkpoint of `pretrain.py` or the book.
-    Names may have the prefixes of wrappers. Keys of the configuration that neither the file nor
-    `cfg` has are as in GPT_CONFIG_124M. Where both have one, only `drop_rate` may differ.
+    a .safetensors file with the same names, a training checkpoint of `pretrain.py` or the book, or
+    a folder with a GPT-2 in Hugging Face's format. Names may have the prefixes of wrappers. Keys of
+    the configuration that neither the file nor `cfg` has are as in GPT_CONFIG_124M. Where both have
+    one, only `drop_rate` may differ.
 
     `dtype` is torch.float32, bfloat16, float64, int8 or "int4". Each generated token reads all
     weights once, so fewer bytes are faster: bfloat16 on some CPUs, int8 on most, and "int4", on
@@ -111,8 +90,8 @@ def load_model(
     is faster on this device, else float32. support/README.md compares them.
 
     Raises FileNotFoundError if there is no such file. Raises ValueError if it is damaged, belongs
-    to another configuration or contains no weights, and for any other `dtype`. Code in a file is
-    never run.
+    to another configuration or contains no weights, for a folder with another tokenizer or a model
+    that GPTModel does not support, and for any other `dtype`. Code in a file is never run.
     """
     device = torch.device(device or "cpu")
     if dtype == "fastest":
@@ -121,7 +100,8 @@ def load_model(
     if dtype not in (torch.float32, torch.bfloat16, torch.float64, torch.int8, "int4"):
         choice = 'torch.float32, bfloat16, float64 or int8, "int4" or "fastest"'
         raise InputError(f"dtype must be {choice}, not {dtype!r:.60}")
-    state, stored = _read_weights(Path(path))
+    path = Path(path)
+    state, stored = read_hugging_face(path) if path.is_dir() else _read_weights(path)
     cfg = _merged_config(path, stored, cfg or {})
     if dtype == "int4" and (cfg["emb_dim"] % GROUP or device.type != "cpu"):
         problem = f"emb_dim {cfg['emb_dim']} on {device}"
@@ -169,10 +149,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if any(".c_attn." in name for name in names):
         if "model_args" in content:
             raise InputError(f"{path} is for nanoGPT's model, which has another GELU: {INSTEAD}")
-        raise InputError(
-            f"{path} has weights in Hugging Face's format: give its folder, with config.json, to "
-            "load_hugging_face or --start-from"
-        )
+        what = "weights in Hugging Face's format: give the folder with this file and config.json"
+        raise InputError(f"{path} has {what}")
     # Integer tensors are masks and counters.
     weights = {names[name]: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     config = content.get("config")
@@ -188,8 +166,6 @@ def _read_file(path: Path) -> Any:
             f"no weights at {path}: run pretrain.ipynb to create them, or get "
             "pretrain-story-model.pth from the project's repository"
         )
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: for Hugging Face's format, use load_hugging_face")
     if path.suffix != ".safetensors":
         return load_archive(path, "weights", INSTEAD)
     try:

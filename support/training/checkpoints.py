@@ -13,7 +13,7 @@ import gpt
 from gpt import Evaluation, GPTModel, TrainState, train_model
 from support.checks import InputError
 from support.files import atomic_write, load_archive
-from support.model.weights import plain_weights, wrapped_model
+from support.model.wrappers import plain_weights, wrapped_model
 from support.training.data import epoch_loaders
 
 RunConfig = dict[str, Any]
