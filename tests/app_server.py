@@ -1,6 +1,7 @@
 """Test helpers: run the page's server in a copy of the project, and use it as a browser does."""
 
 import asyncio
+import functools
 import http.client
 import json
 import os
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +147,17 @@ def serving(
         finally:
             process.terminate()
             process.wait(timeout=20)
+
+
+def async_test(test: Callable[..., Coroutine]) -> Callable[..., None]:
+    """Run a test in an event loop. The thread is another one, because this may have a browser's."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(asyncio.run, test(**fixtures)).result()
+
+    return run
 
 
 class Person:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import aiohttp
 import pytest
 import torch
-from app_server import Person, Shown, copy_app, serving
+from app_server import Person, Shown, async_test, copy_app, serving
 from conftest import ROOT
 
 SEED = 20
@@ -309,7 +309,8 @@ QUESTION = {"ids": [464, 1468, 8801], "options": ["was", "had"], "wrote": "stopp
 JUNK_ACTS = [QUESTION | {"options": 5}, {"ids": [-1]}, {"ids": [464]}, QUESTION | {"wrote": ""}]
 
 
-def test_a_class_of_thirty(server):
+@async_test
+async def test_a_class_of_thirty(server):
     """Learners guess, change, peek, reveal, come late and send junk; there are two teachers."""
 
     async def act(person, code=None, page="", **payload):
@@ -317,67 +318,65 @@ def test_a_class_of_thirty(server):
         status, answer = await person.act("class", **payload)
         return answer["response"] if status == 200 else None
 
-    async def scene():
-        async with AsyncExitStack() as stack:
-            people = [await stack.enter_async_context(Person(server)) for _ in range(33)]
-            teacher, other, late, *learners = people
-            asked = await act(teacher, **QUESTION)
-            code, number = asked["code"], asked["number"]
+    async with AsyncExitStack() as stack:
+        people = [await stack.enter_async_context(Person(server)) for _ in range(33)]
+        teacher, other, late, *learners = people
+        asked = await act(teacher, **QUESTION)
+        code, number = asked["code"], asked["number"]
 
-            def guess(person, word, **more):
-                return act(person, code, **{"guess": word, "number": number} | more)
+        def guess(person, word, **more):
+            return act(person, code, **{"guess": word, "number": number} | more)
 
-            seen = await act(other, **QUESTION | {"ids": [464] * 300, "options": [5] * 99})
-            assert (seen["options"], seen["text"]) == (["5"] * 6, "The" * 256)
-            assert code != seen["code"]  # another class
-            words = ["had" if i % 3 else f"w{i}" for i in range(30)]
-            await asyncio.gather(*map(guess, learners, words))
-            for junk in JUNK_ACTS:
-                assert await act(learners[0], **{"code": code} | junk) is None
-            assert await guess(learners[0], " ") is None
-            seen = await guess(learners[0], "\ud800  " + "b" * 10**5, reveal=True)  # a change
-            assert seen["guesses"] == 30 and seen["mine"] == "? " + "b" * 37
-            assert (await guess(learners[0], "late", number=-1))["mine"] == seen["mine"]
-            assert (seen["bars"], seen["wrote"], seen["teaching"]) == (None, None, False)
-            assert (await act(learners[0], code, reveal=True))["bars"] is None
-            assert (await act(teacher, code, reveal=True))["teaching"]
-            assert (await guess(learners[0], "had"))["mine"] == seen["mine"]
-            assert (await act(late, code))["bars"] is None
-            bars = (await guess(late, "had"))["bars"]
-            counts = {bar["word"]: bar["count"] for bar in bars}
-            assert counts["had"] == 21 and counts["was"] == counts["stopped"] == 0
-            assert sum(counts.values()) == 31 and 0 < sum(bar["prob"] for bar in bars) < 1
-            assert not (await act(late, code))["full"]
-            for i in range(40):
-                await guess(late, "had", page=f"page {i}")
-            seen = await act(late, code)
-            assert (seen["guesses"], seen["full"]) == (40, True)  # no more
-            seen = await act(teacher, **QUESTION)  # the next question
-            assert (seen["code"], seen["guesses"]) == (code, 0)
-            await teacher.client.disconnect()
-            deadline = time.monotonic() + 60
-            while await act(late, code):  # until the teacher's session ends
-                assert time.monotonic() < deadline
-            return server.kept()["objects"]["Classroom"]
-
-    assert asyncio.run(scene()) == 1  # the other teacher's
+        seen = await act(other, **QUESTION | {"ids": [464] * 300, "options": [5] * 99})
+        assert (seen["options"], seen["text"]) == (["5"] * 6, "The" * 256)
+        assert code != seen["code"]  # another class
+        words = ["had" if i % 3 else f"w{i}" for i in range(30)]
+        await asyncio.gather(*map(guess, learners, words))
+        for junk in JUNK_ACTS:
+            assert await act(learners[0], **{"code": code} | junk) is None
+        assert await guess(learners[0], " ") is None
+        seen = await guess(learners[0], "\ud800  " + "b" * 10**5, reveal=True)  # a change
+        assert seen["guesses"] == 30 and seen["mine"] == "? " + "b" * 37
+        assert (await guess(learners[0], "late", number=-1))["mine"] == seen["mine"]
+        assert (seen["bars"], seen["wrote"], seen["teaching"]) == (None, None, False)
+        assert (await act(learners[0], code, reveal=True))["bars"] is None
+        assert (await act(teacher, code, reveal=True))["teaching"]
+        assert (await guess(learners[0], "had"))["mine"] == seen["mine"]
+        assert (await act(late, code))["bars"] is None
+        bars = (await guess(late, "had"))["bars"]
+        counts = {bar["word"]: bar["count"] for bar in bars}
+        assert counts["had"] == 21 and counts["was"] == counts["stopped"] == 0
+        assert sum(counts.values()) == 31
+        (had,) = (bar["prob"] for bar in bars if bar["word"] == "had")
+        _, answer = await late.act("look", what="word", ids=QUESTION["ids"], word="had")
+        assert [had] == answer["response"]
+        assert not (await act(late, code))["full"]
+        for i in range(40):
+            await guess(late, "had", page=f"page {i}")
+        seen = await act(late, code)
+        assert (seen["guesses"], seen["full"]) == (40, True)  # no more
+        seen = await act(teacher, **QUESTION)  # the next question
+        assert (seen["code"], seen["guesses"]) == (code, 0)
+        await teacher.client.disconnect()
+        deadline = time.monotonic() + 60
+        while await act(late, code):  # until the teacher's session ends
+            assert time.monotonic() < deadline
+        assert server.kept()["objects"]["Classroom"] == 1  # the other teacher's
 
 
 # 4. Failures ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("word", ["anvil", "bellows"])
-def test_a_failing_continuation_affects_nobody_else(server, known, word):
-    async def scene():
-        async with Visitor(server, known) as unlucky, Visitor(server, known) as other:
-            await other.ask(MANY)
-            await other.see(1, other.message_id)
-            await unlucky.set(max_new_tokens=MANY)
-            await unlucky.send(f"The {word}")
-            _, problem = await unlucky.expect("problem")
-            assert problem == "Something went wrong. You can try again."
-            await other.finish()  # fails if it gets the error
-            for _ in range(2):
-                await generate_one(unlucky)
-
-    asyncio.run(scene())
+@async_test
+async def test_a_failing_continuation_affects_nobody_else(server, known, word):
+    async with Visitor(server, known) as unlucky, Visitor(server, known) as other:
+        await other.ask(MANY)
+        await other.see(1, other.message_id)
+        await unlucky.set(max_new_tokens=MANY)
+        await unlucky.send(f"The {word}")
+        _, problem = await unlucky.expect("problem")
+        assert problem == "Something went wrong. You can try again."
+        await other.finish()  # fails if it gets the error
+        for _ in range(2):
+            await generate_one(unlucky)
