@@ -91,7 +91,6 @@ attend
 - F.scaled_dot_product_attention(q, k, v, is_causal=True)[None]
 layer_norm
 + d = x - x.mean(-1, keepdim=True)\nd * (d.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * scale + shift
-+ F.layer_norm(x, scale.shape, scale, shift)
 - x -= x.mean(-1, keepdim=True)\nF.layer_norm(x, scale.shape, scale, shift)
 - (x - x.mean(-1, keepdim=True)) / (x.std(-1, correction=0, keepdim=True) + 1e-5) * scale + shift
 - F.layer_norm(x, scale.shape, scale, shift, eps=1e-6)
@@ -285,10 +284,7 @@ def test_a_complaint_shows_the_call_both_results_and_a_hint(name, body, complain
 
 def test_what_is_not_a_function_of_an_exercise_gets_help(capsys):
     assert "Check the function itself, as in check(merge), not None" in said(None, capsys, "merge")
-    assert "not [1, 2]" in said([1, 2], capsys, "merge")
     assert "Check the function itself" in said("merge", capsys)
-    square = lambda w, x, y, lr: w - 2 * lr * (w * x - y) * x  # noqa: E731
-    assert said(square, capsys, "descend") == "right."
     assert said(EXERCISES["merge"].solution, capsys).startswith("this is the solution.")
     for other in (lambda p: 1.0, torch.zeros(2), {"A": 1}, None, max):
         assert check(other) is other

@@ -30,7 +30,7 @@ def rounded_weights(model: nn.Module) -> dict[str, Tensor]:
             raise ValueError(f"{name} is quantized, for generation only: nothing saved")
         if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
             raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
-        state[name] = tensor.detach().to("cpu", torch.float8_e4m3fn, copy=True)
+        state[name] = tensor.to("cpu", torch.float8_e4m3fn, copy=True)
     return state
 
 
@@ -65,7 +65,6 @@ def save_weights(
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as packed:
         for name in (*plain.namelist(), CONFIG):
             entry = zipfile.ZipInfo(name)  # without the time: same weights, same file
-            entry.external_attr = 0o600 << 16
             content = config if name == CONFIG else plain.read(name)
             packed.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
