@@ -200,7 +200,10 @@ def test_smaller_weights(tmp_path, dtype, stored, count, error):
             save_weights(model, path)
 
 
-def test_four_bits_need_groups_of_64_and_a_cpu(saved, tmp_path):
+def test_each_dtype_has_its_needs(saved, tmp_path):
+    with pytest.raises(ValueError, match='dtype must be .* or "fastest", not torch.float16'):
+        load_model(saved, dtype=torch.float16)
+    assert load_model(saved, device="meta", dtype="fastest").out_head.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="divisible by 64, not emb_dim 24 on cpu"):
         load_model(saved, TINY_CONFIG, dtype="int4")
     cfg = {**TINY_CONFIG, "emb_dim": 64, "n_heads": 4}
