@@ -201,7 +201,7 @@ def test_smaller_weights(tmp_path, dtype, stored, count, error):
 
 
 def test_each_dtype_has_its_needs(saved, tmp_path):
-    with pytest.raises(ValueError, match='dtype must be .* or "fastest", not torch.float16'):
+    with pytest.raises(ValueError, match=r'dtype must be .* or "fastest", not torch\.float16'):
         load_model(saved, dtype=torch.float16)
     assert load_model(saved, device="meta", dtype="fastest").out_head.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="divisible by 64, not emb_dim 24 on cpu"):
