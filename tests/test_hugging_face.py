@@ -176,6 +176,7 @@ def test_a_model_of_transformers_is_the_same_to_us(tmp_path, write):
     assert_same(mine, theirs)
     assert mine.cfg["drop_rate"] == theirs.config.resid_pdrop and mine.cfg["qkv_bias"]
     assert {p.dtype for p in mine.parameters()} == {torch.float32}
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in mine.parameters())  # no views
     mine.tok_emb.weight.data.zero_()
     assert mine.out_head.weight.any()  # no longer tied
 

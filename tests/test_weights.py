@@ -168,11 +168,9 @@ def test_other_files(tmp_path, name, content):
         load_model(tmp_path / name, TINY_CONFIG)
 
 
-def test_a_missing_file_and_a_folder(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth: run pretrain\.ipynb"):
         load_model(tmp_path / "nothing.pth")
-    with pytest.raises(FileNotFoundError, match=r"is a folder without config\.json: give"):
-        load_model(tmp_path)
 
 
 # 3. Smaller weights -------------------------------------------------------------------------
