@@ -57,7 +57,8 @@ async def compare(person, ids, temperatures):
 
 
 @pytest.mark.parametrize(
-    ("how", "seen"), [("stop", 1), ("stop", 5), ("disconnect", 0), ("disconnect", 5)]
+    ("how", "seen"),
+    [("stop", 1), ("stop", 5), ("the next request", 5), ("disconnect", 0), ("disconnect", 5)],
 )
 @async_test
 async def test_a_stopped_or_disconnected_user_frees_the_slot_and_has_the_text(
@@ -66,10 +67,18 @@ async def test_a_stopped_or_disconnected_user_frees_the_slot_and_has_the_text(
     async with Person(server) as leaver, Person(server) as stayer:
         await leaver.set(max_new_tokens=500, seed="3", **HOT)
         before = server.tokens()
-        await leaver.send(PROMPT)
-        await leaver.see(seen)
-        await (leaver.client.emit("stop") if how == "stop" else leaver.client.disconnect())
+        if seen:
+            await leaver.send(PROMPT)
+            await leaver.see(seen)
+        if how == "stop":
+            await leaver.client.emit("stop")
+        elif how == "disconnect":
+            await leaver.client.disconnect()
+        else:
+            await leaver.act("generate", ids=[464], runs=[])
         await stayer.write(max_new_tokens=60, **HOT)
+        if not seen:  # a request that arrives after the disconnect
+            await leaver.act("generate", ids=[464], runs=[{"run": "late"}])
         generated = server.tokens() - before
         if how == "disconnect":
             await leaver.connect()
