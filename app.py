@@ -140,6 +140,10 @@ ELEMENTS = (
 )  # fmt: skip
 
 
+async def show_problem(text: str) -> None:
+    await cl.context.emitter.emit("problem", text)
+
+
 async def missing_model() -> str | None:
     """Return None if there is a model, or the error and its remedy."""
     try:
@@ -155,7 +159,7 @@ async def missing_model() -> str | None:
 async def find_model() -> GPTModel | None:
     """Return the model, or show why there is none."""
     if not state.model and (problem := await missing_model()):
-        await server.show_problem(problem)
+        await show_problem(problem)
     return state.model
 
 
@@ -228,7 +232,12 @@ async def on_generate(action: cl.Action) -> None:
             await asyncio.gather(*map(stream, continuations))
     except Exception:
         server.logger.exception("a continuation failed")
-        await server.show_problem("Something went wrong. You can try again.")
+        await show_problem("Something went wrong. You can try again.")
+
+
+@cl.action_callback("stop")
+async def on_stop(action: cl.Action) -> None:
+    stop_generation()
 
 
 @cl.action_callback("tokens")
@@ -239,7 +248,7 @@ async def on_tokens(action: cl.Action) -> Any:
     else:
         text = str(action.payload["text"])
         if len(text) > server.MAX_PROMPT:
-            return await server.show_problem(f"At most {server.MAX_PROMPT:,} characters at a time.")
+            return await show_problem(f"At most {server.MAX_PROMPT:,} characters at a time.")
         ids = await run_in(background_executor, encode, text)
     return await run_in(background_executor, views.plain_tokens, ids, tokenizer)
 
@@ -279,18 +288,12 @@ async def on_message(message: cl.Message) -> None:
     cl.chat_context.clear()  # otherwise Chainlit stores all prompts in memory
     prompt = message.content[-server.MAX_PROMPT :]
     if not prompt:
-        await server.show_problem("Type a prompt first. One word is enough.")
+        await show_problem("Type a prompt first. One word is enough.")
     elif await find_model():
         ids = await run_in(background_executor, encode, prompt)
         shown = await run_in(background_executor, views.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
         data = {"id": message.id, "tokens": shown, "before": len(ids) - len(shown)}
         await cl.context.emitter.emit("prompt", data)
-
-
-@cl.on_stop
-async def on_stop() -> None:
-    stop_generation()
-    await server.remove_stop_message()  # the line below the text says so
 
 
 @cl.on_chat_end

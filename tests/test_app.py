@@ -71,7 +71,7 @@ async def test_a_stopped_or_disconnected_user_frees_the_slot_and_has_the_text(
             await leaver.send(PROMPT)
             await leaver.see(seen)
         if how == "stop":
-            await leaver.client.emit("stop")
+            await leaver.act("stop")
         elif how == "disconnect":
             await leaver.client.disconnect()
         else:

@@ -132,7 +132,7 @@ async def generate_one(visitor):
 
 async def stop(visitor):
     seen = await visitor.ask_much()
-    await visitor.client.emit("stop")
+    await visitor.act("stop")
     if seen:  # a prompt that is stopped at once leaves nothing
         await visitor.finish(whole=False)
 

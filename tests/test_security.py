@@ -465,7 +465,7 @@ def test_a_link_on_another_site_opens_the_page(browser, server, other_port):
 SERVER = (ROOT / "support" / "page" / "server.py").read_text(encoding="utf-8")
 MISSING = """
 import inspect, pkgutil, sys
-import chainlit.session, chainlit.socket
+import chainlit.session
 sessions = inspect.getsource(chainlit.session)
 for name in sys.argv[1:]:
     attribute = name.rpartition(".")[2]
@@ -474,8 +474,6 @@ for name in sys.argv[1:]:
     except (ImportError, AttributeError):
         if "Session." not in name or f"self.{attribute}" not in sessions:
             print(name)
-if '"Task manually stopped."' not in inspect.getsource(chainlit.socket):
-    print("Task manually stopped.")
 """
 
 

@@ -191,7 +191,7 @@ export const page = {
   // `running` names the request. Each run may have settings of its own.
   requestRuns: (running, ids, runs) =>
     page.request('generate', { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs }).then(() => page.state.running === running && page.onEnd()),
-  stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.socket.emit('stop')),
+  stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.request('stop', {})),
   // The server's answer; undefined after an error, which Chainlit shows.
   request: (name, payload) => page.call({ name, payload }).then(({ response }) => response ?? null, () => undefined),
   // Change the text such that Undo can take it back.

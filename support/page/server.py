@@ -1,11 +1,11 @@
-"""Chainlit hardening: threads, limits, allowed hosts and origins, headers, messages.
+"""Chainlit hardening: threads, limits, allowed hosts and origins, headers.
 
 `chainlit run app.py` always serves Chainlit's own FastAPI app. An app of our own that mounts
 Chainlit (`mount_chainlit`) would need another command. So app.py calls `protect` instead.
 With `chainlit run -w`, Chainlit executes all of the project again after each change. The middleware
 and the executors of the first execution stay in use.
 
-Undocumented names of Chainlit 2.12 used here, and "Task manually stopped." (a test reports all):
+Undocumented names of Chainlit 2.12 used here (a test reports those that are missing):
     chainlit.server:app.state
     chainlit.server:get_html_template
     chainlit.server:sio.eio.max_http_buffer_size
@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import chainlit as cl
 import torch
 from chainlit import server
 from chainlit.config import config
@@ -103,7 +102,7 @@ def protect(root: Path) -> None:
         raise SystemExit(f"{files} is not writable. Copy the project to a folder of your own.")
 
     sio.on("connect", _connect)
-    for unused in ("edit_message", "chat_settings_change"):  # would store what the client sends
+    for unused in ("stop", "edit_message", "chat_settings_change"):  # these would store something
         sio.on(unused, lambda *_: None)
     sio.eio.max_http_buffer_size = MAX_BYTES  # of each message on a WebSocket
     if not reloading:
@@ -217,17 +216,3 @@ def freeze_memory() -> None:
     if not reloading:
         gc.collect()
         gc.freeze()
-
-
-# 3. Messages --------------------------------------------------------------------------------
-
-
-async def show_problem(text: str) -> None:
-    await cl.context.emitter.emit("problem", text)
-
-
-async def remove_stop_message() -> None:
-    """Remove the message that Chainlit sends when the Stop button is pressed."""
-    for sent in cl.chat_context.get():
-        if sent.content == "Task manually stopped.":
-            await sent.remove()
