@@ -5,7 +5,6 @@ weight, the model's mode or the global random state, unless documented. pytest's
 pyproject.toml) ends a call that hangs. A check that these functions call needs no case of its own.
 """
 
-import inspect
 import math
 import random
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from conftest import TINY_CONFIG
 import gpt
 import utils
 from gpt import GPTModel
-from support import checks
 from support.inspection import attention, memorization, plots
 from support.page.batch import Batch
 from support.training import data, head_start
@@ -232,20 +230,6 @@ CASES = {
         lambda r, **a: len(r.axes) == 2,
     ),
 }  # fmt: skip
-
-CALLED_BY_THESE = {
-    "GPTDataset", "calc_loss_loader", "check_config", "check_ids", "check_length", "check_logits",
-    "check_number", "check_prompt", "check_sampling", "draw_token", "epoch_loaders", "eval_loader",
-    "plot_losses", "train_step",
-}  # fmt: skip
-
-
-def test_every_function_that_documents_errors_is_called():
-    for module in (gpt, utils, checks, data, attention, memorization, plots):
-        for name, thing in vars(module).items():
-            if getattr(thing, "__module__", "") == module.__name__ and name[0] != "_":
-                documented = "Raise" in (inspect.getdoc(thing) or "")
-                assert not documented or name in CASES.keys() | CALLED_BY_THESE
 
 
 def global_state():
