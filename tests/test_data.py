@@ -18,6 +18,7 @@ from support.training.data import (
     eval_loader,
     loss_with_error,
     make_loaders,
+    split_tokens,
 )
 from support.training.texts import load_token_file
 from utils import text_to_token_ids, token_ids_to_text
@@ -173,6 +174,12 @@ def test_the_standard_error_is_that_of_the_windows(tiny_model):
     shown = loss_with_error(losses.mean().item(), loader, tiny_model)
     assert shown == f"{losses.mean().item():.3f} ± {error:.3f} (3 windows)" and error > 0.001
     assert loss_with_error(5.0, loader[:1], tiny_model) == "5.000 (1 window)"
+
+
+@pytest.mark.parametrize("fraction", [0, 1])
+def test_both_parts_need_tokens(fraction):
+    with pytest.raises(ValueError, match=f"val_fraction must be between 0 and 1, not {fraction}"):
+        split_tokens(torch.arange(100), 16, fraction)
 
 
 @pytest.mark.parametrize("load", [create_dataloader, eval_loader, epoch_loaders])

@@ -55,7 +55,7 @@ ROWS = [  # of token ids
     [[1, 2]], "clock", np.array([[1]]), tensor(5)[0], torch.ones(1, 2, dtype=torch.long).to("meta"),
 ]  # fmt: skip
 LONG = [torch.arange(400) % V, torch.arange(200, dtype=torch.int32) % V, tensor(*[0] * 30)]
-TEXTS = LONG, [torch.arange(5), torch.arange(40) - 1, *ROWS[1]]
+TEXTS = LONG, [torch.arange(5), torch.arange(40) - 1, torch.arange(V)[:, None], *ROWS[1]]
 LISTS = [
     [], [1], [1, 2, 3] * 5, list(range(30)), [7] * 300, tensor(1, 2, 3), np.array([1, 2, 3])
 ], [None, 5, "clock", [[1, 2]], [None], [0.9], tensor([1, 2])]  # fmt: skip
@@ -167,7 +167,7 @@ CASES = {
         data.create_dataloader,
         {"token_ids": OF_MODEL, "context_length": LENGTHS, "seed": SEEDS,
          "batch_size": ([1, 7], [0, -1, 2.5, True, "3"]), "stride": ([None, 2, 16], [0, -1, 2.5]),
-         "offset": ([0, 1], [-1, 16, 2.0, None]), "vocab_size": ([61, 50257], [5, "many"])},
+         "offset": ([0, 1], [-1, 5, 16, 2.0, None]), "vocab_size": ([61, 50257], [5, "many"])},
         lambda r, context_length, **a: all(
             x.size(1) == context_length and y.dtype == torch.long for x, y in r
         ),

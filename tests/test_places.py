@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from app_server import Person, copy_app, need_chainlit, serving
+from app_server import PROMPT, Person, copy_app, need_chainlit, serving
 from conftest import ROOT, run
 
 from support.files import read_text
@@ -22,7 +22,6 @@ from support.python_version import NEWEST, OLDEST, require_python
 from utils import text_to_token_ids
 
 TESTS = ROOT / "tests"
-PROMPT = "On Thursday there was fog."
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 (SNIPPET,) = re.findall(r"^```python\n([^`]*pretrain-story[^`]*)```", README, re.MULTILINE)
 
@@ -53,9 +52,7 @@ def first_continuation(server):
 
     async def scene():
         async with Person(server) as person:
-            await person.set(max_new_tokens=40, temperature=0)
-            await person.send(PROMPT)
-            shown = await person.continuation()
+            shown = await person.write(PROMPT, max_new_tokens=40, temperature=0)
             _, answer = await person.act("look", what="copied", ids=shown.ids)
             return shown, answer["response"]
 

@@ -6,14 +6,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
-from conftest import ROOT, enter
+from conftest import ROOT, enter, run
 
 import gpt
 import pretrain
@@ -273,6 +273,23 @@ def test_a_signal_saves_first_and_the_same_command_resumes(
     assert everything() == uninterrupted
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("module", "function"), [(zlib, "crc32"), (torch, "load")])
+def test_a_signal_while_it_tokenizes_or_reads_the_checkpoint(
+    folder, failure, stop_at, monkeypatch, number, module, function
+):
+    monkeypatch.setattr(texts, "LARGE", 0)
+    if module is torch:
+        stop_at(9, terminate)
+        failure(143)
+    before = {*folder.iterdir(), folder / "mine.lock"}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, lambda *_, **settings: signal.raise_signal(number))
+        assert failure(128 + number) == AGAIN
+    assert {*folder.iterdir()} <= before  # no half a file
+    assert (read_checkpoint("mine.ckpt") or {"step": 9})["step"] == 9
+
+
 def test_an_ignored_signal_stays_ignored(stop_at, uninterrupted):
     before = signal.signal(STOPPING[-1], signal.SIG_IGN)  # as `nohup` does
     stop_at(3, lambda run: signal.raise_signal(STOPPING[-1]))
@@ -466,15 +483,6 @@ def test_a_file_that_cannot_be_written_loses_no_step(capsys, failure, stop_at, u
         assert everything() == uninterrupted and load_model(Path("hf"))
 
 
-def test_a_signal_while_the_checkpoint_is_read(failure, stop_at, monkeypatch):
-    stop_at(9, terminate)
-    failure(143)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "load", lambda *_, **settings: signal.raise_signal(signal.SIGTERM))
-        assert failure(143) == AGAIN
-    assert read_checkpoint("mine.ckpt")["step"] == 9
-
-
 def test_a_failing_report_does_not_end_the_training(capsys, monkeypatch, uninterrupted):
     calls, generate = [], pretrain.generate
 
@@ -494,8 +502,7 @@ def test_a_failing_report_does_not_end_the_training(capsys, monkeypatch, uninter
 
 def test_a_folder_where_one_may_not_write(failure, small_disk, monkeypatch):
     text = shutil.copy("mine.txt", small_disk)
-    remount = ["mount", "-o", "remount,ro", small_disk]
-    assert subprocess.run(remount).returncode == 0
+    assert run(["mount", "-o", "remount,ro", small_disk]).returncode == 0
     monkeypatch.setattr(texts, "LARGE", 0)
     train(text=text)  # whose tokens are stored beside the weights
     line = failure(1, "--weights", str(small_disk / "mine.pth"), text=text)
@@ -694,17 +701,3 @@ def test_a_folder_of_texts_and_a_validation_text(folder, monkeypatch, tokenizer,
     train("--val", "poems/more/2.txt", "--val", "poems/more/../more/2.txt", text="poems")
     assert everything("poems") == everything()
     assert len(list(folder.glob("poems.*.tokens"))) == (2 if large else 0)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_tokenizing_leaves_no_half_file(folder, monkeypatch, failure, number):
-    monkeypatch.setattr(texts, "LARGE", 1000)
-    encode = texts._encode
-
-    def interrupted(*arguments):
-        yield next(encode(*arguments))
-        signal.raise_signal(number)
-
-    monkeypatch.setattr(texts, "_encode", interrupted)
-    assert failure(128 + number) == AGAIN
-    assert {path.name for path in folder.iterdir()} <= {"mine.txt", "mine.lock"}
