@@ -395,11 +395,16 @@ def test_a_reload_brings_everything_back(page):
 def test_streaming_stop_continue_again_and_back(page):
     settle(page, temperature=5, top_k=0, max_new_tokens=500, seed="11")
     seen = 0
+    page.evaluate(
+        "void page.subscribe(() => { const idle = page.state.running === null;"
+        " page.was_busy ||= !idle; page.was_idle ||= page.was_busy && idle; })"
+    )
     page.locator("#chat-input").fill("The old clock")
     click(page, "#chat-submit")
     for _ in range(3):  # the text grows while it is generated
         page.wait_for_function("seen => page.document() && page.text().length > seen", arg=seen)
         seen = len(text_of(page))
+    assert not page.evaluate("page.was_idle")
     click(page, "#stop")
     expect(page.locator(".facts")).to_contain_text("stopped")
     expect(page.locator(".facts")).to_contain_text("seed 11")
@@ -548,7 +553,7 @@ def test_two_tabs_and_the_list_of_texts(page):
     )
     generate(other, "On Thursday there was fog.", max_new_tokens=5)
     other.wait_for_function("localStorage.getItem('story-page')?.includes('per second')")
-    page.evaluate("page.onEnd(); dispatchEvent(new Event('pagehide'))")  # stores its own again
+    page.evaluate("page.set({}); dispatchEvent(new Event('pagehide'))")  # stores its own again
     other.reload()
     click(other, "#new")
     expect(other.locator("#chat-input")).to_be_focused()

@@ -111,7 +111,7 @@ export const page = {
   connect(socket) {
     page.socket = socket;
     if (!page.state.settings) page.start();
-    const events = Object.entries({ connect: page.onConnect, disconnect: page.onDisconnect, ready: page.onReady, problem: page.onProblem, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished, task_end: page.onEnd });
+    const events = Object.entries({ connect: page.onConnect, disconnect: page.onDisconnect, ready: page.onReady, problem: page.onProblem, prompt: page.onPrompt, tokens: page.onTokens, finished: page.onFinished });
     events.forEach((event) => socket.on(...event));
     return () => events.forEach((event) => socket.off(...event));
   },
@@ -148,7 +148,6 @@ export const page = {
     const missing = settings.max_new_tokens - last.tokens.filter(isGenerated).length;
     if (missing > 0) page.generate(last, idsOf(page.document()), [], { max_new_tokens: missing });
   },
-  onEnd: () => page.set({ running: null }),
   onProblem: (problem) => page.set({ problem }),
   // The server has read a prompt, which begins a new document.
   onPrompt({ id, tokens, before }) {
@@ -190,7 +189,7 @@ export const page = {
   },
   // `running` names the request. Each run may have settings of its own.
   requestRuns: (running, ids, runs) =>
-    page.request('generate', { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs }).then(() => page.state.running === running && page.onEnd()),
+    page.request('generate', { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs }).then(() => page.state.running === running && page.set({ running: null })),
   stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.request('stop', {})),
   // The server's answer; undefined after an error, which Chainlit shows.
   request: (name, payload) => page.call({ name, payload }).then(({ response }) => response ?? null, () => undefined),
