@@ -149,13 +149,13 @@ def serving(
             process.wait(timeout=20)
 
 
-def async_test(test: Callable[..., Coroutine]) -> Callable[..., None]:
-    """Run a test in an event loop. The thread is another one, because this may have a browser's."""
+def awaited(function: Callable[..., Coroutine]) -> Callable[..., Any]:
+    """Run an asynchronous test or fixture in another thread: this one may have a browser's loop."""
 
-    @functools.wraps(test)
-    def run(**fixtures: Any) -> None:
+    @functools.wraps(function)
+    def run(**fixtures: Any) -> Any:
         with ThreadPoolExecutor(1) as executor:
-            executor.submit(asyncio.run, test(**fixtures)).result()
+            return executor.submit(asyncio.run, function(**fixtures)).result()
 
     return run
 

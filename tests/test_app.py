@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import tiktoken
 import torch
-from app_server import PROMPT, WEIGHTS, Person, async_test, copy_app, serving
+from app_server import PROMPT, WEIGHTS, Person, awaited, copy_app, serving
 from conftest import ROOT
 
 from support.page.settings import as_chosen, read_settings
@@ -60,7 +60,7 @@ async def compare(person, ids, temperatures):
     ("how", "seen"),
     [("stop", 1), ("stop", 5), ("the next request", 5), ("disconnect", 0), ("disconnect", 5)],
 )
-@async_test
+@awaited
 async def test_a_stopped_or_disconnected_user_frees_the_slot_and_has_the_text(
     server, model, how, seen
 ):
@@ -91,7 +91,7 @@ async def test_a_stopped_or_disconnected_user_frees_the_slot_and_has_the_text(
         assert shown.ids == expected(model, PROMPT, length, 3, temperature=5, top_k=None)
 
 
-@async_test
+@awaited
 async def test_continue_try_again_and_compare(server, model):
     async with Person(server) as person:
         # At a high temperature, another prompt would get another continuation.
@@ -130,7 +130,7 @@ BAD_PROMPTS = {
 
 
 @pytest.mark.parametrize("name", BAD_PROMPTS)
-@async_test
+@awaited
 async def test_any_prompt_is_continued(server, name):
     shown = await continued(server, BAD_PROMPTS[name], max_new_tokens=3, temperature=0)
     assert len(shown.tokens) == 3 and shown.facts[0] == "3 tokens"
@@ -138,7 +138,7 @@ async def test_any_prompt_is_continued(server, name):
     assert not any("seed" in fact for fact in shown.facts)  # it has no effect at temperature 0
 
 
-@async_test
+@awaited
 async def test_only_the_end_of_a_long_prompt_is_kept(server):
     async with Person(server) as person:
         await person.set(max_new_tokens=1)
@@ -149,7 +149,7 @@ async def test_only_the_end_of_a_long_prompt_is_kept(server):
     assert TWO_MB.endswith("".join(token["text"] for token in shown["tokens"]))
 
 
-@async_test
+@awaited
 async def test_an_empty_prompt_is_answered(server):
     with pytest.raises(AssertionError, match="Type a prompt first"):
         await continued(server, "")
@@ -179,7 +179,7 @@ def test_settings_of_any_kind_are_clamped_or_replaced(raw, read, seed):
     assert read_settings(as_chosen(settings)) == settings  # back from the page's form
 
 
-@async_test
+@awaited
 async def test_no_settings_are_kept(server):
     async with Person(server) as person:
         for settings in (["seed"], "seed", None, 5, {"seed": "9" * 10**6}):
@@ -195,7 +195,7 @@ BAD_PAYLOADS = [
 ]  # fmt: skip
 
 
-@async_test
+@awaited
 async def test_forged_requests_are_refused(server):
     async with Person(server) as person:
         before = server.tokens()
@@ -228,7 +228,7 @@ with (ROOT / "readings").open("a") as readings:
 """
 
 
-@async_test
+@awaited
 async def test_the_app_is_reloaded_after_each_change(tmp_path):
     def readings():
         return (tmp_path / "readings").read_text().splitlines()
@@ -273,7 +273,7 @@ def test_a_missing_story_of_your_own_is_named_with_its_variable(tmp_path):
     assert "Traceback" not in str(ended.value)
 
 
-@async_test
+@awaited
 async def test_git_ignores_the_files_that_the_app_writes(server):
     (server.folder / ".git" / "info").mkdir(parents=True)
     (server.folder / ".git" / "info" / "exclude").write_text("counted.py\ncount\nkept\n*.pth\n")

@@ -11,12 +11,11 @@ import uuid
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from itertools import product
-from typing import NamedTuple
 
 import aiohttp
 import pytest
 import torch
-from app_server import Person, Shown, async_test, copy_app, serving
+from app_server import Person, Shown, awaited, copy_app, serving
 from conftest import ROOT
 
 SEED = 20
@@ -59,29 +58,21 @@ def server(tmp_path_factory):
         yield server
 
 
-class Expected(NamedTuple):
-    """The continuations of a prompt with some settings, as token ids."""
-
-    ids: list[int]  # MANY tokens, of which a shorter one is a prefix
-    greedy: list[int]  # FEW tokens at temperature 0, by Continue after FEW tokens
-
-
 @pytest.fixture(scope="module")
-def known(server):
-    """Return an `Expected` for prompts and indices of WAYS: the output of a text alone."""
+@awaited
+async def known(server):
+    """Return the output of a text alone, by prompt and index of WAYS, as token ids.
 
-    async def learn():
-        known = {}
-        async with Person(server) as person:
-            for prompt, (number, way) in product(PROMPTS, enumerate(WAYS)):
-                ids = (await person.write(prompt, max_new_tokens=MANY, **way)).ids
-                await person.set(max_new_tokens=FEW, temperature=0)
-                greedy = (await person.generate(person.prompt + ids[:FEW])).ids
-                known[prompt, number] = Expected(ids, greedy)
-            known[LONG, 0] = Expected((await person.write(LONG, **WAYS[0])).ids, [])
-        return known
-
-    return asyncio.run(learn())
+    MANY tokens, of which a shorter output is a prefix; FEW at temperature 0, after FEW of these.
+    """
+    known = {}
+    async with Person(server) as person:
+        for prompt, (number, way) in product(PROMPTS, enumerate(WAYS)):
+            ids = (await person.write(prompt, max_new_tokens=MANY, **way)).ids
+            await person.set(max_new_tokens=FEW, temperature=0)
+            known[prompt, number] = ids, (await person.generate(person.prompt + ids[:FEW])).ids
+        known[LONG, 0] = (await person.write(LONG, **WAYS[0])).ids, []
+    return known
 
 
 class Visitor(Person):
@@ -118,7 +109,8 @@ class Visitor(Person):
     async def finish(self, whole: bool = True) -> Shown:
         """Wait for the last prompt's continuation, and check it; it may be stopped if not whole."""
         shown = await self.continuation(self.message_id)
-        self.compare(shown, self.known[self.asked, self.way].ids[: self.count], whole)
+        ids, _ = self.known[self.asked, self.way]
+        self.compare(shown, ids[: self.count], whole)
         return shown
 
 
@@ -160,9 +152,9 @@ async def go_on(visitor):
     await generate_one(visitor)
     await visitor.set(temperature=0, seed="")  # random, without effect at temperature 0
     visitor.tally["requests"] += 1
-    known, run = visitor.known[visitor.asked, visitor.way], str(uuid.uuid4())
-    shown = await visitor.generate(visitor.prompt + known.ids[:FEW], run)
-    visitor.compare(shown, known.greedy)
+    ids, greedy = visitor.known[visitor.asked, visitor.way]
+    shown = await visitor.generate(visitor.prompt + ids[:FEW], str(uuid.uuid4()))
+    visitor.compare(shown, greedy)
 
 
 async def look(visitor):
@@ -262,16 +254,6 @@ async def check_health(server, memory):
         await asyncio.sleep(0.5)
 
 
-async def crowd(server, clients, seconds, known):
-    """Return counts of the visitors' actions, and the MB in use at each health check."""
-    tally, memory, until = Counter(), [], time.monotonic() + seconds
-    async with asyncio.TaskGroup() as group:
-        checking = group.create_task(check_health(server, memory))
-        await asyncio.gather(*(visit(server, i, until, known, tally) for i in range(clients)))
-        checking.cancel()
-    return tally, memory
-
-
 def objects(kept):
     names = ("Message", "CustomElement", "TokenInfo", "Continuation")
     return {name: kept["objects"].get(name, 0) for name in names}
@@ -280,9 +262,14 @@ def objects(kept):
 @pytest.mark.parametrize(
     ("clients", "seconds"), [(13, 0), pytest.param(50, 300, marks=pytest.mark.long)]
 )
-def test_a_crowd(server, known, clients, seconds):
+@awaited
+async def test_a_crowd(server, known, clients, seconds):
     server.kept()  # delays count from here
-    tally, memory = asyncio.run(crowd(server, clients, seconds, known))
+    tally, memory, until = Counter(), [], time.monotonic() + seconds
+    async with asyncio.TaskGroup() as group:
+        checking = group.create_task(check_health(server, memory))
+        await asyncio.gather(*(visit(server, i, until, known, tally) for i in range(clients)))
+        checking.cancel()
     loop, deadline = server.kept(), time.monotonic() + 120
     forgotten = objects(loop)
     while max(forgotten.values()) >= 10:  # nobody is connected any more
@@ -309,7 +296,7 @@ QUESTION = {"ids": [464, 1468, 8801], "options": ["was", "had"], "wrote": "stopp
 JUNK_ACTS = [QUESTION | {"options": 5}, {"ids": [-1]}, {"ids": [464]}, QUESTION | {"wrote": ""}]
 
 
-@async_test
+@awaited
 async def test_a_class_of_thirty(server):
     """Learners guess, change, peek, reveal, come late and send junk; there are two teachers."""
 
@@ -368,7 +355,7 @@ async def test_a_class_of_thirty(server):
 
 
 @pytest.mark.parametrize("word", ["anvil", "bellows"])
-@async_test
+@awaited
 async def test_a_failing_continuation_affects_nobody_else(server, known, word):
     async with Visitor(server, known) as unlucky, Visitor(server, known) as other:
         await other.ask(MANY)

@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 import jwt
 import pytest
-from app_server import Person, async_test, copy_app, need_chainlit, serving
+from app_server import Person, awaited, copy_app, need_chainlit, serving
 from browser import click, generate, page_opener, running_browser
 from conftest import ROOT
 from playwright.sync_api import Locator, expect
@@ -159,7 +159,7 @@ def test_a_held_arrow_key_asks_for_few_inspections(server, page):
     assert len(inspections(server)) - before <= 60  # of 120: two kinds for each token
 
 
-@async_test
+@awaited
 async def test_inspections_of_one_person_delay_nobody_else(server):
     async with Person(server) as busy, Person(server) as other:
         texts = [[464] * 200 + [number] for number in range(60)]
@@ -224,20 +224,20 @@ def test_files_outside_public_cannot_be_fetched(server):
 @pytest.mark.parametrize(
     "session", ["..", ".", "", "/nowhere", "../public", "../.files", "a/../..", 5, None]
 )
-@async_test
+@awaited
 async def test_a_session_cannot_have_the_name_of_a_folder(server, session):
     with pytest.raises(ConnectionError):
         await visit(server, session=session)
 
 
-@async_test
+@awaited
 async def test_the_app_writes_no_file_of_a_person(server):
     async with Person(server) as person:
         await person.write(max_new_tokens=1)
         assert not list((server.folder / ".files").glob("*/*"))
 
 
-@async_test
+@awaited
 async def test_the_server_takes_no_long_message_and_by_the_readme_no_compressed_one(server, locked):
     for app, compressed in ((server, True), (locked, False)):
         async with aiohttp.ClientSession() as web:
@@ -281,7 +281,7 @@ async def visit(server, cookie: str = "", **session: str | None) -> None:
     await person.client.disconnect()
 
 
-@async_test
+@awaited
 async def test_the_password_lets_in(locked):
     with pytest.raises(ConnectionError):
         await visit(locked)
@@ -319,7 +319,7 @@ def token(secret: str | None = SECRET, seconds: int = 600, algorithm: str = "HS2
     return jwt.encode({**user, "exp": int(time.time()) + seconds}, secret, algorithm)
 
 
-@async_test
+@awaited
 async def test_a_token_has_to_be_real(locked):
     real = token()
     head, claims, signature = real.split(".")
@@ -339,7 +339,7 @@ async def test_a_token_has_to_be_real(locked):
             await visit(locked, f"access_token={forged}")
 
 
-@async_test
+@awaited
 async def test_a_session_is_for_one_person(locked):
     (_, sam), (_, alex) = log_in(locked, "sam"), log_in(locked, "alex")
     async with Person(locked, sam) as person:
