@@ -540,6 +540,13 @@ def test_a_text_goes_on_after_a_lost_connection(page):
     expect(page.locator("#offline")).to_contain_text("Your text will continue")
     expect(page.locator("#offline")).to_have_count(0)
     page.wait_for_function(ALL)
+    page.route("**/project/action", lambda route: route.abort())  # before the page knows why
+    with page.expect_event("requestfailed"):
+        click(page, "#continue")
+    page.unroute("**/project/action")
+    page.evaluate("page.socket.io.engine.close()")
+    page.wait_for_function(ALL.replace("150", "300"))
+    page.errors.clear()
 
 
 def test_two_tabs_and_the_list_of_texts(page):

@@ -188,8 +188,12 @@ export const page = {
     return page.requestRuns(run, ids, [{ run, ...settings }]);
   },
   // `running` names the request. Each run may have settings of its own.
-  requestRuns: (running, ids, runs) =>
-    page.request('generate', { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs }).then(() => page.state.running === running && page.set({ running: null })),
+  requestRuns(running, ids, runs) {
+    const payload = { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs };
+    const end = () => page.state.running === running && page.set({ running: null });
+    // A TypeError comes from a lost connection: `onDisconnect` must still see what was running.
+    return page.call({ name: 'generate', payload }).then(end, (error) => error instanceof TypeError || end());
+  },
   stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.request('stop', {})),
   // The server's answer; undefined after an error, which Chainlit shows.
   request: (name, payload) => page.call({ name, payload }).then(({ response }) => response ?? null, () => undefined),
