@@ -9,20 +9,13 @@ import math
 import os
 import re
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from torch.nn import functional as F
 
 from support.lesson.exercises import EXERCISES, check, reveal
 from support.lesson.feedback import Exercise, difference, find_fault
-
-NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
-MARKDOWN = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
-SOURCES = {name: inspect.getsource(one.solution) for name, one in EXERCISES.items()}
-SOLUTIONS = {name: source[source.index("def ") :] for name, source in SOURCES.items()}
 
 
 def causal(scores, fill=-math.inf):

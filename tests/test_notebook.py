@@ -1,5 +1,6 @@
 """The whole notebook, with tiny models and another text, in a copy of the project."""
 
+import inspect
 import random
 import re
 import shutil
@@ -9,12 +10,13 @@ import pytest
 import tiktoken
 from conftest import ROOT
 from nbclient import NotebookClient
-from test_exercises import MARKDOWN, NOTEBOOK, SOLUTIONS
 
 from gpt import GPT_CONFIG_124M
 from support.lesson.exercises import EXERCISES
 from support.model.weights import load_model
 
+NOTEBOOK = nbformat.read(ROOT / "pretrain.ipynb", as_version=4)
+MARKDOWN = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
 LENGTH = 2500  # characters of each text: long enough for the tiny models, and quick to train on
 TINY_SHAPE = {"context_length": 32, "emb_dim": 64, "n_heads": 4, "n_layers": 2}
 TINY_PARAMETERS = f"""
@@ -103,8 +105,9 @@ def twice(folder):
     """Return pairs of cells: each section runs twice, with the exercises solved."""
     notebook = nbformat.from_dict(NOTEBOOK)
     tagged(notebook, "parameters").source += TINY_PARAMETERS
-    for name, answer in SOLUTIONS.items():
-        tagged(notebook, f"exercise-{name}").source = f"@check\n{answer}"
+    for name, exercise in EXERCISES.items():
+        answer = inspect.getsource(exercise.solution).partition("def ")[2]
+        tagged(notebook, f"exercise-{name}").source = f"@check\ndef {answer}"
     cells, section, pairs = [], [], []
     for cell in [*notebook.cells, *code(SLIDERS), nbformat.v4.new_markdown_cell("## The end")]:
         if cell.source.startswith("## "):
@@ -129,7 +132,7 @@ def test_a_section_that_runs_again_gives_the_same(twice):
 
 def test_the_solutions_are_right(twice):
     verdicts = [printed(cell)[:2] for cell, _ in twice if cell.source.startswith("@check")]
-    right = [[f"{name}: right.", "Going on with yours."] for name in SOLUTIONS]
+    right = [[f"{name}: right.", "Going on with yours."] for name in EXERCISES]
     assert sorted(verdicts) == sorted(right)
 
 
