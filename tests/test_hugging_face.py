@@ -225,6 +225,7 @@ WRONG = [
     (settings(n_embd=3 * 10**30), r"wte\.weight is \(61, 24\), not \(61, 30+\)"),
     (settings(n_layer=1), r"that GPTModel lacks: h\.1\."),
     (settings(tie_word_embeddings=False), r"lm_head\.weight is missing"),
+    (written(change=lambda old: {n: old[n] for n in old if "wte" not in n}), "wte.* is missing"),
     (tensor("score.weight", lambda _: torch.ones(2, 24)), r"that GPTModel lacks: score\.weight"),
     (tensor("wte.weight", lambda _: torch.ones(61, 24)), r"has wte\.weight twice"),
     (tensor(FC, lambda t: t.T), r"h\.0\.mlp\.c_fc\.weight is \(96, 24\), not \(24, 96\)"),
