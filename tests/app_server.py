@@ -81,7 +81,8 @@ class Server:
         self, method: str, target: str, body: Any = None, **headers: str
     ) -> http.client.HTTPResponse:
         """Return the answer to a request for exactly this target, with its body in `content`."""
-        with closing(http.client.HTTPConnection(self.url.removeprefix("http://"))) as connection:
+        host = self.url.removeprefix("http://")
+        with closing(http.client.HTTPConnection(host, timeout=60)) as connection:
             connection.request(method, target, body, headers)
             answer = connection.getresponse()
             answer.content = answer.read()
