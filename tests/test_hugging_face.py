@@ -117,7 +117,7 @@ def test_ctranslate2_opens_it(tmp_path, tokenizer, size):
 
 
 def to_folder(function):
-    """Let calls of a function leave out its first argument, a folder, which their result takes."""
+    """Take the arguments of a function in two steps: all but the first, a folder; the folder."""
     return lambda *args, **settings: lambda folder: function(folder, *args, **settings)
 
 
@@ -153,23 +153,25 @@ def ours_with_biases_that_transformers_trained(folder):
     return theirs
 
 
-WRITTEN = [
-    written(),
-    written(tie_word_embeddings=False),
-    written(n_embd=35, n_head=5, n_positions=20, vocab_size=50, resid_pdrop=0.3),
-    written(n_inner=96, activation_function="gelu_pytorch_tanh", reorder_and_upcast_attn=True),
-    written(torch.float64),
-    written(torch.float8_e4m3fn),
-    written(tie_word_embeddings=False, shard_size="20KB"),
-    written(n_layer=48, n_head=25, n_embd=50),  # as many as in GPT-2 XL
-    written(change=as_published),
-    written(change=lambda tensors: {f"_orig_mod.{name}": tensors[name] for name in tensors}),
-    tied_but_stored,
-    ours_with_biases_that_transformers_trained,
-]
+WRITTEN = {
+    "tied": written(),
+    "not tied": written(tie_word_embeddings=False),
+    "other sizes": written(n_embd=35, n_head=5, n_positions=20, vocab_size=50, resid_pdrop=0.3),
+    "other words": written(
+        n_inner=96, activation_function="gelu_pytorch_tanh", reorder_and_upcast_attn=True
+    ),
+    "float64": written(torch.float64),
+    "float8": written(torch.float8_e4m3fn),
+    "shards": written(tie_word_embeddings=False, shard_size="20KB"),
+    "as many layers as GPT-2 XL": written(n_layer=48, n_head=25, n_embd=50),
+    "as published": written(change=as_published),
+    "compiled": written(change=lambda old: {f"_orig_mod.{name}": old[name] for name in old}),
+    "tied but stored": tied_but_stored,
+    "our own": ours_with_biases_that_transformers_trained,
+}
 
 
-@pytest.mark.parametrize("write", WRITTEN)
+@pytest.mark.parametrize("write", WRITTEN.values(), ids=WRITTEN)
 def test_a_model_of_transformers_is_the_same_to_us(tmp_path, write):
     theirs = write(tmp_path).float()
     mine = load_model(tmp_path)
