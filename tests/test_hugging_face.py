@@ -68,7 +68,8 @@ def test_a_saved_model_is_the_same_to_transformers_and_to_us(tmp_path, cfg, dtyp
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     assert_same(model, theirs)
-    assert not theirs.config.tie_word_embeddings
+    assert load_file(folder / "model.safetensors").keys() == theirs.state_dict().keys()
+    assert theirs.config.eos_token_id is None and not theirs.config.tie_word_embeddings
     back = load_model(folder)
     assert back.cfg == model.cfg and not back.training and same_weights(back, model)
     assert all(p.requires_grad for p in back.parameters())
@@ -88,8 +89,9 @@ def test_the_tokenizer_is_gpt2s(tmp_path, tokenizer, story):
     assert theirs.model_max_length == 16
     # llama.cpp's converter, which is not a package, reads these.
     config = json.loads((tmp_path / "config.json").read_text())
-    names = ("architectures", "n_ctx", "n_embd", "n_head", "n_layer", "layer_norm_epsilon")
-    assert [config[name] for name in names] == [["GPT2LMHeadModel"], 16, 24, 3, 1, 1e-5]
+    names = ("architectures", "n_ctx", "n_embd", "n_head", "n_layer", "eos_token_id")
+    assert [config[name] for name in names] == [["GPT2LMHeadModel"], 16, 24, 3, 1, 50256]
+    assert config["layer_norm_epsilon"] == 1e-5 and "quantization_config" not in config
     theirs.save_pretrained(tmp_path)  # under other file names
     load_model(tmp_path)
 
