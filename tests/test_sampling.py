@@ -144,7 +144,7 @@ def test_draws_follow_the_probabilities(tiny_model):
         ({"temperature": -0.1}, ValueError, "temperature must be at least 0, not -0.1"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number, not 'hot'"),
         ({"top_p": 0.0}, ValueError, "top_p must be above 0 and at most 1, .* not 0.0"),
-        ({"context_size": 17}, ValueError, "context_size must be from 1 to the model's 16, not 17"),
+        ({"context_size": 1.5}, TypeError, "context_size must be a whole number, not 1.5"),
         ({"idx": torch.zeros(1, 0, dtype=torch.long)}, ValueError, "prompt has no tokens"),
         ({"idx": torch.tensor([[61]])}, ValueError, "token id 61 is outside the vocabulary of 61"),
         ({"idx": torch.tensor([[-1, 3]])}, ValueError, "token id -1 is outside the vocabulary"),
