@@ -38,7 +38,7 @@ from support.page.batch import Batch
 from support.page.continuation import Continuation
 from support.page.scheduler import Scheduler
 from support.page.server import background_executor, inference_executor, run_in, state
-from support.page.settings import as_chosen, page_limits, read_settings
+from support.page.settings import LIMITS, SEED_DIGITS, as_chosen, read_settings
 from utils import load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent
@@ -263,8 +263,9 @@ async def on_chat_start() -> None:
     """Send the page; after a reconnect, the last continuation."""
     if not getattr(cl.context.session, "restored", False):
         props = {
-            "problem": await missing_model(), **model_config(), **page_limits(), "max_ids": MAX_IDS,
-            "compared": COMPARED, "starters": STARTERS,
+            "problem": await missing_model(), **model_config(), "limits": LIMITS,
+            "seed_digits": SEED_DIGITS, "max_ids": MAX_IDS, "compared": COMPARED,
+            "starters": STARTERS,
         }  # fmt: skip
         # Elements with fixed ids replace those on the page. With a URL, Chainlit writes no file.
         elements: list[Any] = [

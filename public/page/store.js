@@ -99,12 +99,9 @@ export const page = {
   part: (name, component) => (page.component(name, component), () => null), // another component shows it
   touch: (document, changes) => (Object.assign(document, { changed: Date.now() }), page.set(changes)), // of several tabs, the last change wins
   document: () => page.state.documents.find((document) => document.id === page.state.shown),
-
-  // 1. Settings
-
   change: (settings) => page.set({ settings: { ...page.state.settings, ...settings } }),
 
-  // 2. From the server
+  // 1. From the server
 
   // Called by the element Connection, which also gives Chainlit's callAction and sendUserMessage as
   // `call` and `send`.
@@ -178,7 +175,7 @@ export const page = {
   },
   find: (run) => page.state.documents.map((document) => findPiece(document, run)).find(Boolean),
 
-  // 3. Generation
+  // 2. Generation
 
   // Continue `ids` in a new piece after `parent`. It begins with the tokens `first`, the last of `ids`.
   generate(parent, ids, first = [], settings = {}) {
@@ -191,8 +188,8 @@ export const page = {
   requestRuns(running, ids, runs) {
     const payload = { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs };
     const end = () => page.state.running === running && page.set({ running: null });
-    // A TypeError comes from a lost connection: `onDisconnect` must still see what was running.
-    return page.call({ name: 'generate', payload }).then(end, (error) => error instanceof TypeError || end());
+    // If the connection is lost, `onDisconnect` must first see what was running.
+    return page.call({ name: 'generate', payload }).then(end, () => setTimeout(end, 1000));
   },
   stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.request('stop', {})),
   // The server's answer; undefined after an error, which Chainlit shows.
@@ -251,7 +248,7 @@ export const page = {
     const ids = promptOf(page.document()).map((token) => token.id);
     const compared = temperatures.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
     page.set({ compared, running: 'compare', problem: null });
-    return page.requestRuns('compare', ids, compared.map(({ run, temperature }) => ({ run, temperature })));
+    return page.requestRuns('compare', ids, compared);
   },
   keep: ({ tokens, facts, settings }) => page.revise((document) => {
     addPiece(cutBefore(document, promptOf(document).length), newPiece(tokens, { facts, settings }));
@@ -271,7 +268,7 @@ export const page = {
   begin: () => (page.set({ ...nothingOpen, shown: null }), setTimeout(() => document.getElementById('chat-input')?.focus())),
   open: (id) => page.set({ ...nothingOpen, shown: id }),
 
-  // 4. Inspection
+  // 3. Inspection
 
   // The server's answer about these ids, asked for once; undefined until it arrives. One question of
   // each kind is open at a time, with a pause before the next: an arrow key held down asks for many.
@@ -345,7 +342,7 @@ export const page = {
     return words.length ? tokensOf(page.document()).indexOf(words.slice(0, 40).sort((one, other) => far(one) - far(other))[0]) : null;
   },
 
-  // 5. Sharing
+  // 4. Sharing
 
   text: () => textOf(page.document()),
   nameOf: (document) => document.name ?? textOf(document).trim().slice(0, 60),

@@ -102,7 +102,7 @@ def protect(root: Path) -> None:
         raise SystemExit(f"{files} is not writable. Copy the project to a folder of your own.")
 
     sio.on("connect", _connect)
-    for unused in ("stop", "edit_message", "chat_settings_change"):  # these would store something
+    for unused in ("stop", "edit_message", "chat_settings_change"):  # Chainlit would store them
         sio.on(unused, lambda *_: None)
     sio.eio.max_http_buffer_size = MAX_BYTES  # of each message on a WebSocket
     if not reloading:

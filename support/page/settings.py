@@ -6,18 +6,11 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-
-class Limit(NamedTuple):
-    min: float
-    max: float
-    default: float
-
-
-LIMITS = {
-    "temperature": Limit(0, 5, 1),
-    "top_k": Limit(0, 200, 50),
-    "top_p": Limit(0.05, 1, 1),
-    "max_new_tokens": Limit(1, 500, 120),
+LIMITS: dict[str, dict[str, float]] = {
+    "temperature": {"min": 0, "max": 5, "default": 1},
+    "top_k": {"min": 0, "max": 200, "default": 50},
+    "top_p": {"min": 0.05, "max": 1, "default": 1},
+    "max_new_tokens": {"min": 1, "max": 500, "default": 120},
 }
 SEED_DIGITS = 18  # the largest number of digits that always fit into a seed of 63 bits
 
@@ -28,12 +21,6 @@ class Settings(NamedTuple):
     top_p: float  # 1: no limit
     max_new_tokens: int
     seed: int
-
-
-def page_limits() -> dict[str, Any]:
-    """Return the limits in the page's form."""
-    limits = {name: limit._asdict() for name, limit in LIMITS.items()}
-    return {"limits": limits, "seed_digits": SEED_DIGITS}
 
 
 def as_chosen(settings: Settings) -> dict[str, Any]:
@@ -47,8 +34,8 @@ def read_number(raw: Any, name: str) -> float:
     try:
         value = float(raw)
     except (TypeError, ValueError, OverflowError):
-        return limit.default
-    return limit.default if math.isnan(value) else min(max(value, limit.min), limit.max)
+        return limit["default"]
+    return limit["default"] if math.isnan(value) else min(max(value, limit["min"]), limit["max"])
 
 
 def read_settings(raw: Mapping[str, Any]) -> Settings:

@@ -16,7 +16,7 @@ from support.page.batch import TokenInfo
 from support.page.settings import LIMITS
 from utils import token_bytes, token_label
 
-MOST_SAMPLED = int(LIMITS["top_k"].max)  # the page needs these tokens individually
+MOST_SAMPLED = int(LIMITS["top_k"]["max"])  # the page needs these tokens individually
 
 
 def plain_token(token_id: int, tokenizer: Encoding) -> dict[str, Any]:
