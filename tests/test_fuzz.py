@@ -186,6 +186,11 @@ CASES = {
     "give_head_start": Case(
         run_head_start, {"cfg": (SMALL, [])}, lambda r, cfg: r.isfinite().all(), draws=True
     ),
+    "calc_loss_loader": Case(
+        gpt.calc_loss_loader,
+        {"loader": ([[(ROWS[0][2], ROWS[0][2])]], [[], None]), "model": MODELS},
+        lambda r, **a: 0 < r < 20,
+    ),
     "train_model": Case(
         run_training, TRAINING,
         lambda r, **a: not r[1].training and all(math.isfinite(x.train_loss) for x in r[0])
@@ -196,7 +201,7 @@ CASES = {
     ),
     "token_ids_to_text": Case(
         utils.token_ids_to_text,
-        {"token_ids": ([*LONG, *ROWS[0]], [tensor(50257), tensor(-1), None, "", torch.ones(1)]),
+        {"token_ids": ([*LONG, *ROWS[0]], [tensor(50257), tensor(-1), ROWS[0][4], None, "clock"]),
          "tokenizer": TOKENIZERS},
         lambda r, **a: isinstance(r, str),
     ),

@@ -3,12 +3,11 @@
 from functools import partial
 
 import pytest
-import torch
 from conftest import ROOT, run_python
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from tiktoken_ext import offline_gpt2, openai_public
-from utils import token_ids_to_text, token_label
+from utils import token_label
 
 OFFLINE = """
 import os, socket, sys, tiktoken
@@ -65,11 +64,6 @@ def test_a_damaged_table_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(offline_gpt2, "TABLES", tmp_path)
     with pytest.raises(ValueError, match=r"vocab\.json is damaged: `git restore dataset` brings"):
         offline_gpt2.gpt2()
-
-
-def test_several_rows(tokenizer):
-    with pytest.raises(ValueError, match=r"shape \(2, 3\); pass one row"):
-        token_ids_to_text(torch.ones(2, 3, dtype=torch.long), tokenizer)
 
 
 LABELS = {
