@@ -27,9 +27,6 @@ class Backend(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
-    def synchronize(self) -> None:
-        pass
-
     def get_rng_state(self, device: int) -> torch.Tensor:  # it draws from the CPU's
         return torch.get_rng_state()
 
