@@ -18,8 +18,8 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ ROOT = Path(__file__).parent
 STORY = ROOT / os.environ.get("APP_STORY", "dataset/story.txt")
 WEIGHTS = ROOT / os.environ.get("APP_WEIGHTS", "pretrain-story-model.pth")
 SEND_EVERY = 0.04  # seconds; tokens are sent in groups
-MAX_SHOWN = 1000  # tokens of a prompt; of a longer one, the page gets only the end
+MIN_SHOWN = 1000  # tokens of a prompt; of a longer one, the page may get only the end
 MAX_IDS = 10_000  # token ids in a request; of a longer text, the page sends the end
 COMPARED = (0, 0.8, 1.5)  # temperatures of Compare; a request has at most this many texts
 
@@ -86,6 +86,21 @@ inference_executor.submit(load).exception()
 server.freeze_memory()
 
 
+@asynccontextmanager
+async def errors_shown() -> AsyncIterator[None]:
+    """Log an unexpected error with its traceback, and show a message."""
+    try:
+        yield
+    except Exception:
+        server.logger.exception("a request failed")
+        await show_problem("Something went wrong. You can try again.")
+
+
+async def show_problem(text: str) -> None:
+    await cl.context.emitter.emit("problem", text)
+
+
+@errors_shown()
 async def stream(continuation: Continuation) -> None:
     """Send the tokens of a continuation as they are generated, and all of them at the end."""
     start, settings = time.perf_counter(), continuation.settings
@@ -99,7 +114,7 @@ async def stream(continuation: Continuation) -> None:
         while not continuation.stopped and (tokens := await anext(steps, None)):
             continuation.tokens += map(views.generated_token, tokens)
             if (now := time.perf_counter()) - sent_at >= SEND_EVERY:
-                people = len(state.scheduler.queues)  # that generate now
+                people = len(state.scheduler.queues)  # generating now
                 new = {"run": continuation.run, "tokens": continuation.tokens[sent:]}
                 await cl.context.emitter.emit("tokens", {**new, "people": people})
                 sent, sent_at = len(continuation.tokens), now
@@ -119,7 +134,8 @@ async def show(continuation: Continuation) -> None:
 
 def stop_generation() -> None:
     for continuation in cl.user_session.get("continuations", []):
-        continuation.stopped |= not continuation.finished
+        if not continuation.finished:
+            continuation.stopped = True
 
 
 # 2. The page's requests ---------------------------------------------------------------------
@@ -138,10 +154,6 @@ ELEMENTS = (
     "Connection", "Start", "Classroom", "Toolbar", "Text", "Panel", "Bars", "Word", "Guess",
     "Attention", "Layers", "Compare", "Story", "Settings",
 )  # fmt: skip
-
-
-async def show_problem(text: str) -> None:
-    await cl.context.emitter.emit("problem", text)
 
 
 async def missing_model() -> str | None:
@@ -227,12 +239,9 @@ async def on_generate(action: cl.Action) -> None:
     continuations = read_continuations(action.payload)
     stop_generation()  # one request at a time for each user
     cl.user_session.set("continuations", continuations)
-    try:
-        if cl.context.session.chat_started and await find_model():  # see `on_chat_end`
-            await asyncio.gather(*map(stream, continuations))
-    except Exception:
-        server.logger.exception("a continuation failed")
-        await show_problem("Something went wrong. You can try again.")
+    # A request may arrive after its user has disconnected.
+    if cl.context.session.chat_started and await find_model():
+        await asyncio.gather(*map(stream, continuations))
 
 
 @cl.action_callback("stop")
@@ -284,6 +293,7 @@ async def on_chat_start() -> None:
 
 
 @cl.on_message
+@errors_shown()
 async def on_message(message: cl.Message) -> None:
     """Send the tokens of a prompt. The page shows them, and requests a continuation."""
     cl.chat_context.clear()  # otherwise Chainlit stores all prompts in memory
@@ -292,7 +302,8 @@ async def on_message(message: cl.Message) -> None:
         await show_problem("Type a prompt first. One word is enough.")
     elif await find_model():
         ids = await run_in(background_executor, encode, prompt)
-        shown = await run_in(background_executor, views.plain_tokens, ids[-MAX_SHOWN:], tokenizer)
+        length = max(MIN_SHOWN, model_config()["context_length"] + 1)  # more than the model reads
+        shown = await run_in(background_executor, views.plain_tokens, ids[-length:], tokenizer)
         data = {"id": message.id, "tokens": shown, "before": len(ids) - len(shown)}
         await cl.context.emitter.emit("prompt", data)
 
@@ -302,4 +313,4 @@ async def on_chat_end() -> None:
     """Stop generating for a disconnected user, who may come back."""
     stop_generation()
     cl.chat_context.clear()  # otherwise Chainlit stores the messages forever
-    cl.context.session.chat_started = False  # `on_generate` checks this
+    cl.context.session.chat_started = False

@@ -61,6 +61,7 @@ def new_model(args: argparse.Namespace) -> GPTModel:
 def started_from(path: Path, changes: dict[str, Any]) -> GPTModel:
     """Return the model in a file, or in a folder in Hugging Face's format, with `changes`."""
     try:
+        # A folder has its whole configuration; the loop below compares it with `changes`.
         model = load_model(path, {} if path.is_dir() else changes)
     except FileNotFoundError as error:
         raise InputError(error) from error

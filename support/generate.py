@@ -32,8 +32,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("prompt", nargs="?", help="beginning of the text (default: standard input)")
-    where = "the model's file, or a folder in Hugging Face's format (%(default)s)"
-    add("--weights", default="pretrain-story-model.pth", help=where)
+    weights_help = "the model's file, or a folder in Hugging Face's format (%(default)s)"
+    add("--weights", default="pretrain-story-model.pth", help=weights_help)
     add("--max-tokens", type=int, default=120, help="new tokens (%(default)s)")
     add("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
     add("--top-k", type=int, default=50, help="candidates for each token; 0: all (%(default)s)")

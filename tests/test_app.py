@@ -75,14 +75,14 @@ async def test_a_stopped_or_disconnected_user_frees_the_slot_and_has_the_text(
         elif how == "disconnect":
             await leaver.client.disconnect()
         else:
-            await leaver.act("generate", ids=[464], runs=[])
+            await leaver.act("generate", ids=[464], runs=[{"run": "next", "max_new_tokens": 1}])
         await stayer.write(max_new_tokens=60, **HOT)
         if not seen:  # a request that arrives after the disconnect
             await leaver.act("generate", ids=[464], runs=[{"run": "late"}])
         generated = server.tokens() - before
         if how == "disconnect":
             await leaver.connect()
-        shown = await leaver.continuation() if seen else None
+        shown = await leaver.continuation(leaver.message_id) if seen else None
     assert seen + 60 <= generated < seen + 100  # a few more until the server notices
     if shown:
         length = len(shown.tokens)
@@ -192,6 +192,7 @@ BAD_PAYLOADS = [
     {}, {"ids": None}, {"ids": []}, {"ids": "x"}, {"ids": [-1]}, {"ids": [50257]}, {"ids": [1.5]},
     {"ids": [True]}, {"ids": [[1]]}, {"ids": [1] * 10_001}, {"ids": [1], "runs": None},
     {"ids": [1], "runs": [5]}, {"ids": [1], "runs": [{}]}, {"ids": [1], "runs": {"run": 1}},
+    *({"ids": [1], "runs": [{"run": 1}], "settings": settings} for settings in (None, 5, [], "x")),
 ]  # fmt: skip
 
 

@@ -122,6 +122,11 @@ def test_bad_config(change, error, message):
         GPTModel({**TINY_CONFIG, **change})
 
 
+def test_a_missing_key():
+    with pytest.raises(ValueError, match=r"missing or unknown: \['n_heads'\]"):
+        GPTModel({key: value for key, value in TINY_CONFIG.items() if key != "n_heads"})
+
+
 def test_more_tokens_than_the_context(tiny_model):
     message = r"17 tokens do not fit the context_length 16: pass in_idx\[:, -16:\]"
     with pytest.raises(ValueError, match=message):

@@ -716,6 +716,11 @@ def test_comparing_stops_offline(page):
         button.click(force=True)
     assert page.evaluate("page.state.compared[2].tokens.length")
     assert page.locator(".versions").count() == 0
+    page.context.set_offline(False)
+    expect(page.locator("#offline")).to_have_count(0)
+    page.evaluate("page.onTokens({ run: page.state.compared[2].run, tokens: [] })")  # late
+    click(page, "#continue")
+    page.wait_for_function("page.tokensOf(page.document()).some((t, i) => i > 20)")
     page.errors.clear()
 
 

@@ -156,13 +156,14 @@ export const page = {
     const compared = page.state.compared?.find((text) => text.run === run);
     if (compared) compared.tokens.push(...tokens);
     page.find(run)?.tokens.push(...tokens);
-    page.set({ running: compared ? 'compare' : run, people });
+    page.set({ people, ...(!compared && { running: run }) });
   },
   // The whole continuation: tokens sent during a disconnect are lost.
   onFinished({ run, tokens, facts, settings }) {
     const compared = page.state.compared?.find((text) => text.run === run);
     if (compared) Object.assign(compared, { tokens, facts, settings, finished: true });
-    page.set({ running: page.state.running === run ? null : page.state.running });
+    const { running, compared: all } = page.state;
+    if (running === run || (running === 'compare' && all?.every((text) => text.finished))) page.set({ running: null });
     const piece = page.find(run);
     if (!piece) return;
     // A piece with children was cut by choosing another token: leave it as it is.
@@ -182,14 +183,16 @@ export const page = {
     const run = newRun();
     addPiece(parent, newPiece([...first], { run, first }));
     page.touch(page.document(), { running: run, editing: null, hovered: null, problem: null });
-    return page.requestRuns(run, ids, [{ run, ...settings }]);
+    return page.requestRuns(ids, [{ run, ...settings }]);
   },
-  // `running` names the request. Each run may have settings of its own.
-  requestRuns(running, ids, runs) {
+  // Each run may have settings of its own.
+  requestRuns(ids, runs) {
     const payload = { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs };
-    const end = () => page.state.running === running && page.set({ running: null });
-    // If the connection is lost, `onDisconnect` must first see what was running.
-    return page.call({ name: 'generate', payload }).then(end, () => setTimeout(end, 1000));
+    const request = (page.lastRequest = {});
+    // `onFinished` has ended it, or it failed. If it failed because the connection is lost, then
+    // `onDisconnect` must first see what was running.
+    const end = () => setTimeout(() => page.lastRequest === request && page.set({ running: null }), 1000);
+    return page.call({ name: 'generate', payload }).then(end, end);
   },
   stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.request('stop', {})),
   // The server's answer; undefined after an error, which Chainlit shows.
@@ -248,7 +251,7 @@ export const page = {
     const ids = promptOf(page.document()).map((token) => token.id);
     const compared = temperatures.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
     page.set({ compared, running: 'compare', problem: null });
-    return page.requestRuns('compare', ids, compared);
+    return page.requestRuns(ids, compared);
   },
   keep: ({ tokens, facts, settings }) => page.revise((document) => {
     addPiece(cutBefore(document, promptOf(document).length), newPiece(tokens, { facts, settings }));

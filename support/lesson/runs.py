@@ -1,4 +1,4 @@
-"""Runs of experiments with a seed or a precision, and means with their uncertainty."""
+"""Seeded runs, matrix-product precision, progress bars, and means with their uncertainty."""
 
 import statistics
 import sys

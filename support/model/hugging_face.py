@@ -82,7 +82,7 @@ def _transposed(name: str, tensor: Tensor) -> Tensor:
 
 
 def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights, in float32, and the configuration of the GPT-2 in `folder`, both as ours.
+    """Return the float32 weights and the configuration of the GPT-2 in `folder`, under our names.
 
     The folder contains config.json, and model.safetensors or its shards, of a GPT-2 of any size.
     `drop_rate` is their `resid_pdrop`; their other two dropout rates are ignored.

@@ -88,9 +88,10 @@ def load_model(
     CPUs only, for one text at a time. Use these two for generation only. "fastest" means int8 if it
     is faster on this device, else float32. support/README.md compares them.
 
-    Raises FileNotFoundError if there is no such file. Raises ValueError if it is damaged, belongs
-    to another configuration or contains no weights, for a folder with another tokenizer or a model
-    that GPTModel does not support, and for any other `dtype`. Code in a file is never run.
+    Raises FileNotFoundError if the file, or one in the folder, is missing. Raises ValueError if it
+    is damaged, belongs to another configuration or contains no weights, for a folder with another
+    tokenizer or a model that GPTModel does not support, and for any other `dtype`. Code in a file
+    is never run.
     """
     device = torch.device(device or "cpu")
     if dtype == "fastest":
@@ -107,11 +108,11 @@ def load_model(
         raise InputError(f"int4 needs the CPU and an emb_dim divisible by {GROUP}, not {problem}")
     with torch.device("meta"):  # spend no time and memory on random weights
         model = GPTModel(cfg)
-    if dtype == torch.float32:
-        state = {name: _by_columns(name, tensor) for name, tensor in state.items()}
     layer = {torch.int8: Int8Linear, "int4": Int4Linear}.get(dtype)
     state_dtype: Any = torch.float32 if layer else dtype
-    state = {name: tensor.to(state_dtype) for name, tensor in state.items()}
+    for name, tensor in state.items():
+        tensor = _by_columns(name, tensor) if dtype == torch.float32 else tensor
+        state[name] = tensor.to(state_dtype)
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:

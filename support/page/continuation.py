@@ -16,7 +16,7 @@ class Continuation:
     cropped: bool  # the prompt is longer
     tokens: list[dict[str, Any]] = field(default_factory=list)  # generated so far
     seconds: float = 0.0  # can stay 0 with a coarse clock
-    stopped: bool = False  # by the user, also by leaving or by the next request
+    stopped: bool = False  # by Stop, a disconnect or the next request
     finished: bool = False
 
     def facts(self) -> list[str]:

@@ -13,6 +13,9 @@ Undocumented names of Chainlit 2.12 used here (a test reports those that are mis
     chainlit.session:WebsocketSession.chat_started
     chainlit.session:WebsocketSession.get_by_id
     chainlit.session:WebsocketSession.restored
+    chainlit.socket:change_settings
+    chainlit.socket:edit_message
+    chainlit.socket:stop
     chainlit.socket:connect
 """
 
@@ -102,7 +105,8 @@ def protect(root: Path) -> None:
         raise SystemExit(f"{files} is not writable. Copy the project to a folder of your own.")
 
     sio.on("connect", _connect)
-    for unused in ("stop", "edit_message", "chat_settings_change"):  # Chainlit would store them
+    # Chainlit would store what these send. Stop is an action of app.py.
+    for unused in ("stop", "edit_message", "chat_settings_change"):
         sio.on(unused, lambda *_: None)
     sio.eio.max_http_buffer_size = MAX_BYTES  # of each message on a WebSocket
     if not reloading:

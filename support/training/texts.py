@@ -1,6 +1,6 @@
 """The token ids of the training and the validation text, from text files.
 
-A text too large for memory is tokenized once, into a memory-mapped file of token ids.
+A large text is tokenized once, into a memory-mapped file of token ids.
 """
 
 import glob
