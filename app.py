@@ -132,8 +132,12 @@ async def show(continuation: Continuation) -> None:
     await cl.context.emitter.emit("finished", data)
 
 
+def latest_continuations() -> list[Continuation]:
+    return cl.user_session.get("continuations", [])
+
+
 def stop_generation() -> None:
-    for continuation in cl.user_session.get("continuations", []):
+    for continuation in latest_continuations():
         if not continuation.finished:
             continuation.stopped = True
 
@@ -235,13 +239,20 @@ async def on_class(action: cl.Action) -> Any:
 
 
 @cl.action_callback("generate")
-async def on_generate(action: cl.Action) -> None:
+async def on_generate(action: cl.Action) -> bool:
+    """Start the requested continuations. Return whether they end with an event for the page."""
     continuations = read_continuations(action.payload)
+    cl.user_session.set("prompt", None)  # the page has it
+    if {one.run for one in continuations} & {one.run for one in latest_continuations()}:
+        return True  # browsers send a request again if its connection breaks
     stop_generation()  # one request at a time for each user
     cl.user_session.set("continuations", continuations)
     # A request may arrive after its user has disconnected.
-    if cl.context.session.chat_started and await find_model():
-        await asyncio.gather(*map(stream, continuations))
+    if not (cl.context.session.chat_started and await find_model()):
+        return False
+    for continuation in continuations:  # asyncio itself has only weak references to tasks
+        continuation.task = asyncio.create_task(stream(continuation))
+    return True
 
 
 @cl.action_callback("stop")
@@ -269,7 +280,7 @@ async def on_story(action: cl.Action) -> str:
 
 @cl.on_chat_start
 async def on_chat_start() -> None:
-    """Send the page; after a reconnect, the last continuation."""
+    """Send the page; after a reconnect, what the page may have missed."""
     if not getattr(cl.context.session, "restored", False):
         props = {
             "problem": await missing_model(), **model_config(), "limits": LIMITS,
@@ -286,7 +297,9 @@ async def on_chat_start() -> None:
         await page.send()
         page.elements = []  # Chainlit stores messages, so these would fill the memory
     else:
-        for continuation in cl.user_session.get("continuations", []):
+        if prompt := cl.user_session.get("prompt"):
+            await cl.context.emitter.emit("prompt", prompt)
+        for continuation in latest_continuations():
             if continuation.finished:
                 await show(continuation)
     await cl.context.emitter.emit("ready", {})  # the page continues what was interrupted
@@ -305,6 +318,7 @@ async def on_message(message: cl.Message) -> None:
         length = max(MIN_SHOWN, model_config()["context_length"] + 1)  # more than the model reads
         shown = await run_in(background_executor, views.plain_tokens, ids[-length:], tokenizer)
         data = {"id": message.id, "tokens": shown, "before": len(ids) - len(shown)}
+        cl.user_session.set("prompt", data)  # until the page has it
         await cl.context.emitter.emit("prompt", data)
 
 

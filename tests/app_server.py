@@ -234,12 +234,11 @@ class Person:
         await self.send(prompt)
         return await self.continuation(self.message_id)
 
-    async def generate(self, ids: list[int], run: str = "run") -> "Shown":
+    async def generate(self, ids: list[int]) -> "Shown":
         """Continue these ids, as the button Continue does."""
-        acting = asyncio.create_task(self.act("generate", ids=ids, runs=[{"run": run}]))
-        shown = await self.continuation(run)
-        assert (await acting)[0] == 200
-        return shown
+        run = str(uuid.uuid4())
+        assert (await self.act("generate", ids=ids, runs=[{"run": run}]))[0] == 200
+        return await self.continuation(run)
 
     async def see(self, tokens: int, run: str | None = None) -> None:
         """Wait for this many tokens, or a few more, of any continuation or of the one named."""

@@ -98,8 +98,11 @@ async def test_continue_try_again_and_compare(server, model):
         first = await person.write(max_new_tokens=8, seed="7", temperature=3, top_p=0.9)
         prompt, hot = person.prompt, {"temperature": 3, "top_p": 0.9}
         more = await person.generate(prompt + first.ids)
+        tokens = server.tokens()
+        assert (await person.act("generate", ids=prompt, runs=[{"run": more.run}]))[1]["response"]
         three = await compare(person, prompt, (0, 1, 3))
         await person.set(seed="")
+        assert server.tokens() == tokens + 24  # nothing for the request that a browser repeated
         again = await person.generate(prompt)
     assert first.facts[0] == "8 tokens" and {"seed 7", "top-p 0.9"} < set(first.facts)
     assert first.ids == expected(model, PROMPT, 8, 7, **hot)

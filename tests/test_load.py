@@ -153,7 +153,7 @@ async def go_on(visitor):
     await visitor.set(temperature=0, seed="")  # random, without effect at temperature 0
     visitor.tally["requests"] += 1
     ids, greedy = visitor.known[visitor.asked, visitor.way]
-    shown = await visitor.generate(visitor.prompt + ids[:FEW], str(uuid.uuid4()))
+    shown = await visitor.generate(visitor.prompt + ids[:FEW])
     visitor.compare(shown, greedy)
 
 

@@ -551,6 +551,20 @@ def test_a_text_goes_on_after_a_lost_connection(page):
     page.errors.clear()
 
 
+def test_a_prompt_and_stop_at_the_moment_of_a_loss(page):
+    settle(page, max_new_tokens=500)
+    page.locator("#chat-input").fill(PROMPT)
+    close = "setTimeout(() => page.socket.io.engine.close())"
+    page.evaluate(f"document.getElementById('chat-submit').click(); {close}")
+    page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
+    page.evaluate(f"page.stop(); {close}")
+    expect(page.locator("#offline")).to_have_count(1)
+    expect(page.locator("#offline")).to_have_count(0)
+    expect(page.locator(".facts")).to_contain_text("stopped")
+    expect(page.locator("#continue")).to_have_text("Continue")
+    page.errors.clear()
+
+
 def test_two_tabs_and_the_list_of_texts(page):
     other = page.context.new_page()
     other.goto(page.url)
@@ -647,7 +661,7 @@ def test_drafts_and_comparison(page):
     expect(shares).to_contain_text(["100% of this text is copied", *["of this text is copied"] * 2])
     accessible(page)
     third = page.locator(".compared .prose").nth(2).text_content()
-    page.get_by_role("button", name="Keep this one").nth(2).click()
+    page.get_by_role("button", name="Keep this one").nth(2).dblclick()
     expect(page.locator(".versions")).to_contain_text("2/2")
     assert text_of(page) == PROMPT + third
     expect(page.locator(".facts")).to_contain_text("temperature 5")

@@ -20,7 +20,7 @@ function Compare() {
         {text && <div className="prose">{text.tokens.map((token) => token.text).join('')}</div>}
         {text && <div className="row">
           <span className="legend">{typeof share === 'number' && `${page.percent(share)} of this text is copied from the story.`}</span>
-          <button type="button" aria-disabled={busy || !text.finished} onClick={() => busy || !text.finished || page.keep(text)}>Keep this one</button>
+          <button type="button" aria-disabled={busy || !text.finished} onClick={({ detail }) => detail > 1 || busy || !text.finished || page.keep(text)}>Keep this one</button>
         </div>}
       </section>;
     })}

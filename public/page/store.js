@@ -134,7 +134,7 @@ export const page = {
   onConnect: () => page.set({ offline: false, running: null }),
   onDisconnect() {
     const { running, interrupted } = page.state;
-    page.set({ offline: true, running: null, interrupted: running === 'compare' ? null : running ?? interrupted });
+    page.set({ offline: true, running: null, interrupted: ['compare', page.stopping].includes(running) ? null : running ?? interrupted });
   },
   // The server is ready again: go on where the connection was lost.
   onReady() {
@@ -145,17 +145,18 @@ export const page = {
     const missing = settings.max_new_tokens - last.tokens.filter(isGenerated).length;
     if (missing > 0) page.generate(last, idsOf(page.document()), [], { max_new_tokens: missing });
   },
-  onProblem: (problem) => page.set({ problem }),
+  onProblem: (problem) => page.set({ problem, running: null }),
   // The server has read a prompt, which begins a new document.
   onPrompt({ id, tokens, before }) {
+    if (page.state.documents.some((document) => document.id === id)) return;
     const document = newDocument(id, tokens, before);
     page.set({ ...nothingOpen, documents: [document, ...page.state.documents].slice(0, MAX_DOCUMENTS), shown: id });
     page.generate(document.root, idsOf(document));
   },
   onTokens({ run, tokens, people = 0 }) {
-    const compared = page.state.compared?.find((text) => text.run === run);
-    if (compared) compared.tokens.push(...tokens);
-    page.find(run)?.tokens.push(...tokens);
+    const [compared, piece] = [page.state.compared?.find((text) => text.run === run), page.find(run)];
+    if (piece?.children.length) return; // after a lost connection, the text goes on in another piece
+    (compared ?? piece)?.tokens.push(...tokens);
     page.set({ people, ...(!compared && { running: run }) });
   },
   // The whole continuation: tokens sent during a disconnect are lost.
@@ -189,12 +190,11 @@ export const page = {
   requestRuns(ids, runs) {
     const payload = { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs };
     const request = (page.lastRequest = {});
-    // `onFinished` has ended it, or it failed. If it failed because the connection is lost, then
-    // `onDisconnect` must first see what was running.
+    // If it failed because the connection is lost, `onDisconnect` must first see what was running.
     const end = () => setTimeout(() => page.lastRequest === request && page.set({ running: null }), 1000);
-    return page.call({ name: 'generate', payload }).then(end, end);
+    return page.call({ name: 'generate', payload }).then(({ response }) => response || end(), end);
   },
-  stop: () => (page.state.offline ? page.set({ interrupted: null }) : page.request('stop', {})),
+  stop: () => ((page.stopping = page.state.running), page.state.offline ? page.set({ interrupted: null }) : page.request('stop', {})),
   // The server's answer; undefined after an error, which Chainlit shows.
   request: (name, payload) => page.call({ name, payload }).then(({ response }) => response ?? null, () => undefined),
   // Change the text such that Undo can take it back.

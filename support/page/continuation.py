@@ -1,5 +1,6 @@
 """Requested continuations, and their progress."""
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ class Continuation:
     seconds: float = 0.0  # can stay 0 with a coarse clock
     stopped: bool = False  # by Stop, a disconnect or the next request
     finished: bool = False
+    task: asyncio.Task | None = None
 
     def facts(self) -> list[str]:
         """Return the line below a continuation: its length, speed and settings."""
