@@ -557,11 +557,12 @@ def test_a_prompt_and_stop_at_the_moment_of_a_loss(page):
     close = "setTimeout(() => page.socket.io.engine.close())"
     page.evaluate(f"document.getElementById('chat-submit').click(); {close}")
     page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
-    page.evaluate(f"page.stop(); {close}")
+    page.evaluate("page.stop(); page.socket.io.engine.close()")
     expect(page.locator("#offline")).to_have_count(1)
     expect(page.locator("#offline")).to_have_count(0)
     expect(page.locator(".facts")).to_contain_text("stopped")
     expect(page.locator("#continue")).to_have_text("Continue")
+    assert page.evaluate("page.pieces(page.document()).length") == 2  # the prompt and one
     page.errors.clear()
 
 
