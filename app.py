@@ -38,7 +38,7 @@ from support.page.batch import Batch
 from support.page.continuation import Continuation
 from support.page.scheduler import Scheduler
 from support.page.server import background_executor, inference_executor, run_in, state
-from support.page.settings import LIMITS, SEED_DIGITS, as_chosen, read_settings
+from support.page.settings import LIMITS, SEED_DIGITS, read_settings
 from utils import load_model, text_to_token_ids
 
 ROOT = Path(__file__).parent
@@ -125,11 +125,8 @@ async def stream(continuation: Continuation) -> None:
 
 async def show(continuation: Continuation) -> None:
     """Send a whole continuation, in case the user missed a part while disconnected."""
-    data = {
-        "run": continuation.run, "tokens": continuation.tokens, "facts": continuation.facts(),
-        "settings": as_chosen(continuation.settings),
-    }  # fmt: skip
-    await cl.context.emitter.emit("finished", data)
+    shown = {"run": continuation.run, "tokens": continuation.tokens, "facts": continuation.facts()}
+    await cl.context.emitter.emit("finished", shown)
 
 
 def latest_continuations() -> list[Continuation]:
@@ -193,9 +190,10 @@ def read_continuations(payload: dict[str, Any]) -> list[Continuation]:
     """Return the requested continuations of a text: one, or several with settings of their own."""
     ids, longest = read_ids(payload), model_config()["context_length"]
     context, cropped = ids[-longest:], len(ids) > longest
-    settings = as_chosen(read_settings(payload["settings"]))  # one seed for all of them
+    settings = {**payload["settings"]}
+    settings["seed"] = read_settings(settings).seed  # one for all of them
     return [
-        Continuation(str(run["run"])[:100], read_settings({**settings, **run}), context, cropped)
+        Continuation(str(run["run"])[:100], read_settings(settings | run), context, cropped)
         for run in payload["runs"][: len(COMPARED)]
     ]
 

@@ -264,7 +264,6 @@ class Shown(NamedTuple):
     run: str
     tokens: list[dict[str, Any]]
     facts: list[str]
-    settings: dict[str, Any]
 
     @property
     def text(self) -> str:

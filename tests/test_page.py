@@ -168,7 +168,7 @@ def test_a_visit(open_page, size, theme):
 @BOTH
 def test_guess_the_next_word(page):
     settle(page, temperature=0)
-    page.locator("#card-guess").dblclick()
+    page.locator("#card-guess").press("Enter")
     expect(page.locator("#stop, #continue")).to_be_focused()  # not the body
     click(page, ".options button", "#reveal")
     expect(page.locator("#tab-panel")).to_be_focused()
@@ -534,16 +534,26 @@ def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_p
         page.close()  # before the server ends, which the page would report
 
 
-def test_a_text_goes_on_after_a_lost_connection(page):
+def test_a_text_goes_on_after_lost_connections(page):
     write_long(page)
-    page.evaluate("page.socket.io.engine.close()")
+    page.evaluate("""() => { // two, and meanwhile other settings
+      const lengths = [30, 60];
+      page.subscribe(() => {
+        if (!page.state.running || !(page.idsOf(page.document()).length >= lengths[0])) return;
+        lengths.shift();
+        page.change({ max_new_tokens: 5, temperature: 0 });
+        setTimeout(() => page.socket.io.engine.close());
+      });
+    }""")
     expect(page.locator("#offline")).to_contain_text("Your text will continue")
-    expect(page.locator("#offline")).to_have_count(0)
     page.wait_for_function(ALL)
+    expect(page.locator(".facts").last).to_contain_text("temperature 5")
+    expect(page.locator("#offline")).to_have_count(0)
     expect(page.locator("#continue")).to_be_visible()
     page.evaluate("""() => { // a request fails just before the socket closes
       const { fetch } = window;
       window.fetch = () => ((window.fetch = fetch), Promise.reject(new TypeError('lost')));
+      page.change({ max_new_tokens: 150 });
       page.goOn();
       setTimeout(() => page.socket.io.engine.close());
     }""")
@@ -670,6 +680,9 @@ def test_drafts_and_comparison(page):
     click(page, "#undo")
     expect(page.locator("#undo")).to_have_attribute("aria-disabled", "true")
     expect(page.locator(".versions")).to_have_count(0)
+    page.evaluate("page.choose(0, { id: 9360, text: 'Her', label: 'Her' })")  # another beginning
+    finished(page)
+    expect(page.locator(".compared .prose")).to_have_count(0)
 
 
 def test_copy_download_and_a_link_to_exactly_this(page, open_page, server):
@@ -715,6 +728,8 @@ def test_a_double_click_acts_once(page):
     assert text_of(page) == text  # not Undo
     page.locator("#undo").dblclick()
     assert text_of(page) != text
+    page.locator("#share").dblclick()
+    expect(page.locator("#sharing")).to_be_visible()  # not closed again
 
 
 def test_comparing_stops_offline(page):

@@ -37,7 +37,7 @@ function Asked() {
     <p>Others open <b className="address">{page.classAddress()}</b> or join with the code <b>{classroom.code}</b> on the start page.{/^(localhost|127\.)/.test(location.hostname) && <> Only this computer can open that address: <code>support/README.md</code> says how to let others in.</>}</p>
     {!page.isAsked(page.pause()) && <p>Your class {classroom.bars ? 'guessed' : 'is still guessing'} the word after: <bdi>{classroom.text.slice(-70)}</bdi></p>}
     <p aria-live="polite"><b>{count(classroom.guesses)}</b></p>
-    {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" aria-disabled={offline} onClick={({ detail }) => offline || detail > 1 || page.takePart({ reveal: true })}>Reveal</button>}
+    {classroom.bars ? <Revealed {...classroom} /> : <button type="button" id="reveal-class" className="primary" aria-disabled={offline} onClick={() => offline || page.takePart({ reveal: true })}>Reveal</button>}
   </div>;
 }
 

@@ -43,7 +43,7 @@ function Guess() {
   return <>
     <p>The text stops here. Which word comes next? Pick one or type your own.</p>
     <WordForm key={asked} options={options} button="Reveal" send={reveal} />
-    <button type="button" id="ask-class" title="Others guess this word on their own devices, anonymously" aria-disabled={!ready} onClick={({ detail }) => ready && detail < 2 && ask()}>Ask the class</button>
+    <button type="button" id="ask-class" title="Others guess this word on their own devices, anonymously" aria-disabled={!ready} onClick={() => ready && ask()}>Ask the class</button>
     {classroom?.teaching && <Asked />}
   </>;
 }

@@ -22,7 +22,7 @@ function Start() {
   const { settings, problem, documents } = useSyncExternalStore(page.subscribe, page.get);
   if (!settings || page.document() || page.isLearner()) return null;
   const blocked = page.config.problem !== null; // there is no model
-  return <section className="start column" aria-label="Start" onClickCapture={(event) => event.detail > 1 && event.stopPropagation()}>
+  return <section className="start column" aria-label="Start">
     <h1>A small GPT</h1>
     {problem && <p role="alert" className="problem">{problem}</p>}
     <p>This small model was trained on one short story and nothing else. It cannot answer questions. Write a beginning, and it continues in the story’s style.</p>

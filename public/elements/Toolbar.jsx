@@ -15,9 +15,9 @@ function Toolbar() {
   const busy = running !== null || offline;
   const stops = running !== null || interrupted !== null;
   const write = () => (stops ? page.stop() : editing === null ? page.goOn() : page.rewrite(document.getElementById('edited')));
-  // Not `disabled`, which would take the focus away. The second click of a double click does nothing, except to Undo.
+  // Not `disabled`, which would take the focus away.
   const action = (id, label, title, act, off = busy || editing !== null) =>
-    <button id={id} type="button" title={title} aria-disabled={off} className={act === write ? 'primary' : ''} onClick={({ detail }) => off || (detail > 1 && id !== 'undo') || act()}>{label}</button>;
+    <button id={id} type="button" title={title} aria-disabled={off} className={act === write ? 'primary' : ''} onClick={() => off || act()}>{label}</button>;
   return <div className="toolbar column">
     <h1 className="sr-only">{page.nameOf(shown)}</h1>
     <div role="group" aria-label="Actions" className="chips">

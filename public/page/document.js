@@ -1,6 +1,5 @@
 // A document: a prompt and its continuations, as a tree of pieces. A piece holds tokens; its
 // `children` are all continuations tried after it, and `at` is the one shown.
-import { readSettings } from './settings.js';
 
 export const newPiece = (tokens = [], more = {}) => ({ tokens, children: [], at: 0, facts: [], ...more });
 export const newDocument = (id, tokens, before = 0) => ({ id, before, changed: Date.now(), root: newPiece(tokens) });
@@ -32,10 +31,10 @@ export const addPiece = (parent, piece) => void (parent.at = parent.children.pus
 export function cutBefore(document, index) {
   let before;
   for (const piece of pieces(document)) {
-    const { tokens, children, at, facts, run, settings } = piece;
+    const { tokens, children, at, facts, run } = piece;
     if (index < tokens.length) {
       if (index === 0 && before) return before;
-      const after = { ...newPiece(tokens.slice(index)), children, at, facts, run, settings };
+      const after = { ...newPiece(tokens.slice(index)), children, at, facts, run };
       return Object.assign(piece, { tokens: tokens.slice(0, index), children: [after], at: 0, facts: [], run: undefined });
     }
     index -= tokens.length;
@@ -59,7 +58,7 @@ export function readDocument(raw) {
     const facts = Array.isArray(raw.facts) ? raw.facts.filter((fact) => typeof fact === 'string') : [];
     const at = Number.isInteger(raw.at) && raw.at >= 0 && raw.at < children.length ? raw.at : 0;
     const first = Array.isArray(raw.first) ? raw.first.filter(isToken) : [];
-    return { ...newPiece(raw.tokens), children, at, facts, first, settings: raw.settings && readSettings(raw.settings) };
+    return { ...newPiece(raw.tokens), children, at, facts, first };
   };
   const root = readPiece(raw?.root);
   if (!root || typeof raw.id !== 'string' || !tokensOf({ root }).length) return undefined;

@@ -103,8 +103,7 @@ export const page = {
 
   // 1. From the server
 
-  // Called by the element Connection, which also gives Chainlit's callAction and sendUserMessage as
-  // `call` and `send`.
+  // Called by the element Connection, which also sets `call` and `send`: Chainlit's callAction and sendUserMessage.
   connect(socket) {
     page.socket = socket;
     if (!page.state.settings) page.start();
@@ -138,12 +137,12 @@ export const page = {
   },
   // The server is ready again: go on where the connection was lost.
   onReady() {
-    const { interrupted, settings } = page.state;
+    const { interrupted } = page.state;
     page.set({ interrupted: null });
     const last = page.document() && pieces(page.document()).at(-1);
     if (!interrupted || last?.run !== interrupted) return;
-    const missing = settings.max_new_tokens - last.tokens.filter(isGenerated).length;
-    if (missing > 0) page.generate(last, idsOf(page.document()), [], { max_new_tokens: missing });
+    const missing = last.settings.max_new_tokens - last.tokens.filter(isGenerated).length;
+    if (missing > 0) page.generate(last, idsOf(page.document()), [], { ...last.settings, max_new_tokens: missing });
   },
   onProblem: (problem) => page.set({ problem, running: null }),
   // The server has read a prompt, which begins a new document.
@@ -160,16 +159,16 @@ export const page = {
     page.set({ people, ...(!compared && { running: run }) });
   },
   // The whole continuation: tokens sent during a disconnect are lost.
-  onFinished({ run, tokens, facts, settings }) {
+  onFinished({ run, tokens, facts }) {
     const compared = page.state.compared?.find((text) => text.run === run);
-    if (compared) Object.assign(compared, { tokens, facts, settings, finished: true });
+    if (compared) Object.assign(compared, { tokens, facts, finished: true });
     const { running, compared: all } = page.state;
     if (running === run || (running === 'compare' && all?.every((text) => text.finished))) page.set({ running: null });
     const piece = page.find(run);
     if (!piece) return;
     // A piece with children was cut by choosing another token: leave it as it is.
     if (!piece.children.length) piece.tokens = [...(piece.first ?? []), ...tokens];
-    Object.assign(piece, { facts, settings });
+    piece.facts = facts;
     page.touch(page.state.documents.find((document) => findPiece(document, run)));
     if (lesson === 'change') page.pick(page.hint());
     else if (!page.state.hinted && page.state.hovered === null) page.hover(page.hint());
@@ -180,15 +179,14 @@ export const page = {
   // 2. Generation
 
   // Continue `ids` in a new piece after `parent`. It begins with the tokens `first`, the last of `ids`.
-  generate(parent, ids, first = [], settings = {}) {
-    const run = newRun();
-    addPiece(parent, newPiece([...first], { run, first }));
+  generate(parent, ids, first = [], changed = {}) {
+    const [run, settings] = [newRun(), { ...page.state.settings, ...changed }];
+    addPiece(parent, newPiece([...first], { run, first, settings }));
     page.touch(page.document(), { running: run, editing: null, hovered: null, problem: null });
-    return page.requestRuns(ids, [{ run, ...settings }]);
+    return page.requestRuns(ids, [{ run }], settings);
   },
-  // Each run may have settings of its own.
-  requestRuns(ids, runs) {
-    const payload = { ids: ids.slice(-config.max_ids), settings: page.state.settings, runs };
+  requestRuns(ids, runs, settings) {
+    const payload = { ids: ids.slice(-config.max_ids), settings, runs };
     const request = (page.lastRequest = {});
     // If it failed because the connection is lost, `onDisconnect` must first see what was running.
     const end = () => setTimeout(() => page.lastRequest === request && page.set({ running: null }), 1000);
@@ -249,12 +247,12 @@ export const page = {
   // Continue the prompt at these temperatures.
   compare(temperatures) {
     const ids = promptOf(page.document()).map((token) => token.id);
-    const compared = temperatures.map((temperature) => ({ temperature, run: newRun(), tokens: [] }));
+    const compared = temperatures.map((temperature) => ({ temperature, ids, run: newRun(), tokens: [] }));
     page.set({ compared, running: 'compare', problem: null });
-    return page.requestRuns(ids, compared);
+    return page.requestRuns(ids, compared.map(({ temperature, run }) => ({ temperature, run })), page.state.settings);
   },
-  keep: ({ tokens, facts, settings }) => page.revise((document) => {
-    addPiece(cutBefore(document, promptOf(document).length), newPiece(tokens, { facts, settings }));
+  keep: ({ tokens, facts }) => page.revise((document) => {
+    addPiece(cutBefore(document, promptOf(document).length), newPiece(tokens, { facts }));
     page.touch(document);
   }),
   // Begin with a card of the start page.

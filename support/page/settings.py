@@ -23,11 +23,6 @@ class Settings(NamedTuple):
     seed: int
 
 
-def as_chosen(settings: Settings) -> dict[str, Any]:
-    """Return settings in the page's form. `read_settings` is the inverse."""
-    return settings._asdict() | {"seed": str(settings.seed)}
-
-
 def read_number(raw: Any, name: str) -> float:
     """Return a setting clamped to its limits, or its default if it is not a number."""
     limit = LIMITS[name]
