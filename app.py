@@ -45,7 +45,7 @@ ROOT = Path(__file__).parent
 STORY = ROOT / os.environ.get("APP_STORY", "dataset/story.txt")
 WEIGHTS = ROOT / os.environ.get("APP_WEIGHTS", "pretrain-story-model.pth")
 SEND_EVERY = 0.04  # seconds; tokens are sent in groups
-MIN_SHOWN = 1000  # tokens of a prompt; of a longer one, the page may get only the end
+MIN_SHOWN = 1000  # tokens; of a longer prompt, the page may get only the end
 MAX_IDS = 10_000  # token ids in a request; of a longer text, the page sends the end
 COMPARED = (0, 0.8, 1.5)  # temperatures of Compare; a request has at most this many texts
 
@@ -158,12 +158,12 @@ ELEMENTS = (
 
 
 async def missing_model() -> str | None:
-    """Return None if there is a model, or the error and its remedy."""
+    """Return the error and its remedy if there is no model, else None."""
     try:
         state.model or await run_in(inference_executor, load)
         return None
     except (OSError, ValueError) as error:
-        remedy = "This makes the weights in about 8 minutes: python -m support.lesson"
+        remedy = "Create the weights in about 8 minutes: python -m support.lesson"
         if "APP_WEIGHTS" in os.environ:
             remedy = "Correct or unset the environment variable APP_WEIGHTS."
         return f"{error}\n\n{remedy}"
@@ -238,7 +238,7 @@ async def on_class(action: cl.Action) -> Any:
 
 @cl.action_callback("generate")
 async def on_generate(action: cl.Action) -> bool:
-    """Start the requested continuations. Return whether they end with an event for the page."""
+    """Start the requested continuations. Return whether the page gets an event when they end."""
     continuations = read_continuations(action.payload)
     cl.user_session.set("prompt", None)  # the page has it
     if {one.run for one in continuations} & {one.run for one in latest_continuations()}:
@@ -248,7 +248,7 @@ async def on_generate(action: cl.Action) -> bool:
     # A request may arrive after its user has disconnected.
     if not (cl.context.session.chat_started and await find_model()):
         return False
-    for continuation in continuations:  # asyncio itself has only weak references to tasks
+    for continuation in continuations:  # asyncio itself holds only weak references to tasks
         continuation.task = asyncio.create_task(stream(continuation))
     return True
 
@@ -322,7 +322,7 @@ async def on_message(message: cl.Message) -> None:
 
 @cl.on_chat_end
 async def on_chat_end() -> None:
-    """Stop generating for a disconnected user, who may come back."""
+    """Stop generating for a disconnected user, who may reconnect."""
     stop_generation()
     cl.chat_context.clear()  # otherwise Chainlit stores the messages forever
     cl.context.session.chat_started = False

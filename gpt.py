@@ -175,8 +175,8 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, then feed-forward, each applied to a normalized copy of x and added back to x.
 
-    The norm comes first ("pre-norm"), as in GPT-2, so x and its gradients run unchanged through
-    all blocks. Xiong et al. 2020, https://arxiv.org/abs/2002.04745
+    The norm comes first ("pre-norm"), as in GPT-2, so gradients pass unchanged along the path
+    of x through all blocks. Xiong et al. 2020, https://arxiv.org/abs/2002.04745
     """
 
     def __init__(self, cfg: dict[str, Any], layer: int) -> None:
@@ -211,7 +211,7 @@ class GPTModel(nn.Module):
     def init_weights(self) -> None:
         """Initialize all weights, with random numbers from the global state."""
         # At these scales, found by experiment, the first loss is near ln(V), and the blocks' total
-        # contribution to x does not outgrow it (GPT-2's paper, section 2.3).
+        # contribution to x does not grow with their number (GPT-2's paper, section 2.3).
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 std = 1.0 if name == "tok_emb.weight" else 0.02
@@ -319,7 +319,7 @@ DECAY_FRACTION = 0.4  # of all steps: the last part of `wsd_schedule`
 
 
 def create_optimizer(model: GPTModel, weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on the matrices of blocks and head only. See `train_step`.
+    """Return AdamW with weight decay only on the matrices of blocks and head. See `train_step`.
 
     Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101
     """

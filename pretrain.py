@@ -180,7 +180,7 @@ class Run:
             return report()
         except Exception as error:
             if (what := command.reason(error)) not in self.failures:
-                self.bar.write(f"{what}. The run goes on, and the next evaluation tries again.")
+                self.bar.write(f"{what}. Training is not affected; each evaluation tries again.")
             self.failures.add(what)
 
     def since_best(self) -> int:
@@ -241,7 +241,7 @@ class Run:
         try:
             save_weights(self.model, path, used_ids, weights=weights)
         except ValueError as error:  # some weights are too large for 8 bits
-            raise FloatingPointError(f"{error}: try a lower rate") from error
+            raise FloatingPointError(f"{error}; try a lower rate") from error
 
 
 # 3. The training ----------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 def train(run: Run, loaders: list[Any], evals: int) -> None:
-    """Train, and write all results. Raises Stopped after a signal, and else as `train_model`."""
+    """Train, and write all results. Raises Stopped after a signal, otherwise as `train_model`."""
     args, model = run.args, run.model
     if args.compile:
         model.compile()

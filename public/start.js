@@ -41,6 +41,6 @@ function keepFocus() {
   if (focused && !focused.isConnected && document.activeElement === document.body)
     (home?.isConnected ? home : document.querySelector('#stop, #continue'))?.focus({ preventScroll: true });
 }
-// The second click of a double click may hit a button that the first has put there. It counts only where people click fast.
+// The second click of a double click may hit a button that the first has put there. It is ignored, except on buttons that people click fast.
 addEventListener('click', (event) => event.detail > 1 && event.target.closest('button:not(#undo, .versions button)') && (event.stopPropagation(), event.preventDefault()), true);
 new MutationObserver(() => (label(), keepTyped(), keepFocus())).observe(document, { childList: true, subtree: true });

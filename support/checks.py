@@ -9,7 +9,7 @@ import torch
 
 
 class InputError(ValueError):
-    """A mistake in an argument, or in a file that it names: the message is for its author.
+    """A mistake in an argument, or in a file that it names; the message is for the user.
 
     Commands report it in one line. They treat any other ValueError as a bug: it shows a traceback.
     """

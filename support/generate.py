@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max-tokens", type=int, default=120, help="new tokens (%(default)s)")
     add("--temperature", type=float, default=1.0, help="0 is greedy (%(default)s)")
     add("--top-k", type=int, default=50, help="candidates for each token; 0: all (%(default)s)")
-    add("--top-p", type=float, help="the candidates' total probability (no limit)")
+    add("--top-p", type=float, help="candidates: the fewest that reach this probability (no limit)")
     add("--seed", type=int, help="for a reproducible text (random)")
     return parser.parse_args(arguments)
 

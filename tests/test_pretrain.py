@@ -495,7 +495,7 @@ def test_a_failing_report_does_not_end_the_training(capsys, monkeypatch, uninter
     monkeypatch.setattr(pretrain, "generate", fail_twice)
     train()
     printed = capsys.readouterr().out
-    assert printed.count("RuntimeError: no sample. The run goes on") == 1
+    assert printed.count("RuntimeError: no sample. Training is not affected") == 1
     assert printed.count("A sample: ") == 1
     assert everything() == uninterrupted
 

@@ -51,7 +51,7 @@ function Classroom() {
     <h1>Which word comes next?</h1>
     <div className="prose" id="class-text"><bdi>{text}</bdi><span className="gap"> {bars ? wrote : '?'} </span></div>
     {bars ? <Revealed {...classroom} /> : <WordForm key={number} options={options} given={mine} button={mine ? 'Change my guess' : 'Send my guess'} send={(guess) => page.takePart({ guess, number })} />}
-    <p className="legend" role="status">{!bars && mine && 'Sent. You can change it until the teacher reveals the guesses. '}{count(guesses)} so far.{full && ' The class is full: new words are not stored.'}</p>
+    <p className="legend" role="status">{!bars && mine && 'Sent. You can change it until the teacher reveals the guesses. '}{count(guesses)} so far.{full && ' The class is full: a new guess may not be stored.'}</p>
     <div>{leave}</div>
   </section>;
 }

@@ -15,7 +15,7 @@ function Score({ answer: { guess, prob }, pause, next, nextWord }) {
     </p>
     <p className="legend">
       Your average over {surprises.length} {surprises.length === 1 ? 'guess' : 'guesses'}: {mean.toFixed(1)} bits. 0 bits: the model was
-      certain of your word. {bitsOf(1 / page.config.vocab_size).toFixed(1)} bits: as if all its tokens were equally likely.
+      certain of your word. {bitsOf(1 / page.config.vocab_size).toFixed(1)} bits: as if all tokens were equally likely.
     </p>
     {nextWord}
     {next && <Choices index={pause} token={page.tokensOf(page.document())[pause]} next={next} />}

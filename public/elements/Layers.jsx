@@ -13,7 +13,7 @@ function Layers() {
     cells: [<span className="label">{label}</span>, page.percent(prob)]
   }));
   return <>
-    <p>If the model stopped after each layer, it would predict, in place of <b className="label">{token.label}</b>:</p>
+    <p>What the model would predict in place of <b className="label">{token.label}</b> if it stopped after each layer:</p>
     <Bars heads={['After', 'first choice', 'probability']} rows={rows} />
     <p className="legend">Bold: the word in the text.</p>
   </>;

@@ -1,7 +1,7 @@
 // The line at the bottom: settings that apply immediately, and the state of the connection.
 import { useState, useSyncExternalStore } from 'react';
 
-const MANY = 6; // people who write at the same time, from which on the page says so
+const MANY = 6; // from this many people writing at the same time, the page says so
 
 // A setting as a number and a slider. A typed number applies immediately, clamped; the field shows that when it loses focus.
 function Field({ name, id = name, value, change = (value) => page.change({ [name]: value }) }) {

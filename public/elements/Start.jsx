@@ -40,7 +40,7 @@ function Start() {
     {documents.length > 0 && <>
       <h2>Earlier texts{page.stores && ', stored in this browser'}</h2>
       <ul id="earlier" className="column">{documents.map((document) => <Earlier key={document.id} document={document} />)}</ul>
-      <button type="button" id="clear" onClick={() => remove('all', 'all texts in this browser')}>Clear this browser</button>
+      <button type="button" id="clear" onClick={() => remove('all', 'all texts in this browser')}>Delete all texts</button>
     </>}
     {!page.stores && <p id="not-stored">This browser does not store your texts. Copy or download what you want to keep.</p>}
   </section>;

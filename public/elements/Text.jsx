@@ -40,7 +40,7 @@ function coloured(shown, view, { head, running }) {
   }
   if (view === 'drafts') {
     tokens.forEach((token) => (token.className = token.draft && 'from-draft'));
-    return { tokens, line: 'Green: guesses copied from the story that the model accepted.' };
+    return { tokens, line: 'Green: drafts copied from the story that the model accepted.' };
   }
   if (view === 'attention') {
     const read = looked in tokens ? page.read(looked, looked + 1) : [];

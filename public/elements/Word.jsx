@@ -34,7 +34,7 @@ function Gave({ index, token }) {
   return <p id="gave" aria-live="polite">
     <b className="label">{token.label}</b>{' '}
     {scored ? `The model gave it ${page.percent(Math.exp(scored.logprob))} (${rank})${settings}.` : waiting}
-    {token.draft && ' It was guessed from the story, and the model accepted it.'}
+    {token.draft && ' It came from a draft, copied from the story, that the model accepted.'}
   </p>;
 }
 
@@ -51,7 +51,7 @@ function Word() {
     {token && <Gave index={index} token={token} />}
     {next && <>
       <Choices index={index} token={token} next={next} />
-      <p className="legend">Click or tap a word to use it: the model continues from there. Move the settings, and the bars follow.</p>
+      <p className="legend">Click or tap a word to use it: the model continues from there. Change the settings, and the bars follow.</p>
       {['temperature', ...(settings.temperature > 0 ? ['top_k', 'top_p'] : [])].map((name) => <Field key={name} name={name} id={`${name}-here`} value={settings[name]} />)}
     </>}
   </>;

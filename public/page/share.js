@@ -13,7 +13,7 @@ const unpack = ([ids, typed, children, at], texts) => {
 };
 const allIds = ([ids, , children]) => [...ids, ...children.flatMap(allIds)];
 
-// `more`: settings, view, tab, chosen token and pause. A link that is too long holds only the shown text, and its mark says so.
+// `more`: settings, view, tab, chosen token and pause. A link that is too long holds only the shown text, and ends in `&shown`.
 export function linkTo(address, document, more) {
   const encode = (root) => btoa(JSON.stringify({ ...more, root })).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
   const shown = pieces(document).reduceRight((after, piece) => [pack({ ...piece, children: [], at: 0 }).with(2, after)], []);

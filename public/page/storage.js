@@ -1,4 +1,4 @@
-// If the browser allows no storage, replace it by the memory, without which Chainlit does not start.
+// If the browser allows no storage, use memory instead: without either, Chainlit does not start.
 export let stores = true; // beyond this visit
 
 class Memory extends Map {

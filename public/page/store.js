@@ -75,8 +75,8 @@ export const page = {
     hinted: false, // a person who has once opened a token needs no hint
     running: null, // the generation in progress
     offline: false,
-    interrupted: null, // the generation that goes on after a lost connection
-    people: 0, // that generate texts now
+    interrupted: null, // the generation to resume after a lost connection
+    people: 0, // who are generating texts now
     head: null, // of the attention view: its number, or 'average'; null: not chosen yet
     problem: null, // what went wrong, in words
     classroom: undefined, // see classroom.js
@@ -195,7 +195,7 @@ export const page = {
   stop: () => ((page.stopping = page.state.running), page.state.offline ? page.set({ interrupted: null }) : page.request('stop', {})),
   // The server's answer; undefined after an error, which Chainlit shows.
   request: (name, payload) => page.call({ name, payload }).then(({ response }) => response ?? null, () => undefined),
-  // Change the text such that Undo can take it back.
+  // Change the text in a way that Undo can revert.
   revise(change) {
     const document = page.document();
     if (page.state.running !== null || page.state.offline) return undefined;
@@ -222,7 +222,7 @@ export const page = {
   // Replace a token by another, and continue from there. At the end of the text, add it.
   choose: (index, token) => page.revise((document, ids) =>
     page.generate(cutBefore(document, index), [...ids.slice(0, index), token.id], [token])),
-  // Begin to edit behind this token, or at the end.
+  // Begin to edit after this token, or at the end.
   edit(index) {
     const tokens = tokensOf(page.document()).slice(0, index === null ? undefined : index + 1);
     page.set({ editing: tokens.reduce((sum, { text }) => sum + text.length, 0), sheet: false });

@@ -45,7 +45,7 @@ def attention_weights(model: GPTModel, idx: Tensor) -> Tensor:
 
 
 def without_heads(model: GPTModel, heads: Iterable[tuple[int, int]]) -> GPTModel:
-    """Return a copy of a model in which these heads (layer, head), from 0, add nothing."""
+    """Return a copy of a model in which these heads (layer, head), numbered from 0, add nothing."""
     model = copy.deepcopy(model)
     for layer, head in heads:
         weights = model.get_parameter(f"trf_blocks.{layer}.att.out_proj.weight").data  # (C, C)

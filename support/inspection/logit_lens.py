@@ -10,8 +10,8 @@ from gpt import GPTModel, eval_mode
 def logit_lens(model: GPTModel, idx: Tensor) -> Tensor:
     """Return logits (n_layers + 1, V) for the token after `idx` (1, T).
 
-    Row 0 applies the final norm and the head to the embeddings, row n to the output of block n.
-    The last row holds the model's own logits. Dropout is off.
+    Row 0 applies the final norm and the head to the embeddings, row n to the output of the n-th
+    block. The last row holds the model's own logits. Dropout is off.
 
     nostalgebraist 2020, "interpreting GPT: the logit lens"
     """

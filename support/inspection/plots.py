@@ -77,7 +77,7 @@ def plot_losses(
     """Return a figure of both losses against epochs (bottom axis) and tokens seen (top axis).
 
     A star marks the best validation loss. `baselines` (losses by name) become horizontal lines.
-    A single evaluation, of an interrupted or a loaded training, is shown as points.
+    A single evaluation, as of an interrupted run or a loaded model, is shown as points.
     """
     epochs = [line.epoch for line in history]
     best = min(history, key=lambda line: line.val_loss)

@@ -11,8 +11,8 @@ NAMES = ("unigram counts", "bigram counts", "trigram counts")
 def count_probs(ids: Tensor, train_ids: Tensor, vocab_size: int) -> Tensor:
     """Return each token's probability under counts of `train_ids`, (T, 4).
 
-    Column 0 is blind guessing, 1 the share among single tokens, 2 among pairs with the same first
-    token, 3 among triples. Where a context never occurs, the shorter one decides.
+    Column 0 is blind guessing; columns 1 to 3 are unigram, bigram and trigram counts. Where a
+    context never occurs, the next shorter one decides.
     """
     text, train = ids.tolist(), train_ids.tolist()
     columns = [[1 / vocab_size] * len(text)]
@@ -29,7 +29,7 @@ def count_probs(ids: Tensor, train_ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def fit_weights(probs: Tensor, steps: int = 200) -> Tensor:
-    """Return the mix of the columns of `probs` (T, N) that makes the tokens most probable, (N,).
+    """Return the weights (N,) with which the mixed columns of `probs` (T, N) fit the tokens best.
 
     By expectation maximization (Jelinek and Mercer 1980, "Interpolated estimation of Markov source
     parameters from sparse data").

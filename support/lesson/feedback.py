@@ -129,7 +129,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def find_training_fault(answer: Callable, solution: Callable, args: list) -> str:
-    """Return a complaint unless the results of two functions have a dtype and gradients alike."""
+    """Return a complaint unless the results of two functions have the same dtype and gradients."""
     outcomes = []
     for function in (answer, solution):
         given = [x.clone().requires_grad_() if is_float(x) else x for x in args]

@@ -152,7 +152,7 @@ def plot_heads(rows: Mapping[str, Tensor], title: str) -> Figure:
 
 
 def plot_looks(rows: Mapping[str, Tensor], labels: Sequence[str], title: str) -> Figure:
-    """Return a figure of one token's attention: for each name (layers, heads, T), a row a head."""
+    """Return maps of one token's attention, (layers, heads, T) by name, with a row per head."""
     figure = Figure(figsize=(8, 0.9 + 1.3 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     shown, style = drawable(labels)

@@ -144,7 +144,7 @@ _PATTERNS = {symbol: re.compile(_pattern(symbol)) for symbol in ("OPENING", "REP
 
 
 def judge(paragraph: Sequence[str]) -> list[bool]:
-    """Return for each sentence of a paragraph whether it is grammatical where it stands.
+    """Return for each sentence of a paragraph whether it is grammatical in its place.
 
     The first has to be an opening, the last an ending with the opening's list in its order, and
     names and pronouns have to be the opening's.

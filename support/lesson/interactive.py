@@ -51,7 +51,7 @@ class LiveCurve:
 
 
 def in_notebook() -> bool:
-    """Return whether a display can be updated: in Jupyter, but in no terminal."""
+    """Return whether a display can be updated: in Jupyter, but not in a terminal."""
     return InteractiveShell.initialized() and hasattr(InteractiveShell.instance(), "kernel")
 
 

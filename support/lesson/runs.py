@@ -35,7 +35,7 @@ def matmul_precision(level: str) -> Iterator[None]:
 
 
 def progress(items: Collection) -> tqdm:
-    """Iterate over `items`, with a progress bar among the printed output."""
+    """Return an iterator over `items`, with a progress bar on standard output."""
     return tqdm(items, file=sys.stdout, mininterval=1, ncols=70)
 
 
@@ -45,7 +45,7 @@ def with_error(values: Tensor) -> str:
 
 
 def with_spread(values: Iterable[Any]) -> str:
-    """Return the mean of `values` and, if they are several, the least and the greatest."""
+    """Return the mean of `values` and, if there are several, the minimum and the maximum."""
     values = list(values)
     mean, low, high = (f"{f(values):.2f}" for f in (statistics.mean, min, max))
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"

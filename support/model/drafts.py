@@ -15,7 +15,7 @@ from support.model.quantization import Int4Linear
 
 MIN_MATCH = 5  # tokens; after shorter matches, too few drafts are right to save time
 MAX_DRAFT = 31  # tokens
-MAX_DRAFT_4_BITS = 3  # beyond four tokens a step, 4-bit weights take as long for each token
+MAX_DRAFT_4_BITS = 3  # with 4-bit weights, more than four tokens in a step save no time
 
 
 class Drafter:

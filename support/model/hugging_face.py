@@ -110,7 +110,7 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if more := sorted(name for name in stored if not name.endswith(MASKS)):
         raise InputError(f"{folder} has tensors that GPTModel lacks: {', '.join(more[:3])}")
     biases = [name for name in state if re.search("W_.*bias", name)]
-    # A model saved by us has none, unless transformers has trained some since.
+    # Those in a folder that we wrote are zeros, unless transformers has trained them since.
     cfg["qkv_bias"] |= any(state[name].any() for name in biases)
     if not cfg["qkv_bias"]:
         state = {name: tensor for name, tensor in state.items() if name not in biases}

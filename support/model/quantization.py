@@ -6,8 +6,8 @@ https://arxiv.org/abs/2208.07339). Sums of whole numbers are exact in any order,
 has the same bits on any machine and in any batch. Where a fast product exists, each matrix is
 stored in the layouts of two operators: 250 MB for the default model.
 
-With 4 bits, matrices have 70 MB, and the other numbers are in bfloat16. A step with one to four
-tokens is faster than with 8 bits, one with more is slower.
+With 4 bits, the matrices take 70 MB, and the other numbers are in bfloat16. A step with one to four
+tokens is faster than with 8 bits; a step with more is slower.
 """
 
 from collections.abc import Callable
@@ -115,8 +115,8 @@ class Int8Linear(nn.Module):
 class Int4Linear(nn.Module):
     """`nn.Linear` with 4-bit weights, for bfloat16 inputs on the CPU. It cannot be trained.
 
-    Each number is stored as one from 0 to 15. In each row, `GROUP` numbers share a scale and the
-    value of 8.
+    Each weight is stored as a whole number from 0 to 15. In each row, `GROUP` weights share a scale
+    and the value that 8 stands for.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -154,7 +154,7 @@ def quantize(model: nn.Module, layer: Callable[..., nn.Module] = Int8Linear) -> 
 
 
 class ExactCache:
-    """The caches of texts, for one step in which their next pieces follow each other in a row.
+    """The caches of several texts, for one step whose row of tokens holds a piece of each.
 
     A fused kernel rounds differently for one token than for several. So, after the first piece of a
     text, attention is computed token by token: the same bits for any pieces and any other texts.
@@ -185,6 +185,6 @@ class ExactCache:
         results = []
         for x, views in zip(q.split(self.calls, dim=2), self.read, strict=True):
             keys, values = views[2 * layer : 2 * layer + 2]
-            first = x.size(2) > 1  # else, the only token or one after all that it reads
+            first = x.size(2) > 1  # a single token attends to all keys and needs no mask
             results.append(F.scaled_dot_product_attention(x, keys, values, is_causal=first))
         return torch.cat(results, dim=2)

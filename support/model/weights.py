@@ -29,7 +29,7 @@ def rounded_weights(model: nn.Module) -> dict[str, Tensor]:
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is quantized, for generation only: nothing saved")
         if not (tensor.abs() <= torch.finfo(torch.float8_e4m3fn).max).all():
-            raise ValueError(f"{name} has weights that are not finite or above 448: nothing saved")
+            raise ValueError(f"{name} has weights that are not finite, or above 448: nothing saved")
         state[name] = tensor.to("cpu", torch.float8_e4m3fn, copy=True)
     return state
 
@@ -46,9 +46,9 @@ def save_weights(
     float32 size. Given `used_ids`, the ids of the whole text, the embeddings of all other tokens
     are stored as zeros: they never got a gradient and are noise. The model may be compiled or in a
     wrapper such as DDP. The file also holds its configuration, which `load_model` finds there.
-    `weights` are those that `rounded_weights` returned earlier, not the model's present ones.
+    Given `weights`, an earlier result of `rounded_weights`, save these instead of the model's.
 
-    Raises OSError if the file cannot be written, and ValueError if a weight is not finite or above
+    Raises OSError if the file cannot be written, and ValueError if a weight is not finite, or above
     448, the largest 8-bit float.
     """
     state = rounded_weights(model) if weights is None else weights

@@ -92,7 +92,7 @@ class Slot:
                 token_id=token_id,
                 text=self.decoder.decode(token_bytes(token_id, tokenizer)),
                 label=token_label(token_id, tokenizer),
-                rank=1 + int((logprobs > logprob).sum()),  # all more probable tokens are left
+                rank=1 + int((logprobs > logprob).sum()),  # all more probable tokens are candidates
                 logprob=logprob.item(),
                 sampling_prob=probs[place].item(),
                 num_read=self.cache.length,

@@ -70,7 +70,7 @@ def read_word(raw: Any) -> str:
 
 
 def read_question(payload: dict[str, Any], ids: list[int], text: str) -> Question:
-    """Return the question of a teacher's page about the word after `ids`, which are `text`."""
+    """Return a teacher's question about the word after `ids`, whose text is `text`."""
     options = [read_word(word) for word in payload["options"][:MAX_OPTIONS]]
     return Question(ids, text, options, read_word(payload["wrote"]), int(payload["pause"]))
 

@@ -50,7 +50,7 @@ class Scheduler:
             await loop.run_in_executor(self.executor, self.batch.remove, slot)
 
     async def inspect(self, key: Hashable, function: Callable, *args: Any) -> Any:
-        """Return `function(*args)`, or None if a newer one with this key arrives while it waits.
+        """Return `function(*args)`, or None if a newer call with this key arrives while it waits.
 
         Between two steps of the batch, at most one inspection runs.
         """

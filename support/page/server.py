@@ -43,7 +43,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BYTES = 3 * 10**6  # of one message or request body: a long novel
-MAX_PROMPT = 50_000  # characters, which always exceed the model's context
+MAX_PROMPT = 50_000  # characters, far more than the model reads
 # The page's only POST requests. Chainlit also accepts files and elements, and stores them on disk.
 POST_PATHS = ("/login", "/logout", "/set-session-cookie", "/project/action")
 HEADERS = {

@@ -86,7 +86,7 @@ def word_probs(
 ) -> list[float]:
     """Return the probabilities that a text continues with a space and the tokens of each word.
 
-    0 if the model lacks one of them, or cannot read them all and a token before them.
+    A probability is 0 if the model lacks one of the tokens, or if they do not fit the context.
     """
     longest, vocab_size = model.cfg["context_length"], model.cfg["vocab_size"]
     encoded = [tokenizer.encode_ordinary(f" {word}") for word in words]

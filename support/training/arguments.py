@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports an error in one line, once on each machine."""
 
     def error(self, message: str) -> NoReturn:
-        if LOCAL_RANK:  # process 0 reports the same error, if it has it, and ends this one
+        if LOCAL_RANK:  # process 0 may report the same error; torchrun then ends this process
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # sent by torchrun
             time.sleep(30)
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
@@ -152,7 +152,7 @@ def device(text: str) -> torch.device:
 
 
 def path(test: Callable[[str], bool], problem: str) -> Callable[[str], Path]:
-    """Return a function that parses a path; one that fails `test` has a `problem`."""
+    """Return a function that parses a path, and reports the `problem` of one that fails `test`."""
 
     def parse(text: str) -> Path:
         if not test(text):
@@ -192,7 +192,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         "format; --config can change the drop_rate, and shorten the context_length of a folder")
     add("--head-start", action=argparse.BooleanOptionalAction,
         help="start with heads that attend to previous tokens (default: if emb_dim x steps is at "
-        "least 11,000 x the square root of the text's windows, because it hurts shorter runs)")
+        "least 11,000 x the square root of the number of windows; it hurts shorter runs)")
     training = parser.add_argument_group("training")
     add = training.add_argument
     either = training.add_mutually_exclusive_group().add_argument

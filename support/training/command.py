@@ -76,8 +76,8 @@ class SafeStream:
 
 @contextmanager
 def safe_output() -> Iterator[SafeStream]:
-    """Make standard output and error safe to write to inside a `with` block; yield the first."""
-    with open(os.devnull, "w") as nothing:  # also if a stream is None, as without a console
+    """Make standard output and error safe to write to in a `with` block; yield the former."""
+    with open(os.devnull, "w") as nothing:  # replaces a stream that is None, as without a console
         out, error = (SafeStream(s or nothing, nothing) for s in (sys.stdout, sys.stderr))
         with redirect_stdout(out), redirect_stderr(error):  # type: ignore[type-var]
             yield out

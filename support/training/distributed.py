@@ -25,7 +25,7 @@ from support.checks import InputError
 def ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
     """Return RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as set by torchrun.
 
-    Return 0, 1, 0, 1 if the first two do not agree, as when only a job scheduler has set them.
+    Return 0, 1, 0, 1 (one process) unless all are valid; a job scheduler may set only some.
     """
     defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     values = [environment.get(name, default) for name, default in defaults.items()]

@@ -1,6 +1,6 @@
 """Optional initial weights for a new model: heads that attend to previous tokens.
 
-They pay only in training runs of sufficient width and length; benchmarks/README.md has the numbers.
+They help only if the model is wide enough and the run long enough: see benchmarks/README.md.
 """
 
 import torch
@@ -12,7 +12,7 @@ from gpt import GPTModel, MultiHeadAttention
 def head_start_pays(emb_dim: int, num_steps: int, num_windows: int) -> bool:
     """Return whether a run is wide and long enough to learn more with the head start.
 
-    `num_windows` is the length of the training text in windows. The limit fits runs on three texts.
+    `num_windows` is the length of the training text in windows. The limit is empirical.
     """
     return emb_dim * num_steps >= 11_000 * num_windows**0.5
 
