@@ -190,7 +190,7 @@ class Run:
 
     def check_patience(self) -> None:
         """Raise EarlyStop after --patience evaluations without a lower validation loss."""
-        patience = self.args.patience  # with it, all processes stop together
+        patience = self.args.patience  # the same in all processes, which stop together
         if patience and distributed.any_process(self.since_best() >= patience, self.args.device):
             raise command.EarlyStop
 

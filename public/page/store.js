@@ -135,7 +135,7 @@ export const page = {
     const { running, interrupted } = page.state;
     page.set({ offline: true, running: null, interrupted: ['compare', page.stopping].includes(running) ? null : running ?? interrupted });
   },
-  // The server is ready again: go on where the connection was lost.
+  // The server is ready again: continue where the connection was lost.
   onReady() {
     const { interrupted } = page.state;
     page.set({ interrupted: null });
@@ -154,7 +154,7 @@ export const page = {
   },
   onTokens({ run, tokens, people = 0 }) {
     const [compared, piece] = [page.state.compared?.find((text) => text.run === run), page.find(run)];
-    if (piece?.children.length) return; // after a lost connection, the text goes on in another piece
+    if (piece?.children.length) return; // after a lost connection, the text continues in another piece
     (compared ?? piece)?.tokens.push(...tokens);
     page.set({ people, ...(!compared && { running: run }) });
   },

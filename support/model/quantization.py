@@ -67,8 +67,8 @@ def fast_product(x: Tensor, columns: Tensor, scale: Tensor, packed: Tensor, offs
 @cache
 def fast_offset() -> int | None:
     """Return the input offset with which `fast_product` is exact and fast on this CPU, or None."""
-    # The operators are private, so a later PyTorch may lack them. If the 8-bit instructions are
-    # disabled, they saturate sums at 16 bits; with AMX, they round sums of inputs with an offset.
+    # The operators are private, so a later PyTorch may lack them. They saturate sums at 16 bits if
+    # the 8-bit instructions are disabled, and with AMX they round sums of inputs with an offset.
     # The largest odd sum detects both. Without AMX, an offset of 0 is 1,000 times as slow.
     cpu = torch.cpu.get_capabilities()
     if not (cpu.get("avx512_vnni") or cpu.get("avx_vnni")):

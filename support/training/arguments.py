@@ -32,9 +32,9 @@ SIZES = {  # GPT-2's; the other keys are as in GPT_CONFIG_124M
 HELP = """\
 Train a GPT on your text, starting from random weights or from trained ones.
 
-Without arguments it trains on this project's story, like pretrain.ipynb, in minutes on two cores.
-It takes about 24 bytes of memory per parameter (3.9 GB by default), and more for each window of
-context_length tokens. It keeps the last tenth of the text for the validation loss. It reports both
+Without arguments, it trains on this project's story, like pretrain.ipynb, in a few minutes on two
+cores. It takes about 24 bytes of memory per parameter (3.9 GB by default), and more for each window
+of context_length tokens. It holds out the last tenth of the text for validation, and reports both
 losses and samples of generated text. It writes these files, named after the text or folder, to the
 current folder; --weights changes their name and folder:
 
