@@ -139,7 +139,7 @@ def plot_temperature(
     _draw_bars(whole, sums, [*labels, "all others"])
     _draw_bars(among, among_them, labels)
     whole.set(title="among all tokens", ylabel="probability", ylim=(0, 1))
-    among.set(title=f"these {len(top)} among themselves")
+    among.set(title=f"among these {len(top)}")
     if prompt:
         shown = prompt if len(prompt) <= 60 else "... " + prompt[-56:]
         (title,), style = drawable([f"the next token after {shown!r}"])
