@@ -218,8 +218,8 @@ class GPTModel(nn.Module):
                 if name.endswith(("out_proj.weight", "layers.2.weight")):
                     std /= math.sqrt(2 * self.cfg["n_layers"])
                 nn.init.normal_(parameter, std=std)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+            else:  # a bias, or a norm's scale or shift
+                nn.init.constant_(parameter, float(name.endswith("scale")))
 
     def forward(self, in_idx: Tensor, cache: Cache | None = None) -> Tensor:
         """Return logits (B, T, V) for token ids (B, T), which continue the texts in `cache`.
@@ -264,8 +264,9 @@ def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) 
     """
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits = model(input_batch)  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten())
+        logits = model(input_batch).flatten(0, 1)  # (B * T, V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # for an exact mean
+        return F.cross_entropy(logits, target_batch.to(device).flatten())
 
 
 @torch.no_grad()
@@ -413,6 +414,8 @@ def train_model(
         _check_number(name, value, Integral if is_count else Real, low=0)
     if not (num_steps := int(min(max_steps or math.inf, sum(map(len, train_loaders))))):
         raise ValueError("train_loaders have no batches: there is nothing to train on")
+    for parameter in model.parameters():  # fused AdamW ignores strides, also those in `state`
+        parameter.data = parameter.data.contiguous()
     state, optimizer = state or TrainState(), create_optimizer(model, float(weight_decay))
     if state.optimizer:
         optimizer.load_state_dict(state.optimizer)

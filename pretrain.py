@@ -253,7 +253,7 @@ def pretrain(args: argparse.Namespace) -> None:
     tune_malloc()
     tokenizer = tiktoken.get_encoding("gpt2")
     model = new_model(args)
-    length = min((GPT_CONFIG_124M | args.config)["context_length"], model.cfg["context_length"])
+    length = args.config.get("context_length", model.cfg["context_length"])
     path = args.weights.with_suffix(".ckpt")
     with distributed.first_of_machine_first():
         texts = load_texts(args.texts, args.weights, tokenizer, model.cfg["vocab_size"], length)

@@ -88,7 +88,7 @@ def read_pieces(path: str | Path, size: int = -1) -> Iterator[str]:
 def read_json(path: Path | zipfile.Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raises ValueError if the file is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
             raise InputError("it must hold a JSON object")
     except (ValueError, RecursionError) as error:

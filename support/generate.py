@@ -14,6 +14,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # before torch;
 
 import argparse
 import codecs
+import io
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ import tiktoken
 import torch
 
 from support.checks import InputError
-from support.training.command import safe_output
+from support.training.command import SafeStream, safe_output
 from utils import load_model, stream, text_to_token_ids, token_bytes
 
 
@@ -42,12 +43,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def write(args: argparse.Namespace) -> None:
+def write(args: argparse.Namespace, out: SafeStream) -> None:
     """Print the prompt and its continuation. Raises InputError or OSError for bad arguments."""
     tokenizer, generator = tiktoken.get_encoding("gpt2"), torch.Generator()
     generator.seed() if args.seed is None else generator.manual_seed(args.seed % 2**63)
     model = load_model(args.weights, dtype="fastest")
-    prompt = sys.stdin.read().rstrip("\n") if args.prompt is None else args.prompt
+    if (prompt := args.prompt) is None:
+        prompt = io.TextIOWrapper(sys.stdin.buffer, "utf-8-sig").read().rstrip("\n")
     steps = stream(
         model, text_to_token_ids(prompt, tokenizer), args.max_tokens, model.cfg["context_length"],
         args.temperature, args.top_k or None, top_p=args.top_p, generator=generator,
@@ -55,6 +57,8 @@ def write(args: argparse.Namespace) -> None:
     print(prompt, end="")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may have two tokens
     for next_ids, _ in steps:
+        if out.error:
+            break
         print(decoder.decode(token_bytes(int(next_ids), tokenizer)), end="")
     print(decoder.decode(b"", final=True))
 
@@ -63,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     with safe_output() as out:
         try:
-            write(args)
+            write(args, out)
         except (InputError, OSError, UnicodeDecodeError) as error:
             sys.exit(f"python -m support.generate: {error} (see --help)")
         except KeyboardInterrupt:

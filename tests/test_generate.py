@@ -19,7 +19,8 @@ from utils import generate, load_model, text_to_token_ids, token_ids_to_text
 def test_prints_what_generate_returns(
     saved, tokenizer, capsys, monkeypatch, temperature, top_k, piped
 ):
-    monkeypatch.setattr("sys.stdin", io.StringIO("A;B\n"))
+    file = io.BytesIO(b"\xef\xbb\xbfA;B\r\n")  # as saved on Windows
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file, newline="\n"))
     settings = f"--weights {saved} --max-tokens 30 --top-k {top_k} --temperature {temperature}"
     support.generate.main([*settings.split(), "--seed", "5", *["A;B"][piped:]])
     model, draw = load_model(saved, dtype="fastest"), torch.Generator().manual_seed(5)
@@ -52,6 +53,16 @@ def test_a_character_of_several_tokens_is_printed_whole(saved, tokenizer, capsys
     monkeypatch.setattr(support.generate, "stream", lambda *args, **settings: steps)
     support.generate.main(["A;B", "--weights", str(saved)])
     assert capsys.readouterr().out == "A;B🕰️ é\n"
+
+
+def test_it_stops_when_its_output_is_closed(saved, monkeypatch):
+    steps = iter([(torch.tensor([[32]]), None)] * 9)
+    monkeypatch.setattr(support.generate, "stream", lambda *args, **settings: steps)
+    monkeypatch.setattr("sys.stdout", closed := io.StringIO())
+    closed.close()
+    with pytest.raises(SystemExit, match="closed file"):
+        support.generate.main(["A;B", "--weights", str(saved)])
+    assert len([*steps]) == 8
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -43,6 +43,9 @@ def small_vocabulary(seed=0, **change):
 
 def test_a_new_model_starts_from_random_numbers_alone():
     model, other = small_vocabulary(seed=0), small_vocabulary(seed=1)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 7)  # as after training, or `to_empty`
+    model.init_weights()
     for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
         if p.dim() == 1:
             assert set(p.tolist()) == {1.0 if name.endswith("scale") else 0.0}, name

@@ -368,6 +368,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
         ("mine.txt --val ./mine.txt", "--val leaves no text to train on: name another one"),
         ("mine.txt --val none.txt", "argument --val: 'none.txt' is neither"),
         ("mine.txt --export .", "argument --export: '.' is not the name of a new or empty"),
+        ("mine.txt --export=", "argument --export: '' is not the name of a new or empty"),
         ("mine.txt --export mine.txt/x", "argument --export: 'mine.txt/x' is not the name of"),
         ("mine.txt --config odd.json", "argument --config: odd.json is damaged, .* JSON object"),
         ("mine.txt --config no.json", r"argument --config: \[Errno \d+\] "),
@@ -570,7 +571,7 @@ def test_too_little_memory(failure, stop_at):
 
 
 def test_each_config_adds_to_those_before(folder):
-    (folder / "mine.json").write_text('{"n_heads": 5, "drop_rate": 0}')
+    (folder / "mine.json").write_text('{"n_heads": 5, "drop_rate": 0}', encoding="utf-8-sig")
     arguments = ["--config", "gpt2-xl,mine.json", "--config", "n_heads=10"]
     _, args = pretrain.parse_arguments(arguments)
     assert args.config == {**SIZES["gpt2-xl"], "n_heads": 10, "drop_rate": 0}
@@ -616,7 +617,8 @@ def test_nothing_that_is_printed_ends_the_training(folder, monkeypatch, uninterr
 
 
 @pytest.mark.parametrize("kind", ["state dict", "checkpoint", "folder"])
-def test_it_starts_from_other_weights(capsys, kind, tokenizer):
+def test_it_starts_from_other_weights(capsys, kind, tokenizer, monkeypatch):
+    monkeypatch.setitem(GPT_CONFIG_124M, "context_length", 20)  # unlike these weights'
     torch.manual_seed(1)
     start = GPTModel({**CONFIG, "qkv_bias": kind == "folder", "context_length": 24}).eval()
     source = {"folder": "start", "checkpoint": "start.ckpt"}.get(kind, "start.pth")
@@ -690,6 +692,9 @@ def test_a_folder_of_texts_and_a_validation_text(folder, monkeypatch, tokenizer,
     *poems, val = (story[at : at + 900] for at in (0, 900, 2000))
     for name, text in zip(names, (*poems, val), strict=True):
         Path(name).write_text(text, encoding="utf-8")
+    for name in ("poems/.ipynb_checkpoints/1.txt", "poems/gpt2-bpe/merges.txt"):  # not texts
+        Path(name).parent.mkdir()
+        Path(name).write_text(val, encoding="utf-8")
     Path("mine.txt").write_text("<|endoftext|>".join(poems), encoding="utf-8")
     shutil.move("poems/more/2.txt", "val.txt")
     train("--val", "val.txt")

@@ -11,7 +11,7 @@ from conftest import TINY_CONFIG, run_python, same_weights
 
 from gpt import GPTModel, TrainState, calc_loss_loader
 from support.model.hugging_face import save_hugging_face
-from support.model.quantization import Int8Linear, exact_product
+from support.model.quantization import Int8Linear, exact_product, fast_offset
 from support.model.weights import load_model, save_weights
 from support.training.checkpoints import read_checkpoint, restore, save_checkpoint
 from utils import generate, generate_text_simple
@@ -221,6 +221,16 @@ def test_products_of_eight_bits_are_exact_everywhere(rows):
     layer, exact = Int8Linear(linear), x.long() @ linear.weight.long().T
     assert torch.equal(layer(x), exact.float())  # in this CPU's product
     assert torch.equal(exact_product(x, layer.weight).long(), exact)  # in that of other devices
+
+
+def test_the_fast_product_is_found_with_any_default_dtype_and_device():
+    offset = fast_offset()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert fast_offset.__wrapped__() == offset
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_eight_bits_are_the_same_with_other_instructions_but_not_the_fastest(saved, capsys):

@@ -73,9 +73,9 @@ def fast_offset() -> int | None:
     cpu = torch.cpu.get_capabilities()
     if not (cpu.get("avx512_vnni") or cpu.get("avx_vnni")):
         return None  # slower than float32
-    rows, scale = torch.full((30, 768), 127.0), torch.ones(64)
+    weight = torch.full((64, 768), 127, dtype=torch.int8, device="cpu")
+    rows, scale = weight[:30].float(), weight.new_ones(64, dtype=torch.float32)
     rows[:, -1] = 126
-    weight = torch.full((64, 768), 127, dtype=torch.int8)
     exact = exact_product(rows, weight).float()
     for offset in (128, 0) if cpu.get("amx_int8") else (128,):
         with suppress(AttributeError, RuntimeError):

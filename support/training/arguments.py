@@ -155,7 +155,7 @@ def path(test: Callable[[str], bool], problem: str) -> Callable[[str], Path]:
     """Return a function that parses a path, and reports the `problem` of one that fails `test`."""
 
     def parse(text: str) -> Path:
-        if not test(text):
+        if not text or not test(text):
             raise argparse.ArgumentTypeError(f"{text!r} {problem}")
         return Path(text)
 

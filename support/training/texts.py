@@ -29,16 +29,21 @@ LARGE = 10_000_000  # bytes; the tokens of a larger text are memory-mapped from 
 SEPARATOR = "<|endoftext|>"  # of texts; a token of its own
 CHECKSUM = 4  # bytes at the end of the file: CRC-32
 PIECE = 1_000_000  # characters to read at a time
+SKIPPED = re.compile(r"(^|[\\/])(\.|merges\.txt$)")  # in folders
 UP_TO_LAST_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)  # GPT-2's tokenizer begins a token there
 
 
 def text_files(paths: Iterable[str | Path], without: Iterable[Path] = ()) -> list[Path]:
-    """Return these files, and the .txt files in these folders, once each, except `without`."""
+    """Return these files, and the .txt files in these folders, once each, except `without`.
+
+    In folders, hidden files (such as Jupyter's copies) and GPT-2's merges.txt are no texts.
+    """
     files: list[Path] = []
     for path in paths:
         if os.path.isdir(path):
             names = sorted(Path(path).rglob("*"))
-            files += [name for name in names if name.suffix.lower() == ".txt" and name.is_file()]
+            texts = [name for name in names if name.suffix.lower() == ".txt" and name.is_file()]
+            files += [name for name in texts if not SKIPPED.search(str(name.relative_to(path)))]
         elif os.path.isfile(path):  # Path.is_file raises for some names
             files.append(Path(path))
     excluded = {path.resolve() for path in without}
