@@ -273,11 +273,11 @@ def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: GPTModel) 
 def calc_loss_loader(loader: Batches, model: GPTModel) -> float:
     """Return the mean loss over all tokens in `loader`, in nats per token, without dropout.
 
-    As a mean over tokens, it does not depend on the batch size. Uses no random numbers.
-    Raises ValueError for a loader without batches.
+    As a mean over tokens, it does not depend on the batch size. It restores the global random
+    state, from which a DataLoader without a generator draws. Raises ValueError without batches.
     """
     total_loss, total_tokens = 0.0, 0
-    with eval_mode(model.modules()):
+    with eval_mode(model.modules()), torch.random.fork_rng(devices=[]):
         for input_batch, target_batch in loader:
             loss = calc_loss_batch(input_batch, target_batch, model)
             total_loss += loss.item() * target_batch.numel()
@@ -401,7 +401,8 @@ def train_model(
     - `on_step(step, num_steps)` is called after each step, `on_eval(evaluation)` after each
       evaluation: before the first step, and `evals_per_epoch` times in each epoch.
     - Pass `take_step` to replace `train_step`; it takes the same arguments.
-    - `state` is updated in place. To resume an interrupted call, pass its `state` again.
+    - `state` is updated in place. To resume an interrupted call, pass its `state` and new loaders:
+      a shuffled loader's second pass has another order.
 
     After an interruption such as Ctrl-C, the model keeps what it has learned. It ends in eval mode.
     Raises TypeError or ValueError for bad arguments, FloatingPointError if a loss is not finite.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_CONFIG, run_python, same_weights, tiny_loaders
+from torch.utils.data import DataLoader
 
 from gpt import (
     GPTModel,
@@ -22,7 +23,7 @@ from gpt import (
     wsd_schedule,
 )
 from support.training.checkpoints import random_states, run_config, set_random_states
-from support.training.data import create_dataloader
+from support.training.data import GPTDataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,9 +44,11 @@ def test_loss_is_the_mean_over_tokens_whatever_the_batch_size(tiny_model, dtype)
         calc_loss_batch(ids[None, i : i + 16], ids[None, i + 1 : i + 17], tiny_model).item()
         for i in range(0, 112, 16)
     ]
+    before = torch.get_rng_state()
     for batch_size in (1, 2, 3, 7):  # 2 and 3 leave a smaller last batch
-        loader = create_dataloader(ids, 16, batch_size)
+        loader = DataLoader(GPTDataset(ids, 16, 16), batch_size)
         assert calc_loss_loader(loader, tiny_model) == pytest.approx(sum(single) / 7, rel=1e-5)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_history():
