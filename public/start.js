@@ -25,7 +25,7 @@ function label() {
 
 // Chainlit mounts the input again while the page loads: keep what has been typed, and the focus.
 let box, focused, home;
-addEventListener('focusin', ({ target }) => ([focused, home] = [target, target.closest('#tab-panel')]));
+addEventListener('focusin', ({ target }) => ([focused, home] = [target, target.closest('#tab-panel, #earlier, .start')]));
 function keepTyped() {
   const now = document.getElementById('chat-input');
   if (!now || now === box) return;
@@ -36,10 +36,10 @@ function keepTyped() {
   if (box && focused === box) now.focus();
   box = now;
 }
-// A button that is gone passes the focus on to its tab or to the toolbar.
+// What is gone passes the focus on to its tab or list, or to the toolbar. Menus do that themselves.
 function keepFocus() {
-  if (focused && !focused.isConnected && document.activeElement === document.body)
-    (home?.isConnected ? home : document.querySelector('#stop, #continue'))?.focus({ preventScroll: true });
+  if (focused && !focused.checkVisibility() && !focused.closest('[popover]') && document.activeElement === document.body)
+    (home?.checkVisibility() ? home : document.querySelector('#stop, #continue, .start'))?.focus({ preventScroll: true });
 }
 // The second click of a double click may hit a button that the first has put there. It is ignored, except on buttons that people click fast.
 addEventListener('click', (event) => event.detail > 1 && event.target.closest('button:not(#undo, .versions button)') && (event.stopPropagation(), event.preventDefault()), true);

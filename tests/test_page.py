@@ -249,6 +249,7 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     click(late, "#reveal")
     for page in (late, teacher):
         expect(bar(page, option)).to_contain_text(f"{option}1")
+    expect(late.locator("#class")).to_be_focused()  # not the body
 
     click(teacher, "#next-guess")  # the next question, at the same address
     teacher.locator("#ask-class").dblclick()
@@ -380,6 +381,13 @@ def test_a_reload_brings_everything_back(page):
     page.wait_for_function("page.socket?.connected")
     click(page, "#continue")
     page.wait_for_function("length => page.text().length > length", arg=len(text))
+    finished(page)
+    page.evaluate(
+        "const tokens = Array(70_000).fill({ id: 1, text: 'a', label: 'a' });"  # too many to store
+        "page.set({ documents: [page.newDocument('long', tokens), ...page.state.documents] })"
+    )
+    page.reload()
+    expect(page.locator(".versions")).to_contain_text("2/2")
     for junk in ("{", '{"documents": [5, {"root": {"tokens": [1]}}], "settings": "x"}'):
         page.evaluate(
             "junk => addEventListener('pagehide', () => localStorage.setItem('story-page', junk))",
@@ -576,6 +584,46 @@ def test_a_prompt_and_stop_at_the_moment_of_a_loss(page):
     page.errors.clear()
 
 
+def test_another_text_during_a_loss(page):
+    write_long(page)
+    lost = page.locator("#offline")
+    page.context.set_offline(True)
+    expect(lost).to_contain_text("Your text will continue")
+    click(page, "#new")
+    expect(lost).not_to_contain_text("will continue")
+    expect(page.locator(".card").first).to_be_disabled()  # each click would begin a text later
+    page.context.set_offline(False)
+    expect(page.locator(".card").first).to_be_enabled()
+    page.wait_for_function("page.state.documents[0].root.children[0].facts.length")
+    assert not [error for error in page.errors if "undefined" in error]
+    click(page, "#earlier .starter", "#edit")
+    page.context.set_offline(True)
+    expect(lost).to_have_count(1)
+    click(page, "#edit")  # Cancel
+    expect(page.locator("#edited")).to_have_count(0)
+    page.errors.clear()
+
+
+def test_the_focus_is_never_nowhere(page):
+    settle(page, max_new_tokens=20)
+    page.locator("#chat-input").fill(PROMPT)
+    page.keyboard.press("Enter")  # hides the input
+    finished(page)
+    expect(page.locator("#continue")).to_be_focused()
+    page.locator("#text .token").last.click()
+    settle(page, max_new_tokens=2)
+    again(page)
+    expect(page.locator("#text .token[tabindex='0']")).to_have_count(1)  # of fewer tokens
+    page.on("dialog", lambda dialog: dialog.accept())
+    click(page, "#new")
+    generate(page)
+    click(page, "#new")
+    expect(page.locator("#chat-input")).to_be_focused()
+    for place in ("#earlier", ".start"):  # after one of two texts, and after the last
+        page.get_by_label(re.compile("^Delete")).first.press("Enter")
+        expect(page.locator(place)).to_be_focused()
+
+
 def test_two_tabs_and_the_list_of_texts(page):
     other = page.context.new_page()
     other.goto(page.url)
@@ -677,6 +725,8 @@ def test_drafts_and_comparison(page):
     assert text_of(page) == PROMPT + third
     expect(page.locator(".facts")).to_contain_text("temperature 5")
     expect(page.locator("#view")).to_have_value("plain")  # this text has no drafts
+    page.get_by_label("Previous version").click()
+    expect(page.locator(".compared .prose")).to_have_count(3)  # the same beginning
     click(page, "#undo")
     expect(page.locator("#undo")).to_have_attribute("aria-disabled", "true")
     expect(page.locator(".versions")).to_have_count(0)

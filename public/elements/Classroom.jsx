@@ -45,9 +45,9 @@ function Classroom() {
   const { classroom } = useSyncExternalStore(page.subscribe, page.get);
   if (!page.isLearner() || page.document()) return null;
   const leave = <button type="button" id="leave-class" onClick={() => page.joinClass('')}>{classroom ? 'Leave the class' : 'Enter another code'}</button>;
-  if (!classroom) return <section className="start column" aria-label="Class"><h1>No such class</h1><p>It has ended, or the code is wrong.</p><div>{leave}</div></section>;
+  if (!classroom) return <section className="start column" aria-label="Class" tabIndex={-1}><h1>No such class</h1><p>It has ended, or the code is wrong.</p><div>{leave}</div></section>;
   const { number, text, options, mine, guesses, bars, wrote, full } = classroom;
-  return <section className="start column" id="class" aria-label="Class">
+  return <section className="start column" id="class" aria-label="Class" tabIndex={-1}>
     <h1>Which word comes next?</h1>
     <div className="prose" id="class-text"><bdi>{text}</bdi><span className="gap"> {bars ? wrote : '?'} </span></div>
     {bars ? <Revealed {...classroom} /> : <WordForm key={number} options={options} given={mine} button={mine ? 'Change my guess' : 'Send my guess'} send={(guess) => page.takePart({ guess, number })} />}

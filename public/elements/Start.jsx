@@ -19,10 +19,10 @@ const Earlier = ({ document, name = page.nameOf(document) }) => <li className="r
 </li>;
 
 function Start() {
-  const { settings, problem, documents } = useSyncExternalStore(page.subscribe, page.get);
+  const { settings, problem, documents, offline } = useSyncExternalStore(page.subscribe, page.get);
   if (!settings || page.document() || page.isLearner()) return null;
-  const blocked = page.config.problem !== null; // there is no model
-  return <section className="start column" aria-label="Start">
+  const blocked = page.config.problem !== null || offline; // there is no model, or no connection
+  return <section className="start column" aria-label="Start" tabIndex={-1}>
     <h1>A small GPT</h1>
     {problem && <p role="alert" className="problem">{problem}</p>}
     <p>This small model was trained on one short story and nothing else. It cannot answer questions. Write a beginning, and it continues in the story’s style.</p>
@@ -39,7 +39,7 @@ function Start() {
     </form>
     {documents.length > 0 && <>
       <h2>Earlier texts{page.stores && ', stored in this browser'}</h2>
-      <ul id="earlier" className="column">{documents.map((document) => <Earlier key={document.id} document={document} />)}</ul>
+      <ul id="earlier" className="column" tabIndex={-1}>{documents.map((document) => <Earlier key={document.id} document={document} />)}</ul>
       <button type="button" id="clear" onClick={() => remove('all', 'all texts in this browser')}>Delete all texts</button>
     </>}
     {!page.stores && <p id="not-stored">This browser does not store your texts. Copy or download what you want to keep.</p>}

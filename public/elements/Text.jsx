@@ -163,7 +163,7 @@ function Text() {
           const start = first;
           first += piece.tokens.length;
           return [<span key={number}>
-            {tokens.slice(start, Math.min(first, stop)).map((token, i) => <Token key={start + i} token={token} index={start + i} canFocus={start + i === (chosen ?? 0)} isLooked={start + i === looked} isUnread={start + i < unread} hint={start + i === hint} />)}
+            {tokens.slice(start, Math.min(first, stop)).map((token, i) => <Token key={start + i} token={token} index={start + i} canFocus={start + i === Math.min(chosen ?? 0, stop - 1)} isLooked={start + i === looked} isUnread={start + i < unread} hint={start + i === hint} />)}
           </span>, stop === length && <Versions key={`versions ${number}`} piece={piece} />];
         })}
         {stop < length && <span className="gap"> {pause !== null && (state.answer || (state.classroom?.bars && page.isAsked(pause))) ? page.wordAt(stop) : '?'} </span>}

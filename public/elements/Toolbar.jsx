@@ -23,7 +23,7 @@ function Toolbar() {
     <div role="group" aria-label="Actions" className="chips">
       {stops ? action('stop', 'Stop', 'Stop writing', write, false) : action('continue', editing === null ? 'Continue' : 'Continue from here', 'Continue from the end of the text, or from the cursor', write, busy)}
       {action('again', 'Try again', 'Write the last part again, with another seed', page.again)}
-      {action('edit', editing === null ? 'Edit' : 'Cancel', 'Edit the text yourself, or cancel your edit', () => (editing === null ? page.edit(chosen) : page.close()), busy)}
+      {action('edit', editing === null ? 'Edit' : 'Cancel', 'Edit the text yourself, or cancel your edit', () => (editing === null ? page.edit(chosen) : page.close()), busy && editing === null)}
       {action('undo', 'Undo', 'Undo the last change (Ctrl+Z)', page.undo, busy || editing !== null || page.undoable() < 0)}
       {action('new', 'New text', 'Begin another text; this one stays in the list', page.begin, running !== null || editing !== null)}
       <button id="share" type="button" popovertarget="sharing" title="Copy, download or link to this text">Share <span aria-hidden="true">▾</span></button>

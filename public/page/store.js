@@ -15,7 +15,7 @@ const PAUSE = 150; // ms before the next question to the server
 
 const isWordStart = ({ text }) => /^ \p{L}/u.test(text);
 const newRun = () => crypto.randomUUID?.() ?? `run ${Math.random()}`; // plain HTTP has no crypto
-const nothingOpen = { chosen: null, hovered: null, editing: null, compared: null, sheet: false, asked: null, answer: null };
+const nothingOpen = { chosen: null, hovered: null, editing: null, sheet: false, asked: null, answer: null, interrupted: null };
 
 function load() {
   let raw;
@@ -40,7 +40,8 @@ function merged() {
 
 function save() {
   const { shown, settings, hinted } = page.state;
-  const { documents, deleted } = merged();
+  const { documents: all, deleted } = merged();
+  const documents = all.filter((document) => JSON.stringify(document).length < 0.9 * MAX_STORED); // a longer one would displace all others
   for (let count = Math.min(documents.length, MAX_DOCUMENTS); count >= 0; count--) {
     const stored = JSON.stringify({ documents: documents.slice(0, count), shown, settings, hinted, deleted });
     try {
@@ -207,7 +208,7 @@ export const page = {
   undo() {
     if (page.undoable() < 0 || page.state.running !== null) return;
     const [{ root }] = past.splice(page.undoable(), 1);
-    page.touch(Object.assign(page.document(), { root }), { editing: null, hovered: null });
+    page.touch(Object.assign(page.document(), { root }), { editing: null, hovered: null, interrupted: null });
   },
   goOn: () => page.revise((document, ids) => page.generate(pieces(document).at(-1), ids)),
   // Replace the last continuation by another; it stays available behind ‹ ›.
@@ -308,7 +309,7 @@ export const page = {
   hover: (hovered) => page.set({ hovered }),
   // Close the editor or the sheet.
   close() {
-    const opener = page.state.editing !== null ? '#edit' : page.state.sheet && `#text [data-index="${page.state.chosen}"]`;
+    const opener = page.state.editing !== null ? '#edit' : page.state.sheet && (page.state.chosen === null ? '#look-inside' : `#text [data-index="${page.state.chosen}"]`);
     if (!opener) return;
     page.set({ editing: null, sheet: false, problem: null });
     document.querySelector(opener)?.focus();
@@ -336,7 +337,7 @@ export const page = {
   },
   // A generated word where the model hesitated, early in the last continuation; null without one.
   hint() {
-    const { tokens } = pieces(page.document()).at(-1);
+    const tokens = page.document() ? pieces(page.document()).at(-1).tokens : [];
     const isWord = ({ text }, index) => /^ \p{L}{2}/u.test(text) && !/^\p{L}/u.test(tokens[index + 1]?.text ?? '');
     const words = tokens.filter((token, index) => token.logprob !== undefined && isWord(token, index));
     const far = ({ logprob }) => Math.abs(Math.exp(logprob) - 0.3);
