@@ -25,7 +25,7 @@ function label() {
 
 // Chainlit mounts the input again while the page loads: keep what has been typed, and the focus.
 let box, focused, home;
-addEventListener('focusin', ({ target }) => ([focused, home] = [target, target.closest('#tab-panel, #earlier, .start')]));
+addEventListener('focusin', ({ target }) => ([focused, home] = [target, target.closest('#tab-panel, #earlier')]));
 function keepTyped() {
   const now = document.getElementById('chat-input');
   if (!now || now === box) return;
@@ -36,7 +36,7 @@ function keepTyped() {
   if (box && focused === box) now.focus();
   box = now;
 }
-// What is gone passes the focus on to its tab or list, or to the toolbar. Menus do that themselves.
+// What is gone passes the focus on to its tab or list, or else to the toolbar or the start. Menus do that themselves.
 function keepFocus() {
   if (focused && !focused.checkVisibility() && !focused.closest('[popover]') && document.activeElement === document.body)
     (home?.checkVisibility() ? home : document.querySelector('#stop, #continue, .start'))?.focus({ preventScroll: true });
