@@ -128,7 +128,8 @@ def test_a_training_step_waits_once():
 
 
 def test_weights_are_saved_from_and_loaded_to_a_device(tmp_path):
-    save_weights(new_model("gpu"), tmp_path / "weights.pth", used_ids=ids())
+    with torch.device("gpu"):  # as after set_default_device
+        save_weights(new_model("gpu"), tmp_path / "weights.pth", used_ids=ids().to("gpu"))
     loaded = load_model(tmp_path / "weights.pth", CONFIG, "gpu")
     assert loaded(ids()).device.type == "gpu"
 

@@ -55,8 +55,8 @@ def save_weights(
     if used_ids is not None:
         embeddings = state["tok_emb.weight"]
         check_ids("used_ids", used_ids, 1, 2, vocab_size=len(embeddings))
-        unused = torch.ones(len(embeddings), dtype=torch.bool)
-        unused[used_ids.flatten()] = False
+        unused = torch.ones(len(embeddings), dtype=torch.bool, device="cpu")
+        unused[used_ids.flatten().cpu()] = False
         # Float8 tensors cannot be indexed, so set bytes; a byte of 0 is the number 0.
         embeddings.view(torch.uint8)[unused] = 0
     archive = io.BytesIO()
