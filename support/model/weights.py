@@ -53,7 +53,8 @@ def save_weights(
     """
     state = rounded_weights(model) if weights is None else weights
     if used_ids is not None:
-        embeddings = state["tok_emb.weight"]
+        embeddings = state["tok_emb.weight"].clone()
+        state = {**state, "tok_emb.weight": embeddings}
         check_ids("used_ids", used_ids, 1, 2, vocab_size=len(embeddings))
         unused = torch.ones(len(embeddings), dtype=torch.bool, device="cpu")
         unused[used_ids.flatten().cpu()] = False
