@@ -41,6 +41,7 @@ function keepFocus() {
   if (focused && !focused.checkVisibility() && !focused.closest('[popover]') && document.activeElement === document.body)
     (home?.checkVisibility() ? home : document.querySelector('#stop, #continue, .start'))?.focus({ preventScroll: true });
 }
-// The second click of a double click may hit a button that the first has put there. It is ignored, except on buttons that people click fast.
-addEventListener('click', (event) => event.detail > 1 && event.target.closest('button:not(#undo, .versions button)') && (event.stopPropagation(), event.preventDefault()), true);
+// The second click of a double click, or Enter held down, may hit a button that the first has put there. It is ignored, except on buttons that people click fast.
+for (const type of ['click', 'keydown'])
+  addEventListener(type, (event) => (event.detail > 1 || (event.repeat && event.key === 'Enter')) && event.target.closest('button:not(#undo, .versions button)') && (event.stopPropagation(), event.preventDefault()), true);
 new MutationObserver(() => (label(), keepTyped(), keepFocus())).observe(document, { childList: true, subtree: true });

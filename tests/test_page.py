@@ -767,7 +767,7 @@ def test_copy_download_and_a_link_to_exactly_this(page, open_page, server):
         damaged.errors.clear()  # the server refuses unknown ids
 
 
-def test_a_double_click_acts_once(page):
+def test_a_double_click_or_a_held_key_acts_once(page):
     generate(page, max_new_tokens=5)
     again(page, "#continue")
     text = text_of(page)
@@ -780,6 +780,15 @@ def test_a_double_click_acts_once(page):
     assert text_of(page) != text
     page.locator("#share").dblclick()
     expect(page.locator("#sharing")).to_be_visible()  # not closed again
+    page.keyboard.press("Escape")
+    settle(page, max_new_tokens=150)
+    page.locator("#continue").focus()
+    page.keyboard.down("Enter")
+    expect(page.locator("#stop")).to_be_focused()
+    page.keyboard.down("Enter")  # held: not Stop
+    page.keyboard.up("Enter")
+    finished(page)
+    expect(page.locator(".facts")).to_have_text(re.compile("^150 tokens(?!.*stopped)"))
 
 
 def test_comparing_stops_offline(page):
