@@ -38,7 +38,7 @@ function keepTyped() {
 }
 // What is gone passes the focus on to its tab or list, or else to the toolbar or the start. Menus do that themselves.
 function keepFocus() {
-  if (focused && !focused.checkVisibility() && !focused.closest('[popover]') && document.activeElement === document.body)
+  if (document.activeElement === document.body && focused && !focused.checkVisibility() && !focused.closest('[popover]'))
     (home?.checkVisibility() ? home : document.querySelector('#stop, #continue, .start'))?.focus({ preventScroll: true });
 }
 // The second click of a double click, or Enter held down, may hit a button that the first has put there. It is ignored, except on buttons that people click fast.

@@ -27,7 +27,7 @@ function Revealed({ bars, guesses, wrote, mine }) {
   return <div className="column" id="revealed">
     <p>The model wrote <b className="label"><bdi>{wrote}</bdi></b>.{mine && <> You guessed <b className="label"><bdi>{mine}</bdi></b>.</>}</p>
     <Bars heads={['Word', 'class', 'model']} rows={rows} />
-    <p className="legend">Blue: the class. Outline: the model’s probability of the whole word.</p>
+    <p className="legend">Blue: the class. Outline: the model’s probability of a word that begins so.</p>
   </div>;
 }
 

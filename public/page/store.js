@@ -125,7 +125,7 @@ export const page = {
     history.replaceState(null, '', location.pathname + location.search);
     const texts = link && (await page.request('tokens', { ids: link.ids }));
     const document = texts && link.build(newRun(), texts);
-    if (!document) return page.onProblem('This link is damaged, or belongs to another model.');
+    if (!document) return page.onProblem('This link is damaged, too long, or belongs to another model.');
     page.set({ documents: [document, ...page.state.documents].slice(0, MAX_DOCUMENTS), shown: document.id, settings: link.settings });
     page.openTab(link.tab);
     page.set({ view: link.view, chosen: link.chosen, hinted: true });
