@@ -42,8 +42,9 @@ def sample(model, ids, num_tokens, keep, change=lambda p: p):
 # Right (+) and wrong (-) answers: the bodies of functions, whose last line is returned.
 ANSWERS = r"""
 merge
-+ iter(EXERCISES['merge'].solution(ids, pair, new_id))
 + ids, i = list(ids), 0\nwhile i < len(ids) - 1:\n    if tuple(ids[i : i + 2]) == pair: ids[i : i + 2] = [new_id]\n    i += 1\nids
+- iter(EXERCISES['merge'].solution(ids, pair, new_id))
+- s = ''.join(map(chr, ids)).replace(chr(pair[0]) + chr(pair[1]), chr(new_id))\n[ord(x) for x in s]
 - out = []\nfor i, a in enumerate(ids):\n    if i and (ids[i - 1], a) == pair: out[-1] = new_id\n    else: out.append(a)\nout
 - s = ' '.join(map(str, ids)).replace('%d %d' % pair, str(new_id))\n[int(x) for x in s.split()]
 - s = ',%s,' % ','.join(map(str, ids))\n[int(x) for x in s.replace(',%d,%d,' % pair, ',%d,' % new_id).split(',') if x]
@@ -54,7 +55,10 @@ num_windows
 - math.ceil((num_tokens - 1) / length)
 cross_entropy
 + -logits.softmax(-1).gather(1, targets[:, None]).log().mean()
-+ F.cross_entropy(logits.double(), targets).float()
++ F.cross_entropy(logits.double(), targets)
+- F.cross_entropy(logits.double(), targets).float()
+- total = torch.tensor(0.0)\nfor row, target in zip(logits, targets): total -= row.log_softmax(-1)[target]\ntotal / len(targets)
+- (F.one_hot(targets, logits.size(1)).float() @ -logits.log_softmax(-1).T).diagonal().mean()
 - F.cross_entropy(logits, targets).item()
 - logits -= logits.logsumexp(-1, keepdim=True)\n-logits.gather(1, targets[:, None]).mean()
 - F.cross_entropy(logits, targets, reduction='sum')
@@ -96,6 +100,7 @@ split_heads
 - x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2)
 - x.unflatten(-1, (2, -1)).permute(0, 2, 1, 3)
 - x.unflatten(-1, (n_heads, 2)).transpose(1, 2)
+- out = torch.zeros(len(x), n_heads, x.size(1), x.size(2) // n_heads)\nfor h, part in enumerate(x.chunk(n_heads, -1)): out[:, h] = part\nout
 - x.detach().unflatten(-1, (n_heads, -1)).transpose(1, 2)
 num_parameters
 + cfg['n_layers'] *= 1\ncount(cfg)
@@ -150,11 +155,13 @@ agreement
 - sum(any(w in singular for w in words) == ('was' in words) for words in sentences) / len(sentences)
 - sum(([w in singular for w in words if w in singular | plural][0]) == ('was' in words) for words in sentences)
 share_new_and_right
-+ torch.tensor([float(v) for s, v in zip(sentences, verdicts) if s not in known]).mean()
++ new = torch.tensor([float(v) for s, v in zip(sentences, verdicts) if s not in known])\nnew.mean().nan_to_num()
+- new = [v for s, v in zip(sentences, verdicts) if s not in known]\nsum(new) / len(new)
 - sum(v for s, v in zip(sentences, verdicts) if s not in known) / len(sentences)
 - new = {s: v for s, v in zip(sentences, verdicts) if s not in known}\nsum(new.values()) / len(new)
 attention_at_distance
 + sum(weights.tolist()[i][i - distance] for i in range(distance, len(weights))) / (len(weights) - distance)
++ weights[distance:, :-distance].diagonal().mean()
 - weights.diagonal(-1).mean()
 - weights.diagonal(-distance).sum() / len(weights)
 diagnoses
@@ -298,6 +305,8 @@ NATS = [  # guesses of 10.82 nats, and what is said of them
 ]  # fmt: skip
 WORDS = [
     ("Clock", "clock", "You guessed it!"), ("tower", "clock", "You guessed 'tower'."),
+    ("attention of the first block", "attention, block 0", "You guessed it!"),
+    ("feed-forward, block 11", "attention, block 0", "You guessed 'feed-forward, block 11'."),
     (3, "clock", "You guessed 3."), ("attention block 0", "block 0", "You guessed it!"),
     ("Attention of block 0", "attention, block 0", "You guessed it!"),
     ("block 0", "attention, block 0", "You guessed 'block 0', which is partly right."),

@@ -78,6 +78,7 @@ def exercise(cases: Callable[[], list[tuple]], hint: str = "", trains: bool = Fa
     ([1, 2, 1, 2, 1], (1, 2), 256, [256, 256, 1]), ([1] * 5, (1, 1), 256, [256, 256, 1]),
     ([2, 1, 2, 1], (1, 2), 99, [2, 99, 1]), ([11, 2, 1, 22], (1, 2), 256, [11, 2, 1, 22]),
     ([12, 1, 22, 11, 2], (1, 2), 256, [12, 1, 22, 11, 2]), ([7], (1, 2), 256, [7]),
+    (["a", "b"], ("a", "b"), "ab", lambda r: "" if str(r) == "['ab']" else f"fails: {outcome(r)}"),
 ])
 def merge(ids, pair, new_id):
     merged, i = [], 0
@@ -239,7 +240,7 @@ def longest_run(text, story_tokens):
 
 @exercise(lambda: [
     (weights, distance, weights.diagonal(-distance).mean().item())
-    for T in (4, 9) for distance in (1, 2, 0)
+    for T in (4, 9) for distance in (1, 2, 3)
     for weights in [F.normalize(torch.rand(T, T).tril(), p=1, dim=-1)]
 ], "Leave out the first rows, which have no such token.")
 def attention_at_distance(weights, distance):
@@ -272,7 +273,7 @@ def agreement(sentences, singular, plural):
 @exercise(lambda: [
     ([A, B, C, D], [True, True, False, True], {A}, 2 / 3), ([A, B], [False, False], {C}, 0.0),
     ([A, B, C], [False, True, True], {A}, 1.0), ([B, B, C], [True, True, False], set(), 2 / 3),
-    ([A, A, B, C], [True, True, False, True], {A, D}, 0.5),
+    ([A, A, B, C], [True, True, False, True], {A, D}, 0.5), ([A], [True], {A}, 0.0),
 ])
 def share_new_and_right(sentences, verdicts, known):
     pairs = zip(sentences, verdicts, strict=True)

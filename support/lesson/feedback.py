@@ -4,7 +4,7 @@ import copy
 import html
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,10 @@ CHANGED = (
 NO_GRADIENT = (
     "not yet. The result is right, but not its gradient, which training needs. Use only operations "
     "of tensors: .item(), .detach(), torch.tensor() and the functions of math lose the gradient."
+)
+OTHER_DTYPE = (
+    "not yet. The result is right, but it needs the input's dtype (section 7 uses torch.float64). "
+    "Create tensors with zeros_like(x), or with dtype=x.dtype."
 )
 
 
@@ -74,7 +78,8 @@ def as_number(guess: Any, unit: str) -> float:
 
 def judge_words(guess: object, actual: str) -> str:
     """Return a sentence on whether a guess names the answer, in any order of its words."""
-    given, right = (set(re.findall(r"\w+", str(text).lower())) for text in (guess, actual))
+    texts = [str(text).lower().replace("first", "0") for text in (guess, actual)]
+    given, right = (set(re.findall(r"\b(?!block\b)\w+", text)) for text in texts)
     if right <= given and not given & {"or", "not"} - right:
         return "You guessed it!"
     return f"You guessed {guess!r:.60}{', which is partly right' if given & right else ''}."
@@ -108,16 +113,16 @@ def find_fault(answer: Callable, exercise: Exercise) -> str:
             return f"not yet. {shown} {complaint}. {exercise.hint}".rstrip()
         if changed:
             return CHANGED
-        if exercise.trains and (complaint := find_training_fault(answer, solution, args)):
-            return complaint
+        for cast in (Tensor.float, Tensor.double) if exercise.trains else ():
+            if complaint := find_training_fault(answer, solution, args, cast):
+                return complaint
     return ""
 
 
 def call(answer: Callable, args: list) -> Any:
-    """Return an answer's result, or the error that it raised. A generator becomes a list."""
+    """Return an answer's result, or the error that it raised."""
     try:
-        result = answer(*args)
-        return list(result) if isinstance(result, Iterator) else result
+        return answer(*args)
     except Exception as error:
         return error
 
@@ -128,21 +133,21 @@ def equal(one: Any, other: Any) -> bool:
     return one == other if isinstance(one, set) else repr(one) == repr(other)  # nan equals nan
 
 
-def find_training_fault(answer: Callable, solution: Callable, args: list) -> str:
-    """Return a complaint unless the results of two functions have the same dtype and gradients."""
+def find_training_fault(answer: Callable, solution: Callable, args: list, cast: Callable) -> str:
+    """Return a complaint unless two functions of `cast` arguments agree in dtype and gradients."""
     outcomes = []
     for function in (answer, solution):
-        given = [x.clone().requires_grad_() if is_float(x) else x for x in args]
+        given = [cast(x.clone()).requires_grad_() if is_float(x) else x for x in args]
         try:
             result = function(*given)
             weights = torch.linspace(1, 2, result.numel()).view_as(result)
             gradients = torch.autograd.grad(result, [x for x in given if is_float(x)], weights)
         except Exception:  # no tensor, or without a gradient
-            return NO_GRADIENT
+            return NO_GRADIENT if cast is Tensor.float else OTHER_DTYPE
         outcomes.append((result.dtype, gradients))
     (dtype, found), (right_dtype, right) = outcomes
-    if dtype != right_dtype and result.dim():
-        return f"not yet. The result is right, but of {dtype}: training needs {right_dtype}."
+    if dtype != right_dtype and (result.dim() or dtype != torch.float64):  # or an exact loss
+        return OTHER_DTYPE
     close = (torch.allclose(x, y, RTOL, ATOL) for x, y in zip(found, right, strict=True))
     return "" if all(close) else NO_GRADIENT
 
