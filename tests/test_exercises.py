@@ -44,6 +44,7 @@ ANSWERS = r"""
 merge
 + ids, i = list(ids), 0\nwhile i < len(ids) - 1:\n    if tuple(ids[i : i + 2]) == pair: ids[i : i + 2] = [new_id]\n    i += 1\nids
 - iter(EXERCISES['merge'].solution(ids, pair, new_id))
+- def walk(i): return [] if i >= len(ids) else [new_id] + walk(i + 2) if tuple(ids[i : i + 2]) == pair else [ids[i]] + walk(i + 1)\nwalk(0)
 - s = ''.join(map(chr, ids)).replace(chr(pair[0]) + chr(pair[1]), chr(new_id))\n[ord(x) for x in s]
 - out = []\nfor i, a in enumerate(ids):\n    if i and (ids[i - 1], a) == pair: out[-1] = new_id\n    else: out.append(a)\nout
 - s = ' '.join(map(str, ids)).replace('%d %d' % pair, str(new_id))\n[int(x) for x in s.split()]
