@@ -205,8 +205,7 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     address = asked.locator(".address").text_content()
     expect(asked).to_contain_text("Only this computer can open that address")
     learner = open_page("phone", "dark", link=address.removeprefix(server.url), wait="#class")
-    stop = teacher.evaluate("page.pause()")
-    before = teacher.evaluate("n => page.tokensOf(page.document()).slice(0, n)", stop)
+    before = teacher.evaluate("page.tokensOf(page.document()).slice(0, page.pause())")
     question = "".join(token["text"] for token in before)
     expect(learner.locator("#class-text")).to_have_text(question + " ? ")
     accessible(learner)
@@ -222,6 +221,7 @@ def test_a_class_guesses_the_next_word_together(server, open_page):
     expect(asked).to_contain_text("1 guess")
     learner.locator("#guess").fill(RTL)
     learner.keyboard.press("Enter")  # a changed guess is one guess
+    learner.wait_for_function("mine => page.state.classroom.mine === mine", arg=RTL)
     expect(learner.locator("#reveal")).to_have_text("Change my guess")
     accessible(teacher)
     learner.reload()
@@ -506,15 +506,17 @@ def test_unlikely_prompt_tokens_have_a_rank_and_buttons_survive_failures(page):
     page.wait_for_function("page.tokensOf(page.document()).filter((t) => t.seen).length === 10")
 
 
-def write_long(page: Page) -> None:
-    """Begin a text of 150 tokens, and wait for some."""
+def write_long(page: Page, then: str = "0") -> None:
+    """Begin a text of 150 tokens; when some are there, run `then` before there are more."""
     settle(page, temperature=5, top_k=0, max_new_tokens=150)
     page.locator("#chat-input").fill("The old clock")
     click(page, "#chat-submit")
-    page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
+    page.wait_for_function(f"{SOME} && ({then}, true)")
 
 
+SOME = "page.document() && page.idsOf(page.document()).length > 20"
 ALL = "page.tokensOf(page.document()).filter(page.isGenerated).length === 150"
+LOSE = "page.socket.io.reconnection(false), page.socket.io.engine.close()"  # for good
 
 
 def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_path):
@@ -543,7 +545,6 @@ def test_killed_in_the_middle_and_started_again_the_app_goes_on(open_page, tmp_p
 
 
 def test_a_text_goes_on_after_lost_connections(page):
-    write_long(page)
     page.evaluate("""() => { // two, and meanwhile other settings
       const lengths = [30, 60];
       page.subscribe(() => {
@@ -553,7 +554,7 @@ def test_a_text_goes_on_after_lost_connections(page):
         setTimeout(() => page.socket.io.engine.close());
       });
     }""")
-    expect(page.locator("#offline")).to_contain_text("Your text will continue")
+    write_long(page)
     page.wait_for_function(ALL)
     expect(page.locator(".facts").last).to_contain_text("temperature 5")
     expect(page.locator("#offline")).to_have_count(0)
@@ -574,10 +575,9 @@ def test_a_prompt_and_stop_at_the_moment_of_a_loss(page):
     page.locator("#chat-input").fill(PROMPT)
     close = "setTimeout(() => page.socket.io.engine.close())"
     page.evaluate(f"document.getElementById('chat-submit').click(); {close}")
-    page.wait_for_function("page.document() && page.idsOf(page.document()).length > 20")
-    page.evaluate("page.stop(); page.socket.io.engine.close()")
-    expect(page.locator("#offline")).to_have_count(1)
-    expect(page.locator("#offline")).to_have_count(0)
+    back = "page.socket.once('ready', () => (page.back = true))"
+    page.wait_for_function(f"{SOME} && (page.stop(), {back}, {close}, true)")
+    page.wait_for_function("page.back")
     expect(page.locator(".facts")).to_contain_text("stopped")
     expect(page.locator("#continue")).to_have_text("Continue")
     assert page.evaluate("page.pieces(page.document()).length") == 2  # the prompt and one
@@ -585,23 +585,21 @@ def test_a_prompt_and_stop_at_the_moment_of_a_loss(page):
 
 
 def test_another_text_during_a_loss(page):
-    write_long(page)
+    write_long(page, LOSE)
     lost = page.locator("#offline")
-    page.context.set_offline(True)
     expect(lost).to_contain_text("Your text will continue")
     click(page, "#new")
     expect(lost).not_to_contain_text("will continue")
     expect(page.locator(".card").first).to_be_disabled()  # each click would begin a text later
-    page.context.set_offline(False)
+    page.evaluate("void page.socket.io.reconnection(true).connect()")
     expect(page.locator(".card").first).to_be_enabled()
     page.wait_for_function("page.state.documents[0].root.children[0].facts.length")
     assert not [error for error in page.errors if "undefined" in error]
     click(page, "#earlier .starter", "#edit")
-    page.context.set_offline(True)
+    page.evaluate(f"void ({LOSE})")
     expect(lost).to_have_count(1)
     click(page, "#edit")  # Cancel
     expect(page.locator("#edited")).to_have_count(0)
-    page.errors.clear()
 
 
 def test_the_focus_is_never_nowhere(page):
