@@ -38,7 +38,8 @@ def counted(slot, *args):
         slot.said = done + len(tokens)
         tokens = [t._replace(text=text[4 * i : 4 * i + 4]) for i, t in enumerate(tokens, done)]
     count += len(tokens)
-    Path("count").write_text(str(count))
+    Path("next").write_text(str(count))
+    Path("next").replace("count")  # never read half written
     return tokens
 
 

@@ -362,7 +362,7 @@ def test_changed_settings_apply_and_reset_resets(page):
     page.get_by_role("button", name="Most likely").click()
     expect(page.locator("#set-top_k, #set-top_p, #set-seed")).to_have_count(0)  # without effect
     click(page, "#again")
-    expect(page.locator(".facts")).to_contain_text("temperature 0")
+    expect(page.locator(".facts")).to_contain_text(re.compile(r"temperature 0(?!\.)"))
     click(page, "#settings-button", "#reset")
     assert page.locator("#settings-button").text_content() == default
     page.keyboard.press("Escape")
