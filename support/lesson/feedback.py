@@ -78,6 +78,7 @@ def as_number(guess: Any, unit: str) -> float:
 
 def judge_words(guess: object, actual: str) -> str:
     """Return a sentence on whether a guess names the answer, in any order of its words."""
+    # "the first block" is "block 0", and the word "block" alone is no part of an answer
     texts = [str(text).lower().replace("first", "0") for text in (guess, actual)]
     given, right = (set(re.findall(r"\b(?!block\b)\w+", text)) for text in texts)
     if right <= given and not given & {"or", "not"} - right:

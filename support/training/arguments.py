@@ -191,8 +191,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]
         help="weights or a checkpoint of this project, or a folder with GPT-2 in Hugging Face's "
         "format; --config can change the drop_rate, and shorten the context_length of a folder")
     add("--head-start", action=argparse.BooleanOptionalAction,
-        help="a new model has heads that attend to previous tokens (default: if emb_dim x steps is "
-        "at least 11,000 x the square root of the number of windows; it hurts shorter runs)")
+        help="give a new model heads that attend to previous tokens (default: if emb_dim x steps "
+        "is at least 11,000 x the square root of the number of windows; it hurts shorter runs)")
     training = parser.add_argument_group("training")
     add = training.add_argument
     either = training.add_mutually_exclusive_group().add_argument
